@@ -1,0 +1,84 @@
+# Everything that working on jaxbound needs. Each environment is installed once, and again when pyproject.toml changes.
+#
+#   make certify      on a fresh machine: install, train and certify a small digits network
+#   make test         the test suite          make lint        format, lint and types
+#   make soundness    the long soundness runs  make bench       timings
+#   make docs         the documentation        make test-latest a fast subset on Python 3.12 and the newest JAX
+
+PYTHON  ?= python3
+WORKERS ?= 2
+ARGS    ?=
+
+VENV   := .venv
+LATEST := .venv-latest
+BIN    := $(VENV)/bin
+
+# Tests of the oracles and of the experiments must run, not be skipped, so their extras are installed too.
+TEST_EXTRAS := test,exact,experiments
+
+# A python3.12 that runs: on the path (a pyenv shim may be there and refuse), or among pyenv's own versions.
+FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
+	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
+	then echo "$$candidate"; break; fi; done
+
+.PHONY: help certify test lint soundness bench docs test-latest clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+certify: $(VENV)/installed-experiments
+	$(BIN)/python -m experiments.digits $(ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+soundness: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --hypothesis-profile=thorough $(ARGS) tests
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/installed-docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+test-latest:
+	@python="$$($(FIND_PYTHON_312))"; \
+	if [ -z "$$python" ]; then echo "test-latest: no Python 3.12 here, nothing run"; \
+	else $(MAKE) --no-print-directory run-latest PYTHON_312="$$python"; fi
+
+.PHONY: run-latest
+run-latest: $(LATEST)/installed
+	@$(LATEST)/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "with JAX", jax.__version__)'
+	$(LATEST)/bin/python -m pytest -n $(WORKERS) -m "fast and not slow" $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(LATEST) docs/_build .pytest_cache .ruff_cache .hypothesis
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxbound needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-experiments: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[experiments]'
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$(TEST_EXTRAS)]'
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+$(LATEST)/installed: pyproject.toml
+	$(PYTHON_312) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install -qq --disable-pip-version-check --upgrade -e '.[test]'
+	@touch $@

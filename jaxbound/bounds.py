@@ -1,0 +1,70 @@
+"""What methods return: intervals and linear bounds, as pytrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import regions
+from jaxbound.regions import is_region
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Interval:
+    """Elementwise bounds: `lower <= value <= upper`.
+
+    `upper` is None where only lower bounds were asked for.
+
+    >>> import jax.numpy as jnp
+    >>> Interval(jnp.zeros(2), jnp.ones(2)).width
+    Array([1., 1.], dtype=float32)
+    """
+
+    lower: jax.Array
+    upper: jax.Array | None
+
+    @property
+    def width(self) -> jax.Array:
+        """`upper - lower`."""
+        return self.upper - self.lower
+
+    @property
+    def center(self) -> jax.Array:
+        """The midpoint."""
+        return self.lower / 2 + self.upper / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LinearBounds:
+    """Linear functions of the region below and above a value.
+
+    For every `x` in the region, with sums over all region leaves,
+
+        <lower_slope, x> + lower_intercept  <=  value(x)  <=  <upper_slope, x> + upper_intercept.
+
+    Slopes are pytrees like the arguments: shape `value shape + leaf shape`, and None at leaves that are not regions.
+    Coordinates are absolute (not relative to a centre).
+    """
+
+    lower_slope: object
+    lower_intercept: jax.Array
+    upper_slope: object
+    upper_intercept: jax.Array
+
+    def concretize(self, *args) -> Interval:
+        """The interval that the linear functions give over the regions among `args` (the function's own arguments)."""
+        leaves = jax.tree.leaves(args, is_leaf=is_region)
+        low = jax.tree.leaves(self.lower_slope, is_leaf=lambda leaf: leaf is None)
+        high = jax.tree.leaves(self.upper_slope, is_leaf=lambda leaf: leaf is None)
+        lower, upper = self.lower_intercept, -self.upper_intercept
+        for region, below, above in zip(leaves, low, high, strict=True):
+            if is_region(region):
+                lower = lower + regions.minimum(region, below)
+                upper = upper + regions.minimum(region, -above)
+        return Interval(
+            jnp.where(jnp.isnan(lower), -jnp.inf, lower), jnp.where(jnp.isnan(upper), jnp.inf, -upper)
+        )

@@ -1,0 +1,266 @@
+"""The one driver: runs the interpreters' steps block by block, eagerly or under a trace.
+
+Eagerly each step is compiled once per template (equal layers share it) with the regions' batch axis vmapped inside, so
+compiling grows with the number of different layers, not with the square of the depth, and rows can be chosen from
+concrete values: a neuron whose relaxation is already exact is not bounded again. Under a trace (`jit`, `grad`, `vmap`,
+`pmap`) the same loops unroll, and equal stretches of blocks are scanned (`stretches`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import regions
+from jaxbound._compat import eager_jit, is_tracer
+from jaxbound.graph import NONLINEAR, Block, Graph
+from jaxbound.relaxations import backward, coefficients, enclosures, interval
+from jaxbound.relaxations.coefficients import Coefficients, Identity
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
+
+ROWS = 1024
+"""The most rows that one step carries where no memory limit says otherwise."""
+
+
+class Rows(NamedTuple):
+    """Lower bounds of rows, and bounds on the rounding error that they may contain (None if not asked for)."""
+
+    lower: jax.Array
+    rounding: jax.Array | None
+
+
+class Run:
+    """One call: a graph, its regions, and what is known so far.
+
+    `ends[i]` bounds node i and `planes[i]` relaxes it. `outward` asks for intervals that hold in exact arithmetic and
+    for the rounding of each pass.
+    """
+
+    def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
+        self.graph = graph
+        self.regions = tuple(leaves)
+        self.outward = outward
+        self.max_rows = max_rows
+        arrays = jax.tree.leaves((graph.constants, self.regions))
+        self.eager = not any(map(is_tracer, arrays))
+        self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
+        self.ends: dict[int, Ends] = dict(enumerate(self.call(_boxes, None, ((), ()), self.regions)))
+        self.planes: dict[int, Planes] = {}
+
+    def call(self, step: Callable, static: Hashable, constants: Constants, *state):
+        """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
+        arrays, axes = constants
+        return (_compiled if self.eager else _mapped)(step, static, None if self.batch is None else axes)(arrays, *state)
+
+    def constants(self, block: Block) -> Constants:
+        """A block's constants and their batch axes."""
+        axes = self.graph.axes
+        arrays = tuple(self.graph.constants[k] for k in block.constants)
+        return arrays, None if axes is None else tuple(axes[k] for k in block.constants)
+
+    # --- intervals and planes ---------------------------------------------------------------------------------------
+
+    def propagate(self, block: Block) -> None:
+        """Bound every node of a block from what the block reads."""
+        outer = [self.ends[k] for k in block.outer]
+        found = self.call(_propagate, (block.template, self.outward), self.constants(block), outer)
+        self.ends.update(zip(range(block.start, block.stop), found, strict=True))
+
+    def enclose(self, block: Block, lower_slope: str, slopes=None) -> None:
+        """Relax the nonlinear node that begins a block, from the bounds of its inputs."""
+        inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
+        static = block.template.nodes[0], lower_slope
+        self.planes[block.start] = self.call(_enclose, static, self.constants(block), inputs, slopes)
+
+    def exact(self, number: int) -> bool:
+        """Whether interval arithmetic bounds a node exactly: an affine image of boxes that mixes nothing twice."""
+        node = self.graph.nodes[number]
+        boxes = all(regions.is_box(self.regions[leaf]) for leaf in node.leaves)
+        return node.affine_in_region and boxes and self.graph.structure.exact_on_boxes[number]
+
+    def tighten(self, number: int, *, skip_exact: bool = True, intersect: bool = True) -> None:
+        """Bound a node by a backward pass, and keep the better of this and what was known.
+
+        With concrete values, entries whose relaxation is exact already are skipped.
+        """
+        needed = self._open_entries(number) if skip_exact and self.eager else None
+        if needed is not None and not needed.any():
+            return
+        found, errors = self.bound_node(number, needed=needed)
+        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], found, errors)
+
+    def _open_entries(self, number: int) -> np.ndarray:
+        """Entries of a node for which some reader's relaxation could still gain."""
+        masks = []
+        for reader in self.graph.structure.consumers[number]:
+            op, inputs = self.graph.nodes[reader].op, self.graph.nodes[reader].inputs
+            if op.kind in NONLINEAR:
+                masks.append(self.call(_open, op, ((), ()), [self.ends[k] for k in inputs]))
+        return np.logical_or.reduce([np.asarray(mask) for mask in masks])
+
+    # --- backward passes --------------------------------------------------------------------------------------------
+
+    def bound_node(self, number: int, *, needed: np.ndarray | None = None, sides: str = "both") -> tuple[Ends, Ends]:
+        """Bounds of a node by backward passes from its entries, and the rounding error of each.
+
+        Args:
+            number: the node.
+            needed: mask of the entries to bound, concrete; the others are unbounded in the result. None for all.
+            sides: "both", or "lower" for infinite upper bounds at half the cost.
+
+        Returns:
+            `(lower, upper)`, not widened, and their rounding errors (zeros unless `outward`), each of the node's shape.
+        """
+        op = self.graph.nodes[number].op
+        static = op.shape, op.dtype, sides, self.outward
+
+        def one(index):
+            identity, carry = self.call(_begin, static, ((), ()), index)
+            rows, carry = self.pull_to_inputs({number: identity}, carry)
+            return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry))
+
+        chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1))
+        if self.eager or len(chunks) == 1:
+            parts = [one(index) for index in chunks]
+        else:
+            stacked = jax.lax.map(one, jnp.stack(chunks))
+            parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
+        return self.call(_collect, static, ((), ()), chunks, parts)
+
+    def _chunks(self, size: int, needed: np.ndarray | None, sides: int) -> Iterator[jax.Array]:
+        """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
+        if needed is None:
+            chosen = np.arange(size, dtype=np.int32)
+            chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
+        else:
+            flat = needed.reshape(-1, size) if self.batch is not None else needed.reshape(1, size)
+            most = int(flat.sum(axis=1).max(initial=0))
+            order = np.argsort(~flat, axis=1, kind="stable")[:, :most]
+            chosen = np.where(np.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
+            chosen = chosen if self.batch is not None else chosen[0]
+        total = chosen.shape[-1]
+        limit = max(1, self.max_rows // sides)
+        width = min(_rounded(total), limit) if self.eager else min(total, limit)
+        for first in range(0, total, max(width, 1)):
+            part = chosen[..., first : first + width]
+            padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
+            yield jnp.asarray(np.pad(part, padding, constant_values=-1))
+
+    def start(self, number: int) -> tuple[Identity, backward.Carry]:
+        """Rows for both sides of every entry of a node."""
+        op = self.graph.nodes[number].op
+        index = np.arange(op.size, dtype=np.int32)
+        index = index if self.batch is None else np.broadcast_to(index, (self.batch, op.size))
+        return self.call(_begin, (op.shape, op.dtype, "both", False), ((), ()), jnp.asarray(index))
+
+    def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
+        """Coefficients of the region leaves, and what the pass collected."""
+        for block in reversed(self.graph.blocks):
+            rows, carry = self.pull(block, rows, carry)
+        return tuple(rows.get(k) for k in range(self.graph.structure.num_inputs)), carry
+
+    def pull(self, block: Block, rows: dict[int, Coefficients], carry: backward.Carry):
+        """Move rows back over one block."""
+        inside = range(block.start, block.stop)
+        incoming = tuple(rows.get(k) for k in inside)
+        if all(part is None for part in incoming):
+            return rows, carry
+        known = None
+        if self.outward:
+            known = tuple(self.ends[k] for k in block.outer), tuple(self.ends[k] for k in inside)
+        state = incoming, carry, self.planes.get(block.start), known
+        outgoing, carry = self.call(_pull, block.template, self.constants(block), *state)
+        rows = {k: part for k, part in rows.items() if k not in inside}
+        for k, part in zip(block.outer, outgoing, strict=True):
+            if part is not None:
+                rows[k] = self.call(_add, None, ((), ()), rows[k], part) if k in rows else part
+        return rows, carry
+
+
+def _rounded(count: int) -> int:
+    """The next of a few sizes, so that not every count compiles anew: at most a quarter more."""
+    step = max(4, 1 << max(0, count.bit_length() - 3))
+    return -(-count // step) * step
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(step: Callable, static: Hashable, axes) -> Callable:
+    return eager_jit(_mapped(step, static, axes))
+
+
+def _mapped(step: Callable, static: Hashable, axes) -> Callable:
+    function = functools.partial(step, static)
+    if axes is None:
+        return function
+    return lambda constants, *state: jax.vmap(function, in_axes=(axes, *(0 for _ in state)))(constants, *state)
+
+
+def _boxes(_static, _constants, leaves):
+    return [regions.enclosing_box(leaf) for leaf in leaves]
+
+
+def _propagate(static, constants, outer):
+    template, outward = static
+    return interval.propagate(template, outer, constants, outward=outward)
+
+
+def _enclose(static, constants, inputs, slopes):
+    (op, _, used), lower_slope = static
+    return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
+
+
+def _open(op, _constants, inputs):
+    return jnp.broadcast_to(~enclosures.of(op).is_exact(op, inputs), op.input_shapes[0])
+
+
+def _merge(intersect, _constants, known, found, errors):
+    widened = found[0] - errors[0], found[1] + errors[1]
+    return interval.intersect(known, widened) if intersect else interval.hull(widened)
+
+
+def _begin(static, _constants, index):
+    shape, dtype, sides, outward = static
+    sign = (index >= 0).astype(dtype)
+    if sides == "both":
+        index, sign = jnp.concatenate([index, index]), jnp.concatenate([sign, -sign])
+    return Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
+
+
+def _pull(template, constants, incoming, carry, planes, ends):
+    relaxed = [planes] + [None] * (len(template.nodes) - 1)
+    return backward.pull(template, constants, incoming, carry, relaxed, ends)
+
+
+def _add(_static, _constants, first, second):
+    return coefficients.add(first, second)
+
+
+def _concretize(_static, _constants, leaves, incoming, carry):
+    return backward.concretize(leaves, incoming, carry)
+
+
+def _collect(static, _constants, chunks, parts):
+    shape, dtype, sides, _ = static
+    size = int(np.prod(shape))
+    ends = [jnp.full(size + 1, -jnp.inf, dtype), jnp.full(size + 1, -jnp.inf, dtype)]
+    errors = [jnp.zeros(size + 1, dtype), jnp.zeros(size + 1, dtype)]
+    for index, (lower, rounding) in zip(chunks, parts, strict=True):
+        where = jnp.where(index < 0, size, index)
+        for side in range(2 if sides == "both" else 1):
+            part = slice(side * index.shape[0], (side + 1) * index.shape[0])
+            ends[side] = ends[side].at[where].set(lower[part])
+            if rounding is not None:
+                errors[side] = errors[side].at[where].set(rounding[part])
+    shaped = [values[:size].reshape(shape) for values in (ends[0], -ends[1], *errors)]
+    return (shaped[0], shaped[1]), (shaped[2], shaped[3])

@@ -1,0 +1,394 @@
+"""The compositions: where pre-activation bounds come from, how slopes are chosen, how the output is bounded.
+
+A method is a frozen dataclass and a pytree. It answers two questions about a graph over regions,
+
+    pre_activations(graph, leaves, request) -> {node: (lower, upper)} for every input of a nonlinear node, and
+    bound(graph, leaves, request) -> for each output that depends on a region, a `Bounded`,
+
+and, where the method has linear functions to show, `planes`. `guarantee` says whether the result is certified or an
+estimate. To add a method: a class with these functions, here or in a file of its own (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import errors, regions
+from jaxbound.driver import ROWS, Run
+from jaxbound.graph import Graph
+from jaxbound.relaxations import coefficients, enclosures, forward, interval
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+class Request(NamedTuple):
+    """How an answer is wanted: static, the same for every method."""
+
+    sides: str = "both"
+    """"both", or "lower" for lower bounds only."""
+    rounding: bool = False
+    """Bounds that hold in exact arithmetic, up to a rounding error that is returned."""
+    max_rows: int = ROWS
+    """The most rows that one step may carry."""
+
+
+class Bounded(NamedTuple):
+    """Bounds of one output, and how much of each may be rounding (zeros where that was not asked for)."""
+
+    lower: jax.Array
+    upper: jax.Array | None
+    lower_rounding: jax.Array
+    upper_rounding: jax.Array
+
+
+class Method:
+    """What every bounding method is; see the module's head."""
+
+    guarantee: ClassVar[str] = "certified"
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        raise errors.no_such_answer(type(self).__name__, "pre-activation bounds")
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region, in order."""
+        raise errors.no_such_answer(type(self).__name__, "bounds")
+
+    def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
+        """Per output: lower slopes (by leaf) and intercept, upper slopes and intercept."""
+        raise errors.no_such_answer(type(self).__name__, "linear bounds")
+
+
+def _targets(graph: Graph) -> list[int]:
+    """The nodes whose values nonlinear nodes read, in order."""
+    return sorted({source for i in graph.structure.nonlinear for source in graph.nodes[i].inputs})
+
+
+def _outputs(graph: Graph) -> list[int]:
+    return [number for kind, number in graph.structure.outputs if kind == "node"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class IBP(Method):
+    """Interval bound propagation: `lower <= fn(x) <= upper`, one interval per value.
+
+    An affine image of the region is bounded exactly (by the dual norm for l_p balls), and an output that is an affine
+    image of the last nonlinear values, such as margins of the last layer, exactly as a function of their intervals.
+
+    Reference: Gowal et al., "On the effectiveness of interval bound propagation", 2018, section 3.
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> jb.bound(jnp.tanh, jb.IBP())(jb.Box(jnp.zeros(1), jnp.zeros(1))).lower.shape
+    (1,)
+    """
+
+    def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        targets = set(_targets(graph))
+        for number in sorted(targets & set(range(graph.structure.num_inputs))):
+            _tighten_prefix(run, number)
+        for block in graph.blocks:
+            run.propagate(block)
+            for number in sorted(targets & set(range(block.start, block.stop))):
+                _tighten_prefix(run, number)
+        return run
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        run = self._run(graph, leaves, request)
+        return {number: run.ends[number] for number in _targets(graph)}
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region."""
+        run = self._run(graph, leaves, request)
+        for number in graph.structure.nonlinear:
+            run.planes[number] = Planes.constant(*run.ends[number])
+        results = []
+        for number in _outputs(graph):
+            node = graph.nodes[number]
+            known = node.op.kind != "affine" or run.exact(number) or (
+                not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
+            )  # fmt: skip
+            results.append(_of_ends(run.ends[number], request) if known else _pass(run, number, request))
+        return results
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Forward(Method):
+    """Forward linear bounds: linear functions of the input below and above every value.
+
+    `lower <= fn(x) <= upper`. Each value also keeps its interval where that is tighter.
+
+    Reference: Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond", 2020, app. A.
+    """
+
+    lower_slope: str = field(default="adaptive", metadata={"static": True})
+
+    def _run(self, graph: Graph, leaves: Sequence, request: Request) -> tuple[Run, dict[int, tuple]]:
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        pairs = run.call(_forward_start, None, ((), ()), run.regions)
+        known = {k: (pair, run.ends[k]) for k, pair in enumerate(pairs)}
+        for block in graph.blocks:
+            static = block.template, _checked(self.lower_slope), request.rounding
+            outer = [known[k] for k in block.outer]
+            found = run.call(_forward_block, static, run.constants(block), outer, run.regions)
+            known.update(zip(range(block.start, block.stop), found, strict=True))
+        return run, known
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        _, known = self._run(graph, leaves, request)
+        return {number: known[number][1] for number in _targets(graph)}
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region."""
+        run, known = self._run(graph, leaves, request)
+        results = []
+        for number in _outputs(graph):
+            found, error = run.call(_forward_interval, None, ((), ()), known[number][0], run.regions)
+            own = Bounded(*found, error, error)
+            results.append(_better(own, _of_ends(known[number][1], request), request))
+        return results
+
+    def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
+        """The pair of linear functions of each output."""
+        run, known = self._run(graph, leaves, request)
+        return [run.call(_forward_planes, None, ((), ()), known[number][0], run.regions) for number in _outputs(graph)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Crown(Method):
+    """CROWN: backward linear bounds with relaxations chosen per nonlinearity.
+
+    `lower <= fn(x) <= upper`, from linear functions of the input below and above every output.
+
+    Args:
+        pre_activation: the method that bounds the inputs of nonlinearities; None for CROWN itself, at every one.
+        lower_slope: "adaptive" (the slope with the smallest gap; for ReLU 1 if u > -l else 0), "parallel" (the upper
+            line's slope), "zero" or "one" (as near as the graph's convex hull allows). Static.
+        slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound.
+        intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
+            everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
+
+    Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",
+    2018, theorem 3.2 and corollary 3.3.
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> bounds = jb.bound(lambda x: jnp.maximum(x, 0).sum(), jb.Crown())(jb.Box(-jnp.ones(2), jnp.ones(2)))
+    >>> float(bounds.upper)
+    2.0
+    """
+
+    pre_activation: Method | None = None
+    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    slopes: dict[str, tuple] | None = None
+    intersect: bool = field(default=True, metadata={"static": True})
+
+    def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
+        """Bound the inputs of every nonlinear node and relax it."""
+        _refuse_estimates(self.pre_activation)
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        given = None
+        if self.pre_activation is not None:
+            given = self.pre_activation.pre_activations(graph, leaves, request)
+        done: set[int] = set()
+        for block in graph.blocks:
+            node = graph.nodes[block.start]
+            if node.op.kind != "affine":
+                for source in sorted(set(node.inputs) - done):
+                    if given is not None:
+                        run.ends[source] = given[source]
+                    elif not run.exact(source):
+                        run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
+                    done.add(source)
+                slopes = None if self.slopes is None else self.slopes.get(node.name)
+                run.enclose(block, _checked(self.lower_slope), slopes)
+            run.propagate(block)
+        return run
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        run = self.relax(graph, leaves, request, skip_exact=False)
+        return {number: run.ends[number] for number in _targets(graph)}
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region."""
+        run = self.relax(graph, leaves, request)
+        results = []
+        for number in _outputs(graph):
+            found = _pass(run, number, request)
+            if self.intersect:
+                found = _better(found, _of_ends(run.ends[number], request), request)
+            results.append(found)
+        return results
+
+    def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
+        """The linear functions of each output."""
+        run = self.relax(graph, leaves, request)
+        return [_linear(run, number) for number in _outputs(graph)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FastLin(Crown):
+    """Fast-Lin: CROWN with parallel lines, the lower slope equal to the upper one.
+
+    Reference: Weng et al., "Towards fast computation of certified robustness for ReLU networks", 2018, section 3.3.
+    """
+
+    lower_slope: str = field(default="parallel", metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CrownIBP(Crown):
+    """CROWN-IBP: one backward pass over pre-activation bounds from interval propagation.
+
+    Reference: Zhang et al., "Towards stable and efficient training of verifiably robust neural networks", 2020,
+    section 3.2.
+    """
+
+    pre_activation: Method | None = field(default_factory=IBP)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, init=False)
+class Best(Method):
+    """The elementwise best of several certified methods.
+
+    >>> import jaxbound as jb
+    >>> jb.Best(jb.IBP(), jb.Forward())
+    Best(methods=(IBP(), Forward(lower_slope='adaptive')))
+    """
+
+    methods: tuple[Method, ...]
+
+    def __init__(self, *methods: Method):
+        for method in methods:
+            _refuse_estimates(method)
+        object.__setattr__(self, "methods", methods)
+
+    def tree_flatten(self):
+        """The methods are the children."""
+        return self.methods, None
+
+    @classmethod
+    def tree_unflatten(cls, _aux, methods):
+        """Rebuild without checks."""
+        best = object.__new__(cls)
+        object.__setattr__(best, "methods", tuple(methods))
+        return best
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """The intersection of what each method says."""
+        first, *others = [method.pre_activations(graph, leaves, request) for method in self.methods]
+        for other in others:
+            first = {number: interval.intersect(first[number], other[number]) for number in first}
+        return first
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """For each entry the best lower and the best upper bound."""
+        first, *others = [method.bound(graph, leaves, request) for method in self.methods]
+        for other in others:
+            first = [_better(a, b, request) for a, b in zip(first, other, strict=True)]
+        return first
+
+
+# --- shared pieces ----------------------------------------------------------------------------------------------------
+
+
+def _checked(lower_slope: str) -> str:
+    if lower_slope not in enclosures.LOWER_SLOPES:
+        raise errors.unknown_option("lower_slope", lower_slope, enclosures.LOWER_SLOPES)
+    return lower_slope
+
+
+def _refuse_estimates(method: Method | None) -> None:
+    if method is not None and getattr(method, "guarantee", "certified") != "certified":
+        raise errors.estimate_refused(type(method).__name__)
+
+
+def _tighten_prefix(run: Run, number: int) -> None:
+    """The affine prefix: an affine image of the region is bounded by the region itself, not by its enclosing box."""
+    if run.graph.nodes[number].affine_in_region and not run.exact(number):
+        run.tighten(number, skip_exact=False)
+
+
+def _of_ends(ends: Ends, request: Request) -> Bounded:
+    zeros = jnp.zeros_like(ends[0])
+    return Bounded(ends[0], ends[1] if request.sides == "both" else None, zeros, zeros)
+
+
+def _pass(run: Run, number: int, request: Request) -> Bounded:
+    """A backward pass from one node; ends that rounding put in the wrong order are swapped."""
+    (low, high), (low_error, high_error) = run.bound_node(number, sides=request.sides)
+    if request.sides == "lower":
+        return Bounded(low, None, low_error, high_error)
+    swapped = low > high
+    return Bounded(
+        jnp.where(swapped, high, low), jnp.where(swapped, low, high),
+        jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
+    )  # fmt: skip
+
+
+def _better(first: Bounded, second: Bounded, request: Request) -> Bounded:
+    """The better bound entry by entry, judged with its rounding."""
+    low = first.lower - first.lower_rounding >= second.lower - second.lower_rounding
+    lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
+    if request.sides == "lower":
+        return Bounded(lower[0], None, lower[1], lower[1])
+    high = first.upper + first.upper_rounding <= second.upper + second.upper_rounding
+    upper = jnp.where(high, first.upper, second.upper), jnp.where(high, first.upper_rounding, second.upper_rounding)
+    return Bounded(lower[0], upper[0], lower[1], upper[1])
+
+
+def _linear(run: Run, number: int) -> tuple:
+    """The linear functions of one node: a pass that stops at the region."""
+    op = run.graph.nodes[number].op
+    static = op.shape, tuple(regions.leaf_struct(leaf).shape for leaf in run.regions)
+    identity, carry = run.start(number)
+    rows, carry = run.pull_to_inputs({number: identity}, carry)
+    return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
+
+
+def _split_sides(static, _constants, rows, intercept):
+    shape, leaf_shapes = static
+    half = intercept.shape[0] // 2
+    low, high = [], []
+    for part, leaf in zip(rows, leaf_shapes, strict=True):
+        values = jnp.zeros((2 * half, *leaf), intercept.dtype) if part is None else coefficients.dense(part)
+        low.append(values[:half].reshape(*shape, *leaf))
+        high.append(-values[half:].reshape(*shape, *leaf))
+    return tuple(low), intercept[:half].reshape(shape), tuple(high), -intercept[half:].reshape(shape)
+
+
+def _forward_start(_static, _constants, leaves):
+    return forward.start(leaves)
+
+
+def _forward_block(static, constants, outer, leaves):
+    template, lower_slope, outward = static
+    return forward.propagate(template, constants, outer, leaves, lower_slope, outward=outward)
+
+
+def _forward_interval(_static, _constants, pair, leaves):
+    return forward.interval_of(pair, leaves, outward=False)
+
+
+def _forward_planes(_static, _constants, pair, leaves):
+    shapes = [regions.leaf_struct(leaf).shape for leaf in leaves]
+
+    def shaped(side):
+        columns = [jnp.moveaxis(ends[side], 0, -1) for ends in pair.slopes]
+        return tuple(part.reshape(*part.shape[:-1], *shape) for part, shape in zip(columns, shapes, strict=True))
+
+    return shaped(0), pair.intercepts[0], shaped(1), pair.intercepts[1]

@@ -1,0 +1,358 @@
+"""From Flax to a function of one example: parameters, train states, NNX modules and chains of Dense layers.
+
+Everything above this file bounds functions; everything that knows Flax is here. A network becomes a hashable callable
+`(variables, example) -> output` without a batch axis, so that equal networks share one graph, and the functions named
+after methods bound it over a ball around every example of a batch:
+
+    ibp | forward | fastlin | crown | crown_ibp (params, x, eps, ...) -> Interval(lower, upper), (batch, outputs or specs)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.core.meta
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxbound import errors, regions
+from jaxbound.bounds import Interval
+from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
+from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.transform import Problem, prepare
+
+MEMORY_LIMIT = 1 << 30
+"""Bytes that the coefficients of one backward pass may take by default."""
+
+
+class Network(NamedTuple):
+    """A function of one example and the variables it takes.
+
+    `batched` says whether the given x has a batch axis.
+    """
+
+    function: Callable
+    variables: object
+    batched: bool
+
+
+# --- the functions of one example -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Applied:
+    """`apply_fn(variables, x)` on a batch of one."""
+
+    apply_fn: Callable
+
+    def __call__(self, variables, example):
+        """The output for one example."""
+        return jax.tree.map(lambda leaf: leaf[0], self.apply_fn(variables, example[None]))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An NNX module, from its definition and state."""
+
+    definition: object
+
+    def __call__(self, state, example):
+        """The output for one example."""
+        return jax.tree.map(lambda leaf: leaf[0], nnx.merge(self.definition, state)(example[None]))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Dense layers with one activation between them."""
+
+    activation: Callable
+
+    def __call__(self, layers, example):
+        """The output for one example, flattened first."""
+        value = example.reshape(-1)
+        for number, (kernel, bias) in enumerate(layers):
+            value = value @ kernel if bias is None else value @ kernel + bias
+            if number < len(layers) - 1:
+                value = self.activation(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Specified:
+    """A network's flattened output times a specification matrix (specs, outputs)."""
+
+    network: Callable
+
+    def __call__(self, variables, example, spec):
+        """The specifications' values for one example."""
+        return spec @ self.network(variables, example).reshape(-1)
+
+
+def per_example_function(params, x, apply_fn: Callable | None, activation: str | Callable) -> tuple[Callable, object, object]:
+    """A network as `(fn, variables, x)` with `fn(variables, example)` and x a batch.
+
+    Args:
+        params: see `resolve`.
+        x: a batch, or one example of a Dense chain, which then gets a batch axis.
+        apply_fn: see `resolve`.
+        activation: see `resolve`.
+    """
+    network = resolve(params, x, apply_fn, activation)
+    return network.function, network.variables, x if network.batched else jnp.asarray(x)[None]
+
+
+def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "relu") -> Network:
+    """Find out what a network is.
+
+    Args:
+        params: a variables dict, a bare parameter tree, a `TrainState`, an NNX module, or Dense layers: a list of
+            `(kernel, bias)` or `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
+        x: the input, array or region.
+        apply_fn: a Linen `module.apply` (bare trees are wrapped as `{"params": ...}`), or any `f(params, batch)`.
+        activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable.
+
+    Raises:
+        ArgumentError: the parameters are ambiguous; the message says what to pass.
+    """
+    if isinstance(params, nnx.Module):
+        viewed = _evaluation_view(params)
+        definition, state = nnx.split(viewed)
+        return Network(Merged(definition), state, True)
+    if apply_fn is None and callable(getattr(params, "apply_fn", None)) and hasattr(params, "params"):
+        apply_fn, params = params.apply_fn, _state_variables(params)
+    params = _plain(params)
+    if apply_fn is not None:
+        if _is_linen(apply_fn) and not (isinstance(params, Mapping) and "params" in params):
+            params = {"params": params}
+        return Network(Applied(_hashable(apply_fn)), params, True)
+    layers = _dense_chain(params)
+    size = layers[0][0].shape[0]
+    shape = regions.leaf_struct(x).shape if is_region(x) else np.shape(x)
+    if len(shape) > 1 and int(np.prod(shape[1:])) == size:
+        return Network(Chain(_activation(activation)), layers, True)
+    if int(np.prod(shape)) == size:
+        return Network(Chain(_activation(activation)), layers, False)
+    raise errors.ArgumentError(
+        f"x has shape {shape}, but the first kernel takes {size} numbers: pass x of shape (batch, {size}) or ({size},)"
+    )
+
+
+def _evaluation_view(module):
+    """The module as it is evaluated: deterministic, with running averages; the module itself is not touched."""
+    return nnx.view(module, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def _state_variables(state) -> dict:
+    variables = {"params": state.params}
+    for collection in ("batch_stats",):
+        if getattr(state, collection, None) is not None:
+            variables[collection] = getattr(state, collection)
+    return variables
+
+
+def _plain(params):
+    """Without boxes (`Partitioned`) and frozen dicts."""
+    params = flax.core.meta.unbox(params)
+    return flax.core.unfreeze(params) if isinstance(params, flax.core.FrozenDict) else params
+
+
+def _is_linen(apply_fn: Callable) -> bool:
+    while isinstance(apply_fn, functools.partial):
+        apply_fn = apply_fn.func
+    return isinstance(getattr(apply_fn, "__self__", None), nn.Module)
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """A `functools.partial` that compares by its contents."""
+
+    func: Callable
+    args: tuple
+    keywords: tuple
+
+    def __call__(self, *args):
+        return self.func(*self.args, *args, **dict(self.keywords))
+
+
+def _hashable(apply_fn: Callable) -> Callable:
+    if isinstance(apply_fn, functools.partial):
+        return _Partial(apply_fn.func, apply_fn.args, tuple(sorted(apply_fn.keywords.items())))
+    return apply_fn
+
+
+def _activation(activation: str | Callable) -> Callable:
+    if callable(activation):
+        return activation
+    for module in (jax.nn, jnp):
+        if callable(getattr(module, activation, None)):
+            return getattr(module, activation)
+    raise errors.ArgumentError(f"activation={activation!r} is not a function of jax.nn or jax.numpy: pass a callable")
+
+
+def _dense_chain(params) -> tuple:
+    """The kernels and biases of a chain of Dense layers, or an error that says why it is not one."""
+    layers = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params
+    if isinstance(layers, Mapping):
+        layers = [layers[name] for name in _in_order(list(layers))]
+    if not isinstance(layers, list | tuple) or not layers:
+        raise _ambiguous(f"the parameters are a {type(params).__name__}")
+    chain = []
+    for number, layer in enumerate(layers):
+        if isinstance(layer, Mapping) and set(layer) in ({"kernel"}, {"kernel", "bias"}):
+            kernel, bias = layer["kernel"], layer.get("bias")
+        elif isinstance(layer, tuple | list) and len(layer) == 2:
+            kernel, bias = layer
+        else:
+            raise _ambiguous(f"layer {number} is not a kernel and a bias")
+        if np.ndim(kernel) != 2 or (bias is not None and np.shape(bias) != (np.shape(kernel)[1],)):
+            raise _ambiguous(f"layer {number} has kernel {np.shape(kernel)} and bias {np.shape(bias)}")
+        if chain and np.shape(chain[-1][0])[1] != np.shape(kernel)[0]:
+            raise _ambiguous(f"layer {number} takes {np.shape(kernel)[0]} numbers, the one before makes {np.shape(chain[-1][0])[1]}")
+        chain.append((jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)))
+    return tuple(chain)
+
+
+def _in_order(names: list[str]) -> list[str]:
+    parts = [re.fullmatch(r"(.*?)(\d+)", str(name)) for name in names]
+    if not names or any(part is None for part in parts) or len({part.group(1) for part in parts}) != 1:
+        raise _ambiguous(f"the layers are named {sorted(map(str, names))}, not with one prefix and an integer")
+    return sorted(names, key=lambda name: int(re.fullmatch(r"(.*?)(\d+)", str(name)).group(2)))
+
+
+def _ambiguous(why: str) -> errors.ArgumentError:
+    return errors.ArgumentError(f"these parameters are not a chain of Dense layers ({why}): pass apply_fn=model.apply")
+
+
+# --- bounding a network -----------------------------------------------------------------------------------------------
+
+
+def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region:
+    """One ball per example, or the region that x already is.
+
+    Raises:
+        ArgumentError: x is an array and eps is missing, or x is a region and eps is given.
+    """
+    if is_region(x):
+        if eps is not None:
+            raise errors.ArgumentError("x is a region already: leave eps out")
+        regions.validate(x, "x")
+        return x
+    if eps is None:
+        raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
+    given = jnp.result_type(x)
+    if not jnp.issubdtype(given, jnp.floating):
+        raise errors.ArgumentTypeError(f"x has dtype {given}: integers have no neighbourhood; divide images by 255 first")
+    floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    dtype = jnp.result_type(*floats, x)
+    x = jnp.asarray(x, dtype)
+    if np.ndim(eps) > 1 or (np.ndim(eps) == 1 and (not batched or np.shape(eps) != x.shape[:1])):
+        raise errors.ArgumentError(f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)")
+    region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
+    regions.validate(region, "x and eps")
+    return region
+
+
+def problem_of(network: Network, region: Region, spec) -> Problem:
+    """The network over a region, with a specification composed, ready for a method."""
+    region = regions.per_example(region) if network.batched else region
+    arguments, batch = (network.variables, region), None
+    if network.batched:
+        batch = [False] * len(jax.tree.leaves(network.variables)) + [True]
+    if spec is None:
+        return prepare(network.function, arguments, batch)
+    if np.ndim(spec) not in (2, 3):
+        raise errors.ArgumentError(f"spec has shape {np.shape(spec)}: pass (specs, outputs) or (batch, specs, outputs)")
+    batch = None if batch is None else [*batch, np.ndim(spec) == 3]
+    return prepare(Specified(network.function), (*arguments, spec), batch)
+
+
+def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both", rounding: bool = False) -> Request:
+    """How many rows fit into the memory limit."""
+    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+    graph = problem.graph
+    batch = 1 if graph.axes is None else jax.tree.leaves(problem.leaves)[0].shape[0]
+    row = max(node.op.size * node.op.dtype.itemsize for node in graph.nodes) * batch * 3
+    return Request(sides, rounding, int(np.clip(limit // row, 16, 1 << 14)))
+
+
+def bound_network(
+    method: Method, params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+    sides="both", memory_limit=None,
+) -> Interval:  # fmt: skip
+    """Bounds of a network's outputs, or of linear specifications of them, over a ball around every example.
+
+    `lower <= spec @ f(x') <= upper` for every x' with `||x' - x||_norm <= eps`, and `clip[0] <= x' <= clip[1]`.
+
+    Args:
+        method: how to bound.
+        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `resolve`.
+        x: floating, (batch, *example shape); one example for a Dense chain; or a region, and then no eps.
+        eps: radius in the given norm, shape () or (batch,).
+        apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
+        activation: between Dense layers where there is no apply_fn.
+        norm: p >= 1, `jnp.inf` included.
+        clip: None or `(low, high)`: the range of valid inputs.
+        spec: None, (specs, outputs) or (batch, specs, outputs), composed with the network's last affine map.
+        sides: "both", or "lower" at half the cost (`upper` is None).
+        memory_limit: bytes that the coefficients of a backward pass may take.
+
+    Returns:
+        `Interval` of shape (batch, outputs or specs); without batch axis for one example.
+
+    Raises:
+        ArgumentError, ArgumentTypeError, UnsupportedError: with what to do instead.
+
+    Rounding: up to that of the computation; see docs/rounding.md.
+    """
+    if sides not in ("both", "lower"):
+        raise errors.unknown_option("sides", sides, ("both", "lower"))
+    network = resolve(params, x, apply_fn, activation)
+    region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
+    problem = problem_of(network, region, spec)
+    (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides=sides))
+    return Interval(found.lower, found.upper)
+
+
+def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bounded]:
+    """Bounds of all outputs; those that no region reaches are their own bounds."""
+    found = iter(method.bound(problem.graph, problem.leaves, request))
+    results = []
+    for kind, number in problem.graph.structure.outputs:
+        if kind == "node":
+            results.append(next(found))
+            continue
+        value = problem.graph.constants[number]
+        if problem.graph.axes is not None and problem.graph.axes[number] is None:
+            value = jnp.broadcast_to(value, (jax.tree.leaves(problem.leaves)[0].shape[0], *value.shape))
+        results.append(Bounded(value, value, jnp.zeros_like(value), jnp.zeros_like(value)))
+    return results
+
+
+def _named(name: str, method: type[Method], what: str, reference: str) -> Callable:
+    def function(
+        params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+        sides="both", memory_limit=None, **options,
+    ) -> Interval:  # fmt: skip
+        return bound_network(
+            method(**options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm, clip=clip,
+            spec=spec, sides=sides, memory_limit=memory_limit,
+        )  # fmt: skip
+
+    function.__name__ = function.__qualname__ = name
+    arguments = (bound_network.__doc__ or "").split("\n\n", 1)[1].replace("        method: how to bound.\n", "")
+    function.__doc__ = f"{what}\n\n    {arguments.strip()}\n\n    Options of the method: see `{method.__name__}`.\n\n    Reference: {reference}\n    "
+    return function
+
+
+ibp = _named("ibp", IBP, "Bounds of a network by interval propagation.", "Gowal et al. 2018, section 3.")
+forward = _named("forward", Forward, "Bounds of a network by forward linear bounds.", "Xu et al. 2020, appendix A.")
+fastlin = _named("fastlin", FastLin, "Bounds of a network by Fast-Lin.", "Weng et al. 2018, section 3.3.")
+crown = _named("crown", Crown, "Bounds of a network by CROWN.", "Zhang et al. 2018, theorem 3.2.")
+crown_ibp = _named("crown_ibp", CrownIBP, "Bounds of a network by CROWN-IBP.", "Zhang et al. 2020, section 3.2.")

@@ -1,0 +1,601 @@
+r"""Regions: the input sets that bounds hold over, and what bounding asks of them.
+
+A region is a `Box`, {x : lower <= x <= upper}, or an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a
+clip box {x : low <= x <= high}. Both are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and
+`eval_shape` build them from things that are not arrays): `validate` checks where bounding starts.
+
+The one question a linear bound asks is the support function, `minimum`: min <s, x> over the region. For a box it is
+taken at an end per coordinate; for a ball it is s.center - radius * ||s||_q with 1/p + 1/q = 1. For ball and clip box
+together, put u = (x - center) / radius and let [a, b] be the clip box in those units, cut to [-1, 1]. For every
+multiplier m >= 0
+
+    min over u in [a, b], ||u||_p <= 1 of s.u  >=  sum_i min over u_i in [a_i, b_i] of (s_i u_i + m |u_i|^p / p) - m / p
+
+because the extra term is never positive inside the ball. The right side separates: each u_i is the unconstrained
+minimiser, -sign(s_i) (|s_i| / m)^(1 / (p - 1)), cut to [a_i, b_i] (for p = 1: the nearest point to 0 where |s_i| <= m,
+else an end). Both sides are equal at the best m, which bisection on log m finds because ||u||_p falls as m grows; this
+includes centres outside the clip box. A multiplier that is a little wrong costs tightness, never soundness, and by the
+envelope theorem the value is differentiated with the multiplier held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
+
+_REACH = 1000.0  # how far `sample` goes where a region has no end
+
+
+@jax.tree_util.register_static
+class _Constants(tuple):
+    """A clip box given as Python numbers: static, so that a ball can cross `vmap` with the default `in_axes`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """The set of every `x` with `lower <= x <= upper`, elementwise.
+
+    Args:
+        lower, upper: floating, both of the shape of the leaf they stand for; -inf and +inf are no end.
+
+    >>> minimum(Box(jnp.zeros(2), jnp.ones(2)), jnp.array([1.0, -2.0]))
+    Array(-2., dtype=float32)
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LpBall:
+    """The set of every `x` with `||x - center||_norm <= radius`, and `low <= x <= high` where `clip = (low, high)`.
+
+    The norm is over all axes after the first `batch_ndim`: by default the leaf is one ball, not one per example. A
+    center wider than JAX's widest enabled dtype is rounded to it first; radius and clip round outward.
+
+    Args:
+        center: floating, the shape of the leaf.
+        radius: shape `()` or `center.shape[:batch_ndim]`; for `norm=inf` also `center.shape`, a radius per feature.
+        norm: p >= 1 (static), `jnp.inf` included.
+        clip: None, or a pair that broadcasts to `center.shape`; Python numbers beside an array center are static.
+        batch_ndim: the number of leading axes that index separate balls (static).
+
+    >>> minimum(LpBall(jnp.zeros(2), 0.5, 2), jnp.array([3.0, 4.0]))
+    Array(-2.5, dtype=float32)
+    """
+
+    center: ArrayLike
+    radius: ArrayLike
+    norm: float = dataclasses.field(metadata={"static": True})
+    clip: tuple[ArrayLike, ArrayLike] | None = dataclasses.field(default=None, kw_only=True)
+    batch_ndim: int = dataclasses.field(default=0, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", float(self.norm))
+        # An `in_axes` tree has numbers everywhere: beside a center that is not an array they stay leaves.
+        clip = self.clip if isinstance(self.clip, tuple | list) and hasattr(self.center, "shape") else (None,)
+        if all(type(end) in (int, float) for end in clip):
+            object.__setattr__(self, "clip", _Constants(clip))
+
+
+Region: TypeAlias = Box | LpBall
+
+
+def is_region(value: object) -> TypeGuard[Region]:
+    """Whether `value` is a `Box` or an `LpBall`; the `is_leaf` of `jax.tree.map` over arguments."""
+    return isinstance(value, Box | LpBall)
+
+
+def is_box(region: Region) -> bool:
+    """Whether the region is an axis-aligned box; static, so it may steer Python control flow under `jit`."""
+    return isinstance(region, Box) or region.norm == math.inf
+
+
+def leaf_struct(region: Region) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of the array that the region stands for; Python scalars do not widen the dtype."""
+    anchor = region.lower if isinstance(region, Box) else region.center
+    return jax.ShapeDtypeStruct(np.shape(anchor), jnp.result_type(*_parts(region).values()))
+
+
+def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """The smallest box around the region that its dtype can hold.
+
+    `lower <= x <= upper` for every `x` in the region, in exact arithmetic. Both have the leaf's shape and `dtype`, by
+    default the region's; an infinite radius gives -inf, +inf or the clip box. Subnormal numbers count as 0.
+
+    Rounding: outward, narrowing casts included: one unit in the last place at most; exact for radius 0 and for a `Box`.
+
+    >>> lower, upper = enclosing_box(LpBall(jnp.array([0.1]), 0.3, jnp.inf, clip=(0.0, 1.0)))
+    >>> float(lower[0]), bool(upper[0] >= 0.4)
+    (0.0, True)
+    """
+    return _ends(region, np.dtype(leaf_struct(region).dtype if dtype is None else dtype), outward=True)
+
+
+def magnitude(region: Region) -> jax.Array:
+    """The largest `|x|` over the enclosing box, elementwise: `|x| <= magnitude(region)` for every `x` in the region."""
+    return jnp.maximum(*map(jnp.abs, enclosing_box(region)))
+
+
+def per_example(region: Region) -> Region:
+    """The same set as a stack of one-example regions: the first axis of every array leaf is the batch, for `jax.vmap`.
+
+    Args:
+        region: a `Box`, or an `LpBall` with `batch_ndim >= 1`; the result's is one less.
+
+    Raises:
+        ValueError: for an `LpBall` with `batch_ndim=0`, which couples the examples.
+
+    >>> balls = LpBall(jnp.zeros((3, 2)), 0.5, 2, batch_ndim=1)
+    >>> jax.vmap(minimum)(per_example(balls), jnp.ones((3, 2))).shape
+    (3,)
+    """
+    if isinstance(region, Box):
+        return Box(*enclosing_box(region))
+    shape, dtype = np.shape(region.center), leaf_struct(region).dtype
+    if region.batch_ndim < 1:
+        raise ValueError(f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1")
+    radius, clip = _cast(region.radius, dtype, +1), region.clip
+    radius = jnp.broadcast_to(radius, shape[: max(radius.ndim, region.batch_ndim)])
+    if clip is not None and not isinstance(clip, _Constants):
+        low, high = _cast(clip[0], dtype, -1), _cast(clip[1], dtype, +1)
+        clip = jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape)
+    return LpBall(_cast(region.center, dtype, 0), radius, region.norm, clip=clip, batch_ndim=region.batch_ndim - 1)
+
+
+def is_empty(region: Region) -> jax.Array:
+    """Whether no point is left, or a part is NaN: what is bounded over such a region certifies nothing.
+
+    A bool of shape `()`: lower > upper anywhere, a negative radius, a NaN anywhere, or a ball that does not meet its
+    clip box (for a product of balls: any of them).
+
+    Rounding: a ball that misses its clip box by no more than rounding counts as non-empty.
+
+    >>> bool(is_empty(LpBall(jnp.array([2.0]), 0.5, 2, clip=(0.0, 1.0))))
+    True
+    """
+    lower, upper = enclosing_box(region)
+    empty = jnp.any(~(lower <= upper))
+    if isinstance(region, Box):
+        return empty
+    empty = empty | jnp.any(~(jnp.asarray(region.radius) >= 0))
+    if region.clip is None or is_box(region):
+        return empty
+    ball = _flat(region)
+    nearest = jnp.clip(ball.center, ball.low, ball.high)
+    gap = nearest - ball.center
+    # The ends were rounded when they were written down: 1.1 - 1.0 is not 0.1.
+    doubt = jnp.where(gap == 0, 0, 2 * jnp.finfo(gap.dtype).eps * (jnp.abs(nearest) + jnp.abs(ball.center)))
+    reach = ball.radius * (1 + _slack(gap)) + _vector_norm(doubt, region.norm)
+    return empty | jnp.any(~(_vector_norm(gap, region.norm) <= reach))
+
+
+def minimum(region: Region, slope: ArrayLike) -> jax.Array:
+    """The least value of a linear function: how linear bounds become numbers ("concretize").
+
+    `minimum(region, slope) <= sum(slope * x)` for every `x` in the region, with equality for some `x`.
+
+    Args:
+        region: any non-empty region; the minima of separate balls (`batch_ndim`) add up.
+        slope: floating, shape `(*leading, *leaf shape)`; any other shape raises a ValueError.
+
+    Returns:
+        Shape `(*leading)`. A coefficient that is exactly 0 ignores an unbounded coordinate; whatever is unbounded,
+        overflows or is undefined gives -inf, never NaN.
+
+    Rounding: up to gamma_n of the sums, over |slope||x|. A ball with a clip box is widened by (4 + sqrt n) units of
+        rounding, which covers the error of the measured distance when the two barely meet.
+
+    Reference: Hoelder's inequality; with a clip box, Lagrangian duality (module docstring).
+
+    >>> minimum(LpBall(jnp.zeros(3), 1.0, 1), jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]]))
+    Array([-3.,  0.], dtype=float32)
+    """
+    slope, leading = _rows(region, slope)
+    if isinstance(region, Box) or is_box(region):
+        return _box_minimum(*enclosing_box(region), slope, slope.ndim - len(leading))
+    ball = _flat(region)
+    slope = slope.reshape(leading + ball.center.shape)
+    finite = jnp.isfinite(ball.radius)
+    if region.clip is None:
+        spread = -_vector_norm(slope, _dual(region.norm))
+        unbounded = jnp.where(spread == 0, 0, -jnp.inf)
+    else:
+        spread = _clipped_spread(ball, slope, region.norm)
+        unbounded = _box_minimum(ball.low - ball.center, ball.high - ball.center, slope, 1)
+    around = jnp.where(finite, jnp.where(finite, ball.radius, 0) * spread, unbounded)
+    value = jnp.sum(slope * ball.center, axis=-1) + around
+    value = jnp.where((ball.radius >= 0) & jnp.isfinite(value), value, -jnp.inf)
+    return jnp.sum(value, axis=tuple(range(len(leading), value.ndim)))
+
+
+def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
+    """A point of the region where `sum(slope * x)` is least: it attains `minimum` up to rounding.
+
+    The shape is that of `slope`, `(*leading, *leaf shape)` (a ValueError otherwise), and the point is inside as
+    `project` states it; +-inf where the region has no end. A zero coefficient leaves a box's coordinate in the middle.
+
+    >>> minimizer(LpBall(jnp.zeros(2), 5.0, 1), jnp.array([3.0, 4.0]))
+    Array([ 0., -5.], dtype=float32)
+    """
+    slope, leading = _rows(region, slope)
+    if isinstance(region, Box) or is_box(region):
+        return _box_end(*_ends(region, slope.dtype, outward=False), slope)
+    ball = _flat(region)
+    rows = slope.reshape(leading + ball.center.shape)
+    weights, _ = _normalised(rows)
+    low, high = _unit_limits(ball)
+    multipliers = _multipliers(weights, low, high, region.norm)
+    unit = _meet(*(_step(weights, multiplier, low, high, region.norm) for multiplier in multipliers), region.norm)
+    radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
+    points = jnp.clip(ball.center + radius * unit, ball.low, ball.high)
+    points = _into_ball(ball, points, region.norm)
+    endless = jnp.isinf(ball.radius)[..., None]
+    return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
+
+
+def project(region: Region, x: ArrayLike) -> jax.Array:
+    """The point of the region nearest to `x`, for a box and for p = 1, 2 (clip box included).
+
+    For other p: where the segment from `x` to the center, each point cut to the clip box, enters the region.
+
+    `x` is finite, of shape `(*leading, *leaf shape)` (a ValueError otherwise), and comes back unchanged where it is
+    inside: projecting twice changes nothing.
+
+    Rounding: inside the clip box as the dtype holds it; `||result - center||_p <= radius * (1 + (4 + sqrt n) eps)`.
+
+    Reference: Duchi et al. 2008 for p = 1; the threshold or scale of the KKT conditions is found by bisection.
+
+    >>> project(LpBall(jnp.zeros(2), 1.0, 1), jnp.array([2.0, 0.5])).round(3)
+    Array([1., 0.], dtype=float32)
+    """
+    x, leading = _rows(region, x)
+    if isinstance(region, Box) or is_box(region):
+        return jnp.clip(x, *_ends(region, x.dtype, outward=False))
+    ball = _flat(region)
+    return _into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
+
+
+def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extremes: bool = False) -> jax.Array:
+    """Random points of the region: uniform for a box or a ball; with a clip box the ball's points are projected.
+
+    Args:
+        region: any non-empty region; a side without end is sampled a thousand units far.
+        key: a typed or raw PRNG key.
+        shape: the result is `(*shape, *leaf shape)`, inside the region as `project` states it.
+        extremes: points where a random direction is least instead: corners of a box, faces' centers, the surface of a
+            ball, its poles; half of the directions see a single coordinate of each ball (or of the box).
+
+    >>> sample(Box(jnp.zeros(3), jnp.ones(3)), jax.random.key(0), (5,)).shape
+    (5, 3)
+    """
+    region, struct = _truncated(region), leaf_struct(region)
+    whole = (*shape, *struct.shape)
+    if extremes:
+        direction_key, coin_key = jax.random.split(key)
+        direction = jax.random.normal(direction_key, whole, struct.dtype)
+        batch_ndim = 0 if isinstance(region, Box) else region.batch_ndim
+        axes = tuple(range(len(shape) + batch_ndim, len(whole)))
+        largest = jnp.abs(direction) == jnp.max(jnp.abs(direction), axis=axes, keepdims=True)
+        dense = jax.random.bernoulli(coin_key, shape=(*shape, *(1,) * len(struct.shape)))
+        return minimizer(region, jnp.where(dense | largest, direction, 0))
+    if isinstance(region, Box) or is_box(region):
+        lower, upper = _ends(region, struct.dtype, outward=False)
+        part = jax.random.uniform(key, whole, struct.dtype)
+        return jnp.clip(lower * (1 - part) + upper * part, lower, upper)
+    ball = _flat(region)
+    *batch, features = ball.center.shape
+    unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
+    return _into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
+
+
+def validate(region: Region, name: str = "the region") -> None:
+    """Refuse a region that bounding cannot start from, and say what to do instead.
+
+    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. `name` is for the message.
+
+    Raises:
+        TypeError: integer, bool or complex data.
+        ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
+            that does not meet its clip box.
+    """
+    _check_shapes(region, name)
+    parts = _parts(region)
+    for part, value in parts.items():
+        dtype = jnp.result_type(value)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{name}.{part} is {dtype}, which has no order: bound the real and imaginary parts")
+        if dtype == jnp.bool_ or (part in ("lower", "upper", "center") and jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(f"{name}.{part} is {dtype}: integers have no neighbourhood: divide by 255, or use float32")
+    concrete = {part: v for part, v in parts.items() if not isinstance(v, Tracer | jax.ShapeDtypeStruct)}
+    with jax.ensure_compile_time_eval():
+        for part, value in concrete.items():
+            if bool(jnp.any(jnp.isnan(jnp.asarray(value)))):
+                raise ValueError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
+        if "radius" in concrete and bool(jnp.any(jnp.asarray(concrete["radius"]) < 0)):
+            raise ValueError(f"{name}.radius is negative; pass eps >= 0")
+        if len(concrete) == len(parts) and bool(is_empty(region)):
+            reason = "the ball does not meet its clip box: is the center in its range?"
+            raise ValueError(f"{name}: {reason if 'center' in parts else 'lower > upper somewhere: swap the ends'}")
+
+
+def _check_shapes(region: Region, name: str) -> None:
+    if isinstance(region, Box):
+        lower, upper = np.shape(region.lower), np.shape(region.upper)
+        if lower != upper:
+            raise ValueError(
+                f"{name}: lower has shape {lower} and upper {upper}: broadcast both to the argument's shape"
+            )
+        return
+    shape, radius, batch_ndim = np.shape(region.center), np.shape(region.radius), region.batch_ndim
+    if not region.norm >= 1:
+        raise ValueError(f"{name}: norm={region.norm} is not a norm; pass p >= 1, such as 1, 2 or jnp.inf")
+    if not 0 <= batch_ndim <= len(shape):
+        raise ValueError(f"{name}: batch_ndim={batch_ndim} must lie in 0..{len(shape)} for center of shape {shape}")
+    if radius not in ((), shape[:batch_ndim]) and not (radius == shape and is_box(region)):
+        raise ValueError(
+            f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
+            f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
+        )
+    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
+        raise ValueError(f"{name}: clip must be None or a pair (low, high), got {region.clip!r}")
+    for end in map(np.shape, region.clip or ()):
+        pairs = zip(end[::-1], shape[::-1], strict=False)
+        if len(end) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
+            raise ValueError(f"{name}: an end of clip has shape {end}, which does not broadcast to {shape}")
+
+
+def _parts(region: Region) -> dict[str, ArrayLike]:
+    """Every array of the region by name."""
+    if isinstance(region, Box):
+        return {"lower": region.lower, "upper": region.upper}
+    ends = {} if region.clip is None else {"clip[0]": region.clip[0], "clip[1]": region.clip[1]}
+    return {"center": region.center, "radius": region.radius, **ends}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _next(value: jax.Array, direction: int) -> jax.Array:
+    """The next number up or down, with the identity's derivative (a step of `nextafter` has none)."""
+    stepped = jnp.nextafter(value, jnp.asarray(direction * jnp.inf, value.dtype))
+    # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
+    tiny = jnp.finfo(value.dtype).tiny
+    return jnp.where(jnp.abs(stepped) <= tiny, jnp.asarray(direction * tiny, value.dtype), stepped)
+
+
+_next.defjvp(lambda direction, primals, tangents: (_next(*primals, direction), *tangents))
+
+
+def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
+    """`value` in `dtype`, rounded down (-1), up (+1) or to nearest (0)."""
+    library = jnp if isinstance(value, jax.Array) else np
+    value = library.asarray(value)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = value.astype(dtype)
+        back = narrow.astype(value.dtype)
+    if direction == 0 or value.dtype == dtype:
+        return jnp.asarray(narrow)
+    narrow, wrong = jnp.asarray(narrow), back > value if direction < 0 else back < value
+    return jnp.where(wrong, _next(narrow, direction), narrow)
+
+
+def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
+    """The enclosing box; points are taken from the one that is not rounded outward."""
+    if isinstance(region, Box):
+        return _cast(region.lower, dtype, -1), _cast(region.upper, dtype, +1)
+    own = leaf_struct(region).dtype
+    center, radius = _cast(region.center, own, 0), _cast(region.radius, own, +1)
+    radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
+    ends = center - radius, center + radius
+    if outward:
+        exact = jnp.broadcast_to(radius == 0, center.shape)
+        ends = tuple(jnp.where(exact, center, _next(end, side)) for end, side in zip(ends, (-1, +1), strict=True))
+    lower, upper = _cast(ends[0], dtype, -1), _cast(ends[1], dtype, +1)
+    if region.clip is not None:
+        lower = jnp.maximum(lower, _cast(region.clip[0], dtype, -1))
+        upper = jnp.minimum(upper, _cast(region.clip[1], dtype, +1))
+    return lower, upper
+
+
+def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
+    """The values as an array that ends in the leaf's shape, and its leading shape."""
+    struct = leaf_struct(region)
+    values = jnp.asarray(values)
+    values = values.astype(jnp.promote_types(values.dtype, struct.dtype))
+    leading = values.ndim - len(struct.shape)
+    if leading < 0 or values.shape[leading:] != struct.shape:
+        raise ValueError(f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf")
+    return values, values.shape[:leading]
+
+
+class _Ball(NamedTuple):
+    """An `LpBall` with its norm axes flattened to one."""
+
+    center: jax.Array  # (*batch, features), as low and high
+    radius: jax.Array  # (*batch)
+    low: jax.Array
+    high: jax.Array
+
+
+def _flat(region: LpBall) -> _Ball:
+    struct = leaf_struct(region)
+    batch = struct.shape[: region.batch_ndim]
+    flat = (*batch, math.prod(struct.shape[region.batch_ndim :]))
+    low, high = (-math.inf, math.inf) if region.clip is None else region.clip
+    low, high = _cast(low, struct.dtype, -1), _cast(high, struct.dtype, +1)
+    low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
+    radius = jnp.broadcast_to(_cast(region.radius, struct.dtype, +1), batch)
+    return _Ball(_cast(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
+
+
+def _truncated(region: Region) -> Region:
+    """The region without its infinite parts, for sampling."""
+    dtype = leaf_struct(region).dtype
+    if isinstance(region, LpBall):
+        return dataclasses.replace(region, radius=jnp.minimum(_cast(region.radius, dtype, 0), _REACH))
+    lower, upper = enclosing_box(region)
+    return Box(
+        jnp.where(jnp.isfinite(lower), lower, jnp.where(jnp.isfinite(upper), upper, 0) - _REACH),
+        jnp.where(jnp.isfinite(upper), upper, jnp.where(jnp.isfinite(lower), lower, 0) + _REACH),
+    )
+
+
+def _dual(norm: float) -> float:
+    return math.inf if norm == 1 else norm / (norm - 1)
+
+
+def _slack(values: jax.Array) -> float:
+    """The relative error allowed to a distance measured over the last axis (probabilistic: sqrt n, not n)."""
+    return (4 + math.sqrt(values.shape[-1])) * float(jnp.finfo(values.dtype).eps)
+
+
+def _vector_norm(values: jax.Array, order: float) -> jax.Array:
+    """The norm over the last axis, scaled so that it neither overflows nor underflows; its gradient at 0 is 0."""
+    if order in (1, math.inf):
+        size = jnp.abs(values)
+        return jnp.sum(size, axis=-1) if order == 1 else jnp.max(size, axis=-1, initial=0)
+    weights, peak = _normalised(values)
+    total = jnp.sum(jnp.abs(weights) ** order, axis=-1)
+    return peak * jnp.where(peak == 0, 1, total) ** (1 / order)
+
+
+def _normalised(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values over their largest size on the last axis, which is held constant, and that size."""
+    peak = lax.stop_gradient(jnp.max(jnp.abs(values), axis=-1, initial=0))
+    return values / jnp.where(peak == 0, 1, peak)[..., None], peak
+
+
+def _box_end(lower: jax.Array, upper: jax.Array, slope: jax.Array) -> jax.Array:
+    """The end of each interval where slope * x is least; at slope 0 a finite point between the ends."""
+    middle = 0.5 * lower + 0.5 * upper
+    resting = jnp.clip(jnp.zeros_like(lower), lower, upper)
+    resting = jnp.where(jnp.isfinite(middle), middle, jnp.where(jnp.isfinite(resting), resting, 0))
+    return jnp.where(slope > 0, lower, jnp.where(slope < 0, upper, resting))
+
+
+def _box_minimum(lower: jax.Array, upper: jax.Array, slope: jax.Array, leaf_ndim: int) -> jax.Array:
+    """min <slope, x> over a box, summed over the last `leaf_ndim` axes."""
+    end = _box_end(lower, upper, slope)
+    finite = jnp.isfinite(end)
+    terms = jnp.where(finite, slope * jnp.where(finite, end, 0), -jnp.inf)
+    total = jnp.sum(terms, axis=tuple(range(slope.ndim - leaf_ndim, slope.ndim)))
+    return jnp.where(jnp.isfinite(total), total, -jnp.inf)
+
+
+def _bisect(outside: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Halve [low, high], exponents of two, around where `outside` turns from true (low) to false (high)."""
+
+    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        middle = 0.5 * (ends[0] + ends[1])
+        beyond = outside(middle)
+        return jnp.where(beyond, middle, ends[0]), jnp.where(beyond, ends[1], middle)
+
+    # The exponents span less than 2^6 bits' worth of mantissas: this many steps resolve the number itself.
+    return lax.fori_loop(0, jnp.finfo(low.dtype).nmant + 6, halve, (low, high))
+
+
+def _unit_limits(ball: _Ball) -> tuple[jax.Array, jax.Array]:
+    """The clip box seen from the center in units of the radius, cut to [-1, 1] and rounded outward."""
+    radius = jnp.where((ball.radius > 0) & jnp.isfinite(ball.radius), ball.radius, 1)[..., None]
+    low_cuts, high_cuts = ball.low > ball.center - radius, ball.high < ball.center + radius
+    low = jnp.where(low_cuts, ball.low - ball.center, 0) / radius
+    high = jnp.where(high_cuts, ball.high - ball.center, 0) / radius
+    outward = 2 * jnp.finfo(low.dtype).eps
+    low, high = low - outward * jnp.abs(low), high + outward * jnp.abs(high)
+    return jnp.where(low_cuts, jnp.maximum(low, -1), -1), jnp.where(high_cuts, jnp.minimum(high, 1), 1)
+
+
+def _step(weights: jax.Array, multiplier: jax.Array, low: jax.Array, high: jax.Array, norm: float) -> jax.Array:
+    """Where weights * u + multiplier * |u|^norm / norm is least over [low, high]; constant between the ends."""
+    size, multiplier = jnp.abs(weights), multiplier[..., None]
+    length = jnp.where(size > multiplier, jnp.inf, 0) if norm == 1 else (size / multiplier) ** (1 / (norm - 1))
+    free = jnp.where(size == 0, 0, -jnp.sign(weights) * length)
+    return jnp.clip(lax.stop_gradient(free), low, high)
+
+
+def _meet(outer: jax.Array, inner: jax.Array, norm: float) -> jax.Array:
+    """Between an outer and an inner point, where the unit sphere is; the outer point if the ball holds it."""
+    far, near = (jnp.sum(jnp.abs(point) ** norm, axis=-1, keepdims=True) for point in (outer, inner))
+    share = jnp.clip((1 - near) / jnp.maximum(far - near, jnp.finfo(far.dtype).tiny), 0, 1)
+    return inner + lax.stop_gradient(jnp.where(far <= 1, 1, share)) * (outer - inner)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _multipliers(weights: jax.Array, low: jax.Array, high: jax.Array, norm: float) -> tuple[jax.Array, jax.Array]:
+    """Two multipliers that enclose the best one; the smaller is 0 where the box's own end lies in the ball."""
+    weights, low, high = lax.stop_gradient((weights, low, high))
+    dual = _vector_norm(weights, _dual(norm))
+    bits = jnp.finfo(weights.dtype).nmant
+    # Alone, the ball's multiplier is the dual norm; a cut ball's is smaller, unless the center is outside the box.
+    first, last = jnp.full_like(dual, -bits - 8), jnp.full_like(dual, bits)
+
+    def outside(exponent: jax.Array) -> jax.Array:
+        point = _step(weights, dual * jnp.exp2(exponent), low, high, norm)
+        return jnp.sum(jnp.abs(point) ** norm, axis=-1) > 1
+
+    near, far = _bisect(outside, first, last)
+    return jnp.where(near == first, 0, dual * jnp.exp2(near)), dual * jnp.exp2(far)
+
+
+def _clipped_spread(ball: _Ball, slope: jax.Array, norm: float) -> jax.Array:
+    """min <slope, u> over the unit ball cut by the clip box seen from the center (module docstring)."""
+    weights, peak = _normalised(slope)
+    low, high = _unit_limits(ball)
+    near, far = _multipliers(weights, low, high, norm)
+    choices = [(multiplier, _step(weights, multiplier, low, high, norm)) for multiplier in (near, far)]
+    if norm == 1:
+        # Piecewise linear in the multiplier: best at a corner, a weight's size, where that coordinate may go part way.
+        size = lax.stop_gradient(jnp.abs(weights))
+        corner = jnp.where(near == 0, 0, jnp.max(jnp.where(size <= far[..., None], size, 0), axis=-1, initial=0))
+        below = corner * (1 - 2 * jnp.finfo(size.dtype).eps)
+        choices = [(corner, _meet(*(_step(weights, m, low, high, norm) for m in (below, corner)), norm))]
+
+    def value(multiplier: jax.Array, point: jax.Array) -> jax.Array:
+        excess = jnp.sum(jnp.abs(point) ** norm, axis=-1) - (1 + _slack(point))
+        return jnp.sum(weights * point, axis=-1) + multiplier * excess / norm
+
+    ball_alone = -_vector_norm(weights, _dual(norm))
+    least = functools.reduce(jnp.maximum, [value(*choice) for choice in choices], ball_alone)
+    # Where ball and box meet in one point but for rounding, the value above can pass what that point attains.
+    return peak * jnp.minimum(least, jnp.sum(weights * jnp.clip(0, low, high), axis=-1))
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _into_ball(ball: _Ball, points: jax.Array, norm: float) -> jax.Array:
+    """`project` on flattened axes: points (*leading, *batch, features)."""
+    offset = points - ball.center
+    size = _vector_norm(offset, norm)
+    inside = (size <= ball.radius * (1 + _slack(offset))) & jnp.all(points == jnp.clip(points, ball.low, ball.high), -1)
+    held, held_size = lax.stop_gradient((offset, size))
+    bits = jnp.finfo(offset.dtype).nmant
+    # log2 of the threshold over the largest offset for p = 1, else of what the offset is divided by.
+    first = jnp.full_like(held_size, -bits - 8 if norm == 1 else 0)
+    ratio = jnp.maximum(held_size / jnp.where(ball.radius > 0, ball.radius, 1), 1)
+    last = jnp.zeros_like(held_size) if norm == 1 else jnp.log2(ratio) + bits
+
+    def moved(offset: jax.Array, exponent: jax.Array) -> jax.Array:
+        scale = jnp.exp2(exponent)[..., None]
+        if norm == 1:
+            threshold = jnp.max(jnp.abs(offset), axis=-1, keepdims=True, initial=0) * scale
+            offset = jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - threshold, 0)
+        else:
+            offset = offset / scale
+        return jnp.clip(ball.center + offset, ball.low, ball.high)
+
+    def outside(exponent: jax.Array) -> jax.Array:
+        return _vector_norm(moved(held, exponent) - ball.center, norm) > ball.radius
+
+    _, far = _bisect(outside, first, last)
+    far = jnp.where(far == last, jnp.inf, far)  # never inside: left is the clip box's nearest point to the center
+    return jnp.where(inside[..., None], points, moved(offset, far))

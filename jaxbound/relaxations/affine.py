@@ -1,0 +1,154 @@
+"""The one affine rule: everything the interpreters do with an affine node.
+
+A node computes `z = L(x_1, ..., x_m) + b` with L linear, by binding one JAX primitive. From the primitive's facts:
+
+* `linear`    the bind with zeros for the constants that add: L alone (`jax.linear_transpose` of an affine map would
+              silently drop b, so it only ever sees this);
+* `offset`    the bind at zero: b;
+* `interval`  where L only moves and adds entries, the ends go through the bind itself; where constants scale, midpoint
+              and radius do, the radius through `|L|`, the bind with the constants' absolute values;
+* `pull`      `jax.linear_transpose`, vmapped over the rows of coefficients;
+* `rounding`  `gamma_n (|L| |x| + |b|)` with `gamma_n = n u / (1 - n u)`: a bound on the error of evaluating the node in
+              floating point whatever the order of its sums (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+              section 3.1).
+
+An infinite end makes `0 * inf = NaN` in midpoint-radius arithmetic; NaN becomes an infinite end here, and only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound._compat import bind
+from jaxbound.graph import Op
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+def gamma(terms: int, dtype) -> float:
+    """Higham's gamma_n: the relative error of n rounded operations in a row."""
+    error = terms * float(jnp.finfo(dtype).eps) / 2
+    return error / (1 - error) if error < 1 else float("inf")
+
+
+def apply(op: Op, inputs: Sequence, constants: Sequence):
+    """The node's value."""
+    return _bind(op, inputs, constants)
+
+
+def linear(op: Op, inputs: Sequence, constants: Sequence):
+    """The node's linear part at `inputs`."""
+    return _bind(op, inputs, constants, additive=jnp.zeros_like)
+
+
+def absolute(op: Op, inputs: Sequence, constants: Sequence):
+    """`|L|` applied to nonnegative inputs."""
+    signed = [x if sign > 0 else -x for x, sign in zip(inputs, _signs(op), strict=True)]
+    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=jnp.abs)
+
+
+def offset(op: Op, constants: Sequence) -> jax.Array | None:
+    """`b`, or None where the node adds no constant."""
+    if not adds(op):
+        return None
+    zeros = [jnp.zeros(op.input_shapes[i], op.dtype) for i, role in enumerate(_roles(op)) if role == "input"]
+    return _bind(op, zeros, constants)
+
+
+def adds(op: Op) -> bool:
+    """Whether a constant adds to the node's value."""
+    return op.facts.additive and any(role != "input" and i not in op.facts.fixed for i, role in enumerate(_roles(op)))
+
+
+def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """Bounds of the node's value from bounds of its inputs."""
+    if not op.facts.scales:
+        return _finish(apply(op, _ends(op, inputs, 0), constants), apply(op, _ends(op, inputs, 1), constants))
+    middle, radius = zip(*map(_middle_radius, inputs), strict=True)
+    center, spread = apply(op, middle, constants), absolute(op, radius, constants)
+    return _finish(center - spread, center + spread)
+
+
+def interval_functions(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The same for pairs of functions' values, which need not be ordered."""
+    low, high = interval_slopes(op, inputs, constants)
+    shift = offset(op, constants)
+    return (low, high) if shift is None else (low + shift, high + shift)
+
+
+def interval_slopes(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The linear part alone, for pairs of coefficients of a lower and an upper function."""
+    if not op.facts.scales:
+        return linear(op, _ends(op, inputs, 0), constants), linear(op, _ends(op, inputs, 1), constants)
+    center = linear(op, [(low + high) / 2 for low, high in inputs], constants)
+    spread = _bind(op, [(high - low) / 2 for low, high in inputs], constants, scale=jnp.abs)
+    return center - spread, center + spread
+
+
+def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
+    """Coefficients of the inputs from coefficients of the value; the leading axis holds the rows."""
+    shapes = [shape for shape, role in zip(op.input_shapes, _roles(op), strict=True) if role == "input"]
+    if op.facts.order_preserving:
+        return [rows.reshape(rows.shape[:1] + shape) for shape in shapes]
+    avals = [jax.ShapeDtypeStruct(shape, op.dtype) for shape in shapes]
+    transpose = jax.linear_transpose(lambda *inputs: linear(op, inputs, constants), *avals)
+    return list(jax.vmap(transpose)(rows))
+
+
+def rounding(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array | None:
+    """A bound on the error of evaluating the node at inputs of at most these magnitudes; None if it makes none."""
+    terms = op.facts.terms(op.input_shapes, op.shape, dict(op.params))
+    if terms == 0:
+        return None
+    size = absolute(op, magnitudes, constants)
+    shift = offset(op, constants)
+    return gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+
+
+def pull_error(op: Op) -> float:
+    """The relative error of one entry of the transposed product."""
+    return gamma(op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params)), op.dtype)
+
+
+def _roles(op: Op) -> list[str]:
+    return [operand[0] for operand in op.operands]
+
+
+def _signs(op: Op) -> list[int]:
+    signs = op.facts.signs
+    return [signs[min(i, len(signs) - 1)] for i, role in enumerate(_roles(op)) if role == "input"]
+
+
+def _ends(op: Op, inputs: Sequence[Ends], side: int) -> list[jax.Array]:
+    """The ends at which a sum of signed entries is least (side 0) or largest (side 1)."""
+    return [ends[side if sign > 0 else 1 - side] for ends, sign in zip(inputs, _signs(op), strict=True)]
+
+
+def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, scale=lambda c: c):
+    values = []
+    for position, operand in enumerate(op.operands):
+        if operand[0] == "input":
+            values.append(inputs[operand[1]])
+            continue
+        value = constants[operand[1]] if operand[0] == "constant" else np.broadcast_to(operand[1], operand[2])
+        if op.facts.scales:
+            value = scale(value)
+        elif op.facts.additive and position not in op.facts.fixed:
+            value = additive(value)
+        values.append(value)
+    return bind(op.primitive, values, op.params)
+
+
+def _middle_radius(ends: Ends) -> Ends:
+    low, high = ends
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    middle = jnp.where(finite, low / 2 + high / 2, 0)
+    return middle, jnp.where(finite, jnp.maximum(high - middle, middle - low), jnp.inf)
+
+
+def _finish(low: jax.Array, high: jax.Array) -> Ends:
+    return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)

@@ -1,0 +1,174 @@
+"""Backward linear bounds: the steps of a pass from rows on some values to numbers (Zhang et al. 2018, theorem 3.2).
+
+A pass carries, for R rows, a linear function of the values that are still to come,
+
+    row_r  >=  sum over values v of <C_v[r], v> + intercept[r],
+
+and only ever lower bounds: an upper bound of a row is minus the lower bound of its negative. `pull` moves it back over one
+block: an affine node's coefficients go through the transposed map and its constant into the intercept, a nonlinear
+node's positive coefficients take its lower plane and its negative ones the upper plane. `concretize` ends the pass at
+the region.
+
+With `outward`, a bound on the rounding error of the pass itself is summed beside the intercept: for every product
+`gamma_n |C| |L| |x|`, from the magnitudes of the values (Higham 2002, section 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import regions
+from jaxbound.graph import Op, Template
+from jaxbound.relaxations import affine, coefficients, enclosures, interval
+from jaxbound.relaxations.coefficients import Coefficients
+from jaxbound.relaxations.planes import Planes, times
+
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+class Carry(NamedTuple):
+    """What a pass has collected so far, one entry per row."""
+
+    intercept: jax.Array
+    rounding: jax.Array | None
+
+
+def start(rows: int, dtype, outward: bool) -> Carry:
+    """Nothing collected yet."""
+    zeros = jnp.zeros(rows, dtype)
+    return Carry(zeros, zeros if outward else None)
+
+
+def pull(
+    template: Template,
+    constants: Sequence,
+    incoming: Sequence[Coefficients | None],
+    carry: Carry,
+    planes: Sequence[Planes | None],
+    ends: tuple[Sequence[Ends], Sequence[Ends]] | None,
+) -> tuple[list[Coefficients | None], Carry]:
+    """Move a pass back over one block.
+
+    Args:
+        template: the block.
+        constants: its constants.
+        incoming: coefficients of the block's nodes that the rows reach, by position.
+        carry: what was collected after the block.
+        planes: for each nonlinear node of the block that the rows may reach, by position.
+        ends: bounds of the values that the block reads and of its nodes; only used to bound rounding.
+
+    Returns:
+        Coefficients of the values that the block reads, and what is collected with the block.
+    """
+    tally = _Tally(template, carry, incoming, ends)
+    for position in reversed(range(len(template.nodes))):
+        rows = tally.inner[position]
+        if rows is None:
+            continue
+        op, inputs, used = template.nodes[position]
+        if op.kind == "affine":
+            read = [constants[k] for k in used]
+            parts = coefficients.pull(op, rows, read)
+            tally.add_affine(op, rows, read, [tally.magnitude(source) for source in inputs])
+        else:
+            parts = tally.add_planes(op, rows, planes[position])
+        for source, part in zip(inputs, parts, strict=False):
+            tally.deliver(source, part)
+    return tally.outer, Carry(tally.intercept, tally.rounding)
+
+
+class _Tally:
+    """Coefficients, intercept and rounding while a block is walked."""
+
+    def __init__(self, template: Template, carry: Carry, incoming, ends):
+        self.intercept, self.rounding = carry
+        self.inner = list(incoming)
+        self.outer: list[Coefficients | None] = [None] * len(template.outer_shapes)
+        self.ends = ends
+
+    def magnitude(self, source):
+        """The magnitude of a value; None where rounding is not asked for."""
+        if self.rounding is None:
+            return None
+        where, k = source
+        return interval.magnitude(self.ends[0 if where == "outer" else 1][k])
+
+    def deliver(self, source, part: Coefficients) -> None:
+        where, k = source
+        held = self.outer if where == "outer" else self.inner
+        if held[k] is None:
+            held[k] = part
+            return
+        held[k] = coefficients.add(held[k], part)
+        self._err(held[k], self.magnitude(source), 1)
+
+    def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
+        shift = affine.offset(op, constants)
+        if shift is not None:
+            self._shift(_total(coefficients.dense(rows), shift), jnp.abs(shift), rows, op)
+        error = affine.pull_error(op)
+        if self.rounding is not None and error > 0:
+            size = affine.absolute(op, magnitudes, constants)
+            self.rounding += error * _total(jnp.abs(coefficients.dense(rows)), size)
+
+    def add_planes(self, op: Op, rows: Coefficients, planes: Planes) -> list[Coefficients]:
+        positive, negative = coefficients.split(rows)
+        total = _total(positive, planes.lower_intercept) + _total(negative, planes.upper_intercept)
+        size = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
+        self._shift(total, size, rows, op)
+        reduced = [axis - len(op.shape) - len(enclosures.reduced_axes(op)) for axis in enclosures.reduced_axes(op)]
+        positive, negative = jnp.expand_dims(positive, reduced), jnp.expand_dims(negative, reduced)
+        parts = []
+        for k, (low, high) in enumerate(zip(planes.lower_slopes, planes.upper_slopes, strict=True)):
+            parts.append(coefficients.Dense(positive * low + negative * high))
+            self._err(parts[-1], self.magnitude(("outer", k)), 1)
+        return parts
+
+    def _shift(self, total: jax.Array, size: jax.Array, rows: Coefficients, op: Op) -> None:
+        self.intercept += total
+        if self.rounding is not None:
+            error = affine.gamma(op.size + 2, op.dtype)
+            self.rounding += error * _total(jnp.abs(coefficients.dense(rows)), size)
+            self.rounding += affine.gamma(1, op.dtype) * jnp.abs(self.intercept)
+
+    def _err(self, rows: Coefficients, magnitude, terms: int) -> None:
+        """The error of rounding each coefficient `terms` times."""
+        if self.rounding is not None:
+            values = coefficients.dense(rows)
+            self.rounding += affine.gamma(terms, values.dtype) * _total(jnp.abs(values), magnitude)
+
+
+def concretize(
+    region_leaves: Sequence[regions.Region],
+    incoming: Sequence[Coefficients | None],
+    carry: Carry,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Lower bounds of the rows over the region, and bounds on their rounding error.
+
+    NaN (an undefined bound) and an empty region give minus infinity.
+    """
+    lower, rounding = carry
+    for region, rows in zip(region_leaves, incoming, strict=True):
+        if rows is None:
+            continue
+        values = coefficients.dense(rows)
+        lower = lower + regions.minimum(region, values)
+        if rounding is not None:
+            terms = values[0].size + 8
+            rounding = rounding + affine.gamma(terms, values.dtype) * _total(
+                jnp.abs(values), regions.magnitude(region)
+            )
+            rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
+    undefined = jnp.isnan(lower) | jnp.any(jnp.stack([regions.is_empty(region) for region in region_leaves]))
+    return jnp.where(undefined, -jnp.inf, lower), rounding
+
+
+def _total(rows: jax.Array, values: jax.Array) -> jax.Array:
+    """Each row's product with values; values may have rows of their own."""
+    axes = tuple(range(1, rows.ndim))
+    return jnp.sum(times(rows, values), axis=axes)

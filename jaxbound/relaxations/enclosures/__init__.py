@@ -1,0 +1,30 @@
+"""What is known about each kind of nonlinear node: its interval and planes around it.
+
+An enclosure is a module with three functions; it never knows which interpreter asks.
+
+    interval(op, inputs, constants) -> (lower, upper)             of the node, from (lower, upper) of its inputs
+    is_exact(op, inputs) -> mask                                  entries of the inputs whose tightening gains nothing
+    planes(op, inputs, constants, lower_slope, slopes) -> Planes  with the slopes chosen by a rule, or given
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures import maximum, product, scalar
+
+_ENCLOSURES: dict[str, ModuleType] = {"scalar": scalar, "product": product, "maximum": maximum}
+
+LOWER_SLOPES = ("adaptive", "parallel", "zero", "one")
+"""How the lower slope of a nonlinearity may be chosen."""
+
+
+def of(op: Op) -> ModuleType:
+    """The enclosure of a nonlinear node."""
+    return _ENCLOSURES[op.kind]
+
+
+def reduced_axes(op: Op) -> tuple[int, ...]:
+    """The axes over which a node sums its planes (see `planes.Planes`)."""
+    return maximum.axes(op) if op.kind == "maximum" else ()

@@ -1,0 +1,588 @@
+"""Where a scalar function is linear, convex or concave: found once at trace time, and proved.
+
+A chain of elementwise operations on one value is one function sigma of one real variable. Its exact relaxation needs to
+know where sigma bends which way, where its kinks, jumps and poles are, and where it turns. `analyse` proves this by the
+interval jets of `jets.py`, in four steps.
+
+1. *Cells.* The line is cut at 0 and at powers of two, and a cell is split until one of these is proved on it: the second
+   derivative is 0 (linear), not negative (convex), not positive (concave); or the cell is *flat*: its slopes differ by so
+   little that sigma is a line up to some 1e-15. Flat cells are what is left around an inflection, around a kink at a
+   number that floating point cannot name, and in tails that underflow.
+2. *Joints.* Two cells meet smoothly where both sides and the point between took the same decisions; anywhere else the
+   one-sided limits and the value at the point are compared: equal up to rounding is a kink, the rest is a jump.
+3. *Pieces.* Neighbours of one kind merge where they meet smoothly or where their slopes are ordered the right way (up:
+   convex; down: concave). Lines keep to themselves unless a curved neighbour can swallow them.
+4. *Turns.* In a convex or concave piece the slope changes its sign once, at a point found by section.
+
+What is claimed, with `scale(z) = max(1, |z|)`, for every piece: there is a function g that is exactly linear, convex or
+concave on `[left, right]` with `|sigma(z) - g(z)| <= slack * scale(z)`; the piece is closed, and sigma is finite on it. The
+slack pays for flat cells (a line prolongs g over them: the error is the integral of `sigma' - slope`), for joints whose
+equality is only known up to rounding, and for turning points, which are known up to some units in the last place w: there
+sigma differs from its extreme value by at most `|sigma''| w^2`.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Protocol
+
+import numpy as np
+
+from jaxbound.relaxations.enclosures.jets import Array, Enclosure, Interval, UnsupportedError, enclose
+
+_OPEN, _LINEAR, _CONVEX, _CONCAVE, _FLAT = range(5)
+_KINDS = ("", "linear", "convex", "concave")
+_FLATNESS = 2e-14  # by how much the slopes on a flat cell may differ
+_TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to it
+_LEVELS = 32
+_CROWD = 2048  # instructions times open cells kept on one level, those nearest to zero; 64 to 128 cells
+_WORK = 150_000  # cells times instructions after which what is open stays open
+_MOST_PIECES = 12
+_SMALLEST = 2.0**-126  # float32's smallest normal number: compiled code may flush what is below to zero
+_APART = 2.0**-22  # relative distance at which two numbers stay two in float32
+
+
+class Program(Protocol):
+    """A scalar program: `(name, params, operands)` each; operands are ("z",), ("var", i), ("lit", x) or ("const", k)."""
+
+    @property
+    def instructions(self) -> tuple: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """The closed interval `[left, right]` on which sigma is of one kind: "linear", "convex" or "concave"."""
+
+    left: float
+    right: float
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The open interval `(left, right)` on which only `lower <= sigma <= upper` is known, where sigma is defined."""
+
+    left: float
+    right: float
+    lower: float
+    upper: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+    """What is proved of a scalar function; the module's head says up to what `slack`.
+
+    Attributes:
+        domain: from the first piece's left to the last one's right end. The flags and `slope_range` speak of it alone.
+        pieces: in order; together with `cells` they cover the line.
+        cells: in order; around jumps and poles, where sigma is undefined, and the tails beyond the domain if unproved.
+            A cell matters for `[l, u]` if `left < u` and `right > l`: jumps lie well inside theirs, also in float32.
+        critical: between neighbours among these, the ends of pieces and of cells, sigma is monotone.
+        slack: see above; absolute for `|z| <= 1`, relative to `|z|` beyond.
+        is_piecewise_linear: every piece is linear, there are no cells.
+        is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
+        is_continuous: there are no jumps, poles or unproved cells in the domain.
+        slope_range: the hull of sigma' over the domain, almost everywhere; infinite where sigma jumps.
+    """
+
+    domain: tuple[float, float]
+    pieces: tuple[Piece, ...]
+    cells: tuple[Cell, ...]
+    critical: tuple[float, ...]
+    slack: float
+    is_piecewise_linear: bool
+    is_monotone: int
+    is_continuous: bool
+    slope_range: tuple[float, float]
+
+
+# 1. Cells -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """The finished cells from left to right, and the points between them."""
+
+    instructions: tuple
+    steepness: float  # at least 1; the unit in which rounding is measured
+    left: Array
+    right: Array
+    kind: Array
+    proof: Enclosure
+    points: Enclosure
+    smooth: Array  # (cells + 1,): joint i is the left end of cell i
+    gap: Array  # (cells + 1,): how far value and limits differ there
+    broken: Array  # (cells + 1,): too far for a kink
+
+
+def _grid() -> Array:
+    positive = [
+        _SMALLEST,
+        2.0**-32,
+        2.0**-8,
+        0.25,
+        0.5,
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+        16,
+        32,
+        64,
+        256,
+        2**16,
+        2.0**32,
+        2.0**64,
+        2.0**128,
+        np.inf,
+    ]
+    return np.concatenate([-np.array(positive[::-1]), [0.0], positive])
+
+
+def _near(left: Array, right: Array) -> Array:
+    return np.where((left < 0) & (right > 0), 0.0, np.minimum(np.abs(left), np.abs(right)))
+
+
+def _width(x: Interval) -> Array:
+    """How wide an interval is; infinite where an end is."""
+    return np.where(np.isfinite(x.lower) & np.isfinite(x.upper), x.upper - x.lower, np.inf)
+
+
+def _whole(x: Interval) -> Array:
+    return np.isinf(x.lower) & np.isinf(x.upper)
+
+
+def _magnitude(x: Interval) -> Array:
+    return np.maximum(np.abs(x.lower), np.abs(x.upper))
+
+
+def _classify(left: Array, right: Array, proof: Enclosure, last: Array, steepness: float) -> Array:
+    value, slope, bend = (proof.orders[k, 0] for k in range(3))
+    scale = np.maximum(1.0, _near(left, right))
+    size = np.maximum(steepness, _near(*value) / scale)
+    flat = proof.continuous & (_width(slope) <= _FLATNESS * size)
+    flat |= last & np.isfinite(right - left) & (_width(value) <= _FLATNESS * size * scale)
+    convex, concave = proof.continuous & (bend.lower >= 0), proof.continuous & (bend.upper <= 0)
+    return np.select([convex & concave, convex, concave, flat], [_LINEAR, _CONVEX, _CONCAVE, _FLAT], _OPEN)
+
+
+def _noisy(proof: Enclosure) -> Array:
+    """Where the slope and the bend are as uncertain at both ends as between: rounding, which splitting does not mend."""
+    width = _width(proof.orders[1:])
+    noisy = np.isfinite(width[:, 0]) & (width[:, 1:].min(axis=1) >= 0.5 * width[:, 0])
+    return noisy.all(axis=0) & (width[0, 0] > _FLATNESS)
+
+
+def _split(left: Array, right: Array, parts: int) -> tuple[Array, Array]:
+    """Cut cells into parts, evenly, or at powers of two where they span more than four octaves."""
+    steps = np.linspace(0.0, 1.0, parts + 1)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.log2(np.abs(left)), np.log2(np.abs(right))
+        geometric = np.sign(right + left) * np.exp2(np.round(low + steps * (high - low)))
+    edges = np.where(np.abs(high - low) > 4.0, geometric, left + steps * (right - left))
+    edges[0], edges[-1] = left, right
+    edges = np.clip(edges, left, right)
+    left, right = edges[:-1].ravel(), edges[1:].ravel()
+    return left[left < right], right[left < right]
+
+
+def _partition(instructions: tuple) -> _Partition:
+    edges, finished, work, steepness = _grid(), [], 0, 1.0
+    crowd = max(64, min(128, _CROWD // len(instructions)))
+    left, right = edges[:-1], edges[1:]
+    for level in range(_LEVELS):
+        proof = enclose(instructions, left, right)
+        if level == 0:
+            typical = np.isin(np.abs(right), (0.25, 0.5, 1.0, 2.0))
+            steepness = max(1.0, float(np.max(_near(*proof.orders[1, 2, typical]))))
+        work += left.size * len(instructions)
+        last = (
+            (np.nextafter(left, np.inf) >= right)
+            | np.isinf(right - left)
+            | (_magnitude(Interval(left, right)) <= _SMALLEST)
+        )
+        last |= _noisy(proof)
+        kind = _classify(left, right, proof, last, steepness)
+        active = np.flatnonzero((kind == _OPEN) & ~last & (level < _LEVELS - 1) & (work < _WORK))
+        hopeless = _whole(proof.orders[0][:, active]).all(0) & (level > 1)  # undefined at the ends and between
+        active = active[~hopeless]
+        active = active[np.argsort(_near(left[active], right[active]), kind="stable")[:crowd]]
+        done = np.ones(left.size, bool)
+        done[active] = False
+        finished.append((left[done], right[done], kind[done], _take(proof, done)))
+        if not active.size:
+            break
+        left, right = _split(left[active], right[active], 8)
+    left, right, kind = (np.concatenate([part[k] for part in finished]) for k in range(3))
+    order = np.argsort(left)
+    proof = _take(_concatenate([part[3] for part in finished]), order)
+    return _with_joints(instructions, steepness, left[order], right[order], kind[order], proof)
+
+
+def _take(proof: Enclosure, index: Array) -> Enclosure:
+    return Enclosure(proof.orders[..., index], proof.continuous[index], proof.smooth[index], proof.decisions[:, index])
+
+
+def _concatenate(proofs: list[Enclosure]) -> Enclosure:
+    lower, upper = (np.concatenate(ends, axis=-1) for ends in zip(*(proof.orders for proof in proofs), strict=True))
+    flags = (np.concatenate([getattr(proof, name) for proof in proofs], axis=-1) for name in Enclosure._fields[1:])
+    return Enclosure(Interval(lower, upper), *flags)
+
+
+# 2. Joints ------------------------------------------------------------------------------------------------------------
+
+
+def _with_joints(
+    instructions: tuple, steepness: float, left: Array, right: Array, kind: Array, proof: Enclosure
+) -> _Partition:
+    at = right[:-1]
+    points = enclose(instructions, at, at)
+    before, after = _take(proof, slice(None, -1)), _take(proof, slice(1, None))
+    alike = (before.decisions == points.decisions) & (after.decisions == points.decisions)
+    smooth = alike.all(0) & points.smooth & points.continuous
+    lower, upper = zip(before.orders[0, 2], after.orders[0, 1], points.orders[0, 0], strict=True)
+    values = Interval(np.min(lower, axis=0), np.max(upper, axis=0))
+    gap = np.where(smooth, 0.0, _width(values))
+    broken = ~(gap <= _TOLERANCE * np.maximum(steepness, _near(*values)))
+    ends = np.array([False]), np.array([math.inf]), np.array([True])
+    smooth, gap, broken = (
+        np.concatenate([end, inner, end]) for end, inner in zip(ends, (smooth, gap, broken), strict=True)
+    )
+    return _Partition(instructions, steepness, left, right, kind, proof, points, smooth, gap, broken)
+
+
+# 3. Pieces ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Consecutive cells `first..last` of one kind; the ends may lie inside neighbouring flat cells."""
+
+    kind: int
+    first: int
+    last: int
+    left: float
+    right: float
+    slack: float = 0.0
+
+
+def _spans(cells: _Partition) -> list[_Span]:
+    """Maximal runs of one kind: curved ones with smooth joints, the others without jumps."""
+    kind, value = cells.kind, cells.proof.orders[0, 0]
+    tight = np.digitize(_width(value), (1e-9, 1e-3, np.inf)) + _whole(value)  # keeps tight hulls apart from wide ones
+    cut = np.where(np.isin(kind[1:], (_OPEN, _FLAT)), cells.broken[1:-1] & (kind[1:] == _FLAT), ~cells.smooth[1:-1])
+    cut |= (kind[1:] != kind[:-1]) | (kind[1:] == _OPEN) & (tight[1:] != tight[:-1])
+    firsts = np.concatenate([[0], np.flatnonzero(cut) + 1])
+    lasts = np.concatenate([firsts[1:], [kind.size]]) - 1
+    return [
+        _Span(int(kind[i]), int(i), int(j), float(cells.left[i]), float(cells.right[j]))
+        for i, j in zip(firsts, lasts, strict=True)
+    ]
+
+
+def _slope(cells: _Partition, span: _Span, side: int) -> Interval:
+    """The one-sided slope at the left (1) or right (2) end of a span."""
+    return cells.proof.orders[1, side, span.first if side == 1 else span.last]
+
+
+def _prolongation(cells: _Partition, run: _Span, slope: Interval, after: bool) -> float:
+    """How far a line of this slope, prolonging a span over the flat cells after or before it, leaves sigma, over `scale(z)`."""
+    cut = slice(run.first, run.last + 1)
+    left, right, value, slopes = (
+        cells.left[cut],
+        cells.right[cut],
+        cells.proof.orders[0, 0, cut],
+        cells.proof.orders[1, 0, cut],
+    )
+    drift = np.maximum(slopes.upper - slope.lower, slope.upper - slopes.lower)
+    drift = np.where(cells.proof.continuous[cut], drift, np.inf)
+    error = np.fmin(drift * (right - left), _width(value) + _magnitude(slope) * (right - left))
+    near = np.maximum(1.0, _near(left, right))
+    drift, error, near = (x if after else x[::-1] for x in (drift, error, near))
+    before = np.concatenate([[0.0], np.cumsum(error)])
+    outward = run.left >= 0 if after else run.right <= 0
+    leaves = before[:-1] / near + np.fmin(error / near, drift) if outward else before[1:] / near.min()
+    leaves = float(np.max(np.where(np.isnan(leaves), np.inf, leaves)))
+    tilt = float(np.max(drift, where=cells.proof.smooth[cut][:: 1 if after else -1], initial=0.0))
+    return leaves + tilt + _gaps(cells, run.first + 1, run.last)
+
+
+def _gaps(cells: _Partition, first: int, last: int) -> float:
+    """The mismatch at the joints `first..last`, over `scale(z)`."""
+    at = cells.left[first : last + 1]
+    return float(np.sum(cells.gap[first : last + 1] / np.maximum(1.0, np.abs(at))))
+
+
+def _attach(cells: _Partition, span: _Span, run: _Span | None, end: float) -> _Span | None:
+    """The span prolonged over a neighbouring run of flat cells up to `end`; None where the run is not flat enough."""
+    if run is None:
+        return span
+    after = run.first > span.last
+    slack = _prolongation(cells, run, _slope(cells, span, 2 if after else 1), after)
+    slack += _gaps(cells, *((run.first, run.first) if after else (run.last + 1, run.last + 1)))
+    if not slack <= _TOLERANCE * cells.steepness:
+        return None
+    ends = {"right": end, "last": run.last} if after else {"left": end, "first": run.first}
+    return dataclasses.replace(span, slack=span.slack + slack, **ends)
+
+
+def _common_kind(cells: _Partition, a: _Span, b: _Span, touching: bool) -> int | None:
+    """The kind of two neighbours as one; two lines are one only if they are the same line."""
+    if a.kind == b.kind == _LINEAR:
+        ends = np.array([*_slope(cells, a, 2), *_slope(cells, b, 1)])
+        return _LINEAR if touching and cells.smooth[b.first] or np.isfinite(ends[0]) and np.ptp(ends) == 0 else None
+    if _LINEAR in (a.kind, b.kind):
+        return max(a.kind, b.kind)
+    return a.kind if a.kind == b.kind else None
+
+
+def _join(cells: _Partition, a: _Span, run: _Span | None, b: _Span) -> _Span | None:
+    """Two spans, and the flat run between, as one of a common kind; None where that is not proved."""
+    kind = _common_kind(cells, a, b, run is None)
+    if kind is None:
+        return None
+    slack, kink = a.slack + b.slack, 0.0
+    if run is not None or not cells.smooth[b.first]:
+        one, other = (_slope(cells, a, 2), _slope(cells, b, 1))[:: -1 if kind == _CONCAVE else 1]
+        kink = 0.0 if kind == _LINEAR else float(np.maximum(one.upper - other.lower, 0.0))
+    if run is not None:
+        prolonged = _attach(cells, a, run, run.right), _attach(cells, b, run, run.left)
+        costs = [span.slack - base.slack for span, base in zip(prolonged, (a, b), strict=True) if span is not None]
+        slack += min(costs, default=math.inf)
+    slack += _gaps(cells, a.last + 1, a.last + 1) + _gaps(cells, b.first, b.first)
+    size = max(cells.steepness, float(_near(*_slope(cells, a, 2))))
+    if not (kink <= _TOLERANCE * size and slack <= a.slack + b.slack + _TOLERANCE * size):
+        return None
+    return _Span(kind, a.first, b.last, a.left, b.right, slack + kink)
+
+
+def _separate(
+    cells: _Partition, a: _Span, run: _Span | None, b: _Span
+) -> tuple[_Span, _Span, list[tuple[float, float]]]:
+    """Two spans of different kinds with their border in the flat run between; a hole where neither explains the run."""
+    if run is None:
+        gap = _gaps(cells, b.first, b.first)
+        return dataclasses.replace(a, slack=a.slack + gap), dataclasses.replace(b, slack=b.slack + gap), []
+    border = _simplest(run.left, run.right)
+    left, right = _attach(cells, a, run, border), _attach(cells, b, run, border)
+    if left is not None and right is not None:
+        return left, right, []
+    if left is not None:
+        return dataclasses.replace(left, right=run.right), b, []
+    if right is not None:
+        return a, dataclasses.replace(right, left=run.left), []
+    return a, b, [(run.left, run.right)]
+
+
+def _simplest(left: float, right: float) -> float:
+    """The shortest decimal number in `[left, right]`."""
+    if left <= 0.0 <= right:
+        return 0.0
+    middle = left + 0.5 * (right - left)
+    return next((x for x in (float(f"{middle:.{digits}g}") for digits in range(1, 17)) if left <= x <= right), middle)
+
+
+def _assemble(cells: _Partition) -> tuple[list[_Span], list[tuple[float, float]]]:
+    """Pieces, and the holes that they leave; a jump is a hole of width 0."""
+    pieces: list[_Span] = []
+    holes: list[tuple[float, float]] = []
+    current, run = None, None
+
+    def close(current: _Span | None, run: _Span | None) -> None:
+        closed = _attach(cells, current, run, run.right) if current and run else current
+        if run and (current is None or closed is None):
+            holes.append((run.left, run.right))
+        pieces.extend([closed or current] if current else [])
+
+    for span in _spans(cells):
+        if cells.broken[span.first] and (current or run) and span.kind != _OPEN:
+            close(current, run)
+            holes.append((span.left, span.left))
+            current, run = None, None
+        if span.kind == _FLAT:
+            run = span
+            continue
+        if span.kind == _OPEN:
+            close(current, run)
+            holes.append((span.left, span.right))
+            current = None
+        elif current is None:
+            current = _attach(cells, span, run, run.left if run else span.left)
+            if current is None:
+                holes.append((run.left, run.right))
+                current = span
+        elif (merged := _join(cells, current, run, span)) is not None:
+            current = merged
+        else:
+            before, current, unexplained = _separate(cells, current, run, span)
+            pieces.append(before)
+            holes.extend(unexplained)
+        run = None
+    close(current, run)
+    return pieces, holes
+
+
+def _trim(pieces: list[_Span], holes: list[tuple[float, float]]) -> tuple[list[_Span], list[tuple[float, float]]]:
+    """At most `_MOST_PIECES` pieces, those nearest to zero, and holes that float32 can tell from their neighbours."""
+    wide = []
+    for left, right in sorted(holes):
+        margin = max(_SMALLEST, _APART * min(abs(left), abs(right)))
+        left, right = (left - margin, right + margin) if right - left < margin else (left, right)
+        if wide and left < wide[-1][1]:
+            left, right = wide.pop()[0], right
+        wide.append((left, right))
+    dropped = [False, False]
+    while len(pieces) > _MOST_PIECES:
+        side = int(-pieces[0].right <= pieces[-1].left)
+        dropped[side] = True
+        pieces = pieces[:-1] if side else pieces[1:]
+    for left, right in wide:
+        pieces = [dataclasses.replace(p, left=right) if left <= p.left < right else p for p in pieces]
+        pieces = [dataclasses.replace(p, right=left) if left < p.right <= right else p for p in pieces]
+    pieces = [piece for piece in pieces if piece.left < piece.right]
+    if not pieces:
+        return [], []
+    low, high = pieces[0].left, pieces[-1].right
+    inner = [hole for hole in wide if low < hole[1] and hole[0] < high]
+    below = [hole for hole in wide if hole[1] <= low]
+    above = [hole for hole in wide if hole[0] >= high]
+    below, above = [(-math.inf, low)] if dropped[0] else below, [(high, math.inf)] if dropped[1] else above
+    return pieces, below + inner + above
+
+
+def _values(cells: _Partition, left: float, right: float) -> Interval:
+    """The hull of sigma on an open interval."""
+    if right - left <= 4.0 * max(_SMALLEST, _APART * abs(left)):
+        return enclose(cells.instructions, np.array([left]), np.array([right])).orders[0, 0, 0]
+    inside = (cells.left < right) & (cells.right > left)
+    between = (cells.right[:-1] < right) & (cells.right[:-1] > left)
+    ranges = cells.proof.orders[0, 0, inside], cells.points.orders[0, 0, between]
+    return Interval(min(r.lower.min(initial=np.inf) for r in ranges), max(r.upper.max(initial=-np.inf) for r in ranges))
+
+
+# 4. Turns -------------------------------------------------------------------------------------------------------------
+
+
+def _turn(cells: _Partition, piece: _Span) -> tuple[list[float], float]:
+    """Where sigma turns in a piece, and how far, over `scale(z)`, it is from monotone on both sides."""
+    if piece.kind == _LINEAR:
+        return [], 0.0
+    cut = slice(piece.first, piece.last + 1)
+    left, right = np.maximum(cells.left[cut], piece.left), np.minimum(cells.right[cut], piece.right)
+    slopes = cells.proof.orders[1, :, cut]
+    slopes = _rising(slopes, piece.kind)
+    falls, rises = slopes.upper < 0, slopes.lower > 0
+    start = np.max(np.concatenate([left[falls[0] | falls[1]], right[falls[0] | falls[2]]]), initial=piece.left)
+    end = np.min(np.concatenate([left[rises[0] | rises[1]], right[rises[0] | rises[2]]]), initial=piece.right)
+    if start >= end:
+        return ([float(end)], 0.0) if piece.left < end < piece.right else ([], 0.0)
+    between = (left < end) & (right > start)
+    body, width = slopes[0, between], (right - left)[between]
+    share = np.minimum(width / np.maximum(1.0, _near(left[between], right[between])), 1.0)
+    wobble = min(float(np.sum(np.maximum(side, 0.0) * share)) for side in (-body.lower, body.upper))
+    turns = start > piece.left and end < piece.right
+    if wobble <= _TOLERANCE * cells.steepness:
+        return [_simplest(start, end)] if turns and wobble else [], wobble
+    return _section(cells, piece, start, end)
+
+
+def _rising(slopes: Interval, kind: int) -> Interval:
+    return slopes if kind == _CONVEX else Interval(-slopes.upper, -slopes.lower)
+
+
+def _section(cells: _Partition, piece: _Span, start: float, end: float) -> tuple[list[float], float]:
+    """Shrink `[start, end]` around the turning point by the signs of the slope at points in between."""
+    for _ in range(_LEVELS):
+        at = _split(np.array([start]), np.array([end]), 64)[0][1:]
+        if not at.size:
+            break
+        proof = enclose(cells.instructions, at, at)
+        slopes = _rising(proof.orders[1, 0], piece.kind)
+        low = np.max(at[(slopes.upper < 0) & proof.continuous], initial=start)
+        high = np.min(at[(slopes.lower > 0) & proof.continuous], initial=end)
+        width, start, end = end - start, float(low), float(high)
+        if end - start > 0.5 * width:
+            break
+    slope = enclose(cells.instructions, np.array([start]), np.array([end])).orders[1, 0, 0]
+    wobble = float(_magnitude(slope)) * (end - start) / max(1.0, float(_near(start, end)))
+    return [_simplest(start, end)], wobble
+
+
+# All together ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def analyse(program: Program) -> Curvature | None:
+    """Prove where a scalar program is linear, convex or concave, where it turns and what its values are elsewhere.
+
+    For every piece there is a g of its kind with `|sigma(z) - g(z)| <= slack * max(1, |z|)` on `[left, right]`; for every
+    cell `lower <= sigma(z) <= upper` on `(left, right)`, where sigma is defined.
+
+    Args:
+        program: hashable; one real variable, floating point literals, finite unknown constants.
+
+    Returns:
+        The `Curvature`, or None where an instruction has no rule or nothing could be proved: relax the parts instead.
+
+    Rounding: of real arithmetic, not of the program's own evaluation, whose error the caller adds.
+
+    >>> import collections
+    >>> relu = collections.namedtuple("P", "instructions")((("max", (), (("z",), ("lit", 0.0))),))
+    >>> [(piece.left, piece.right, piece.kind) for piece in analyse(relu).pieces]
+    [(-inf, 0.0, 'linear'), (0.0, inf, 'linear')]
+    """
+    try:
+        with np.errstate(all="ignore"):
+            cells = _partition(program.instructions)
+            pieces, holes = _trim(*_assemble(cells))
+            turns = [_turn(cells, piece) for piece in pieces]
+            if not pieces or not all(wobble <= _TOLERANCE * cells.steepness for _, wobble in turns):
+                return None
+            return _describe(cells, pieces, holes, turns)
+    except UnsupportedError:
+        return None
+
+
+def _describe(
+    cells: _Partition, pieces: list[_Span], holes: list[tuple[float, float]], turns: list[tuple[list[float], float]]
+) -> Curvature:
+    low, high = pieces[0].left, pieces[-1].right
+    inside = (cells.right > low) & (cells.left < high)
+    slopes = cells.proof.orders[1, 0, inside]
+    joints = inside[:-1] & inside[1:]
+    unproved = inside & (cells.kind == _OPEN)
+    continuous = not cells.broken[1:-1][joints].any() and bool(cells.proof.continuous[unproved].all())
+    slope_range = (float(slopes.lower.min()), float(slopes.upper.max())) if continuous else (-math.inf, math.inf)
+    direction, wobble = (0, 0.0) if unproved.any() else _direction(cells, joints, slopes)
+    slack = max(piece.slack + turn[1] for piece, turn in zip(pieces, turns, strict=True)) + wobble
+    return Curvature(
+        domain=(low, high),
+        pieces=tuple(Piece(piece.left, piece.right, _KINDS[piece.kind]) for piece in pieces),
+        cells=tuple(Cell(left, right, *map(float, _values(cells, left, right))) for left, right in holes),
+        critical=tuple(point for turn in turns for point in turn[0]),
+        slack=2.001 * slack,  # a line at z0 and its value at z
+        is_piecewise_linear=not holes and all(piece.kind == _LINEAR for piece in pieces),
+        is_monotone=direction,
+        is_continuous=continuous,
+        slope_range=slope_range,
+    )
+
+
+def _direction(cells: _Partition, joints: Array, slopes: Interval) -> tuple[int, float]:
+    """Whether sigma rises (1) or falls (-1) throughout, and by what slope, lost in rounding, it may not."""
+    joints = np.flatnonzero(joints & cells.broken[1:-1])
+    before, at, after = (
+        cells.proof.orders[0, 2, joints],
+        cells.points.orders[0, 0, joints],
+        cells.proof.orders[0, 1, joints + 1],
+    )
+    up = (before.upper <= at.lower) & (at.upper <= after.lower)
+    down = (before.lower >= at.upper) & (at.lower >= after.upper)
+    least, most = float(slopes.lower.min()), float(slopes.upper.max())
+    if least >= -_TOLERANCE * cells.steepness and up.all():
+        return 1, max(0.0, -least)
+    if most <= _TOLERANCE * cells.steepness and down.all():
+        return -1, max(0.0, most)
+    return 0, 0.0

@@ -1,0 +1,76 @@
+"""Planes around the maximum over some axes, `y = max_k x_k` with x_k in [l_k, u_k].
+
+Let k* be the entry with the largest lower bound and m that bound. Below, `y >= x_k*`. Above, two planes are valid:
+
+    y <= max_k u_k                                                        (a constant), and
+    y <= x_k* + sum over k != k* of chord of relu(x_k - m)                (since y <= m + sum_k relu(x_k - m), x_k* >= m).
+
+The one that is lower at the middle of the box is taken. Where k* dominates (m is at least every other upper bound) the
+second is `x_k*` itself, so the relaxation is exact there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.graph import Op
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+def axes(op: Op) -> tuple[int, ...]:
+    """The axes over which the maximum is taken."""
+    return tuple(dict(op.params)["axes"])
+
+
+def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The maximum is monotone in every entry."""
+    ((lower, upper),) = inputs
+    return jnp.max(lower, axis=axes(op)), jnp.max(upper, axis=axes(op))
+
+
+def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
+    """Entries that certainly are not the maximum need no tighter bounds."""
+    ((lower, upper),) = inputs
+    return upper < jnp.max(lower, axis=axes(op), keepdims=True)
+
+
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+    """One entry below; above the better of a constant and a sum of chords."""
+    ((lower, upper),) = inputs
+    reduced = axes(op)
+    finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
+    low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
+    chosen = _first_largest(low, reduced)
+    floor = jnp.max(low, axis=reduced, keepdims=True)
+    width = high - low
+    chord = jnp.clip((high - floor) / jnp.where(width > 0, width, 1), 0, 1)
+    slope = jnp.where(chosen, 1, jnp.where(high > floor, chord, 0)).astype(low.dtype)
+    # the chord of relu(x - m) from (l, 0) to (u, u - m); for u <= m it is 0; one number is its own chord
+    risen = jnp.where(chosen, 0, jnp.where(width > 0, -chord * low, high - floor))
+    intercept = jnp.sum(jnp.where(high > floor, risen, 0), axis=reduced)
+    ceiling = jnp.max(high, axis=reduced)
+    tilted = jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling
+    reach = jnp.sum(slope * jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced) + jnp.abs(ceiling)
+    error = jax.lax.stop_gradient((8 + jnp.ndim(low)) * jnp.finfo(op.dtype).eps * reach)
+    exact = jnp.sum(slope, axis=reduced) == 1
+    use = jnp.expand_dims(tilted, reduced) & finite
+    least, most = interval(op, inputs, constants)
+    known = jnp.squeeze(finite, reduced)
+    return Planes(
+        (jnp.where(chosen & finite, 1, 0).astype(low.dtype),), jnp.where(known, 0, least).astype(low.dtype),
+        (jnp.where(use, slope, 0),),
+        jnp.where(known, jnp.where(tilted, intercept + jnp.where(exact, 0, error), ceiling), most),
+    )  # fmt: skip
+
+
+def _first_largest(values: jax.Array, reduced: tuple[int, ...]) -> jax.Array:
+    """A mask with one entry over the axes: the first that is largest."""
+    moved = jnp.moveaxis(values, reduced, range(-len(reduced), 0))
+    flat = moved.reshape(*moved.shape[: -len(reduced)], -1)
+    hot = jax.nn.one_hot(jnp.argmax(flat, axis=-1), flat.shape[-1], dtype=bool)
+    return jnp.moveaxis(hot.reshape(moved.shape), range(-len(reduced), 0), reduced)

@@ -1,0 +1,68 @@
+"""Planes around x * y on a box: the McCormick envelope (McCormick 1976, section 4).
+
+With midpoints m and radii r, `(x - m_x)(y - m_y)` is at least `-(r_x r_y)`, attained in two corners, and every convex
+combination of the two lower McCormick planes is a valid lower plane:
+
+    x y  >=  (m_y - t r_y) x + (m_x - t r_x) y - ...,        t in [-1, 1],
+
+t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y). All have the same height
+at the middle of the box, hence the same gap in total; t = 0 is taken unless t is given (the slopes of this node).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.graph import Op
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The range of x * y: the extreme corners."""
+    (low_x, high_x), (low_y, high_y) = inputs
+    corners = jnp.stack([_times(x, y) for x in (low_x, high_x) for y in (low_y, high_y)])
+    low, high = jnp.min(corners, axis=0), jnp.max(corners, axis=0)
+    error = jax.lax.stop_gradient(jnp.finfo(op.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    low, high = low - error, high + error
+    return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
+
+
+def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
+    """Only where a factor is a single number."""
+    (low_x, high_x), (low_y, high_y) = inputs
+    return (low_x == high_x) | (low_y == high_y)
+
+
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+    """A plane below and one above; `slopes` holds the parameters t in [-1, 1] of the two."""
+    finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)
+    boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
+    (m_x, r_x), (m_y, r_y) = [((low + high) / 2, (high - low) / 2) for low, high in boxes]
+    below, above = (0.0, 0.0) if slopes is None else slopes
+    low_slopes = m_y - below * r_y, m_x - below * r_x
+    high_slopes = m_y - above * r_y, m_x + above * r_x
+    floor = _extreme(boxes, low_slopes, jnp.min)
+    ceiling = _extreme(boxes, high_slopes, jnp.max)
+    reach_x, reach_y = (jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in boxes)
+    error = jax.lax.stop_gradient(16 * jnp.finfo(op.dtype).eps * reach_x * reach_y)
+    least, most = interval(op, inputs, constants)
+    return Planes(
+        tuple(jnp.where(finite, s, 0) for s in low_slopes), jnp.where(finite, floor - error, least),
+        tuple(jnp.where(finite, s, 0) for s in high_slopes), jnp.where(finite, ceiling + error, most),
+    )  # fmt: skip
+
+
+def _extreme(boxes, slopes, choose) -> jax.Array:
+    """x y minus a plane is extreme in a corner, since it is linear in each variable."""
+    (low_x, high_x), (low_y, high_y) = boxes
+    corners = [x * y - slopes[0] * x - slopes[1] * y for x in (low_x, high_x) for y in (low_y, high_y)]
+    return choose(jnp.stack(corners), axis=0)
+
+
+def _times(x, y) -> jax.Array:
+    return jnp.where((x == 0) | (y == 0), 0, x * y)

@@ -1,0 +1,364 @@
+"""From a JAX function to a `Structure`: trace once, inline calls, sort values into kinds, fuse scalar chains.
+
+Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
+`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it and,
+through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
+
+* with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
+* an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
+  after the bias;
+* where an elementwise operation meets several roots that are themselves affine images, with array constants, of one
+  value, that value is the root (PReLU: `where(x >= 0, x, a * x)`).
+
+Nodes are made on demand, from the outputs, so nothing that the outputs do not need is ever refused. A fused chain whose
+curvature cannot be proved is made of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import _compat, errors, patterns
+from jaxbound.graph import Node, Op, Program, Structure
+from jaxbound.primitives import AFFINE, ELEMENTWISE, REFUSED
+from jaxbound.relaxations.enclosures.curvature import analyse
+from jaxbound.values import Constant, ConstantProgram, Literal, Value
+
+
+class _Builder:
+    """Walks equations and keeps what each variable is."""
+
+    def __init__(self):
+        self.constants = ConstantProgram()
+        self.order: tuple = (-1.0,)
+        self.labels: list[str] = []
+        self.path = ""
+        self.source = ""
+
+    # --- reading equations ------------------------------------------------------------------------------------------
+
+    def run(self, closed: _compat.ClosedJaxpr, arguments: Sequence) -> list:
+        """Apply a jaxpr to literals, constants and values; a fresh environment for every call."""
+        environment = dict(zip(closed.jaxpr.invars, arguments, strict=True))
+        for variable, array in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+            environment[variable] = self._known(variable.aval, array)
+
+        def read(atom):
+            return self._known(atom.aval, atom.val) if isinstance(atom, _compat.Literal) else environment[atom]
+
+        for equation in closed.jaxpr.eqns:
+            outputs = self._equation(equation, [read(atom) for atom in equation.invars])
+            environment.update(zip(equation.outvars, outputs, strict=True))
+        return [read(atom) for atom in closed.jaxpr.outvars]
+
+    def _known(self, aval, array) -> Literal | Constant:
+        """A number or array that the function closes over."""
+        if np.ndim(array) == 0 and not _compat.is_tracer(array):
+            return Literal(np.asarray(array, aval.dtype)[()], ())
+        constant = self.constants.variable(aval)
+        self.constants.captured.append((constant.number, array))
+        return constant
+
+    def _equation(self, equation, operands: list) -> list:
+        callee = _compat.call_jaxpr(equation)
+        if any(isinstance(operand, Value) for operand in operands):
+            if callee is not None:
+                return self._call(equation, callee, operands)
+            outer = self.source, self.path
+            self.source = _compat.source_line(equation) or self.source
+            self.path = _compat.module_path(equation) or self.path
+            outputs = self.apply(equation.primitive, equation.params, operands, [v.aval for v in equation.outvars])
+            self.source, self.path = outer
+            return outputs
+        avals = [variable.aval for variable in equation.outvars]
+        if all(isinstance(operand, Literal) for operand in operands) and len(avals) == 1:
+            folded = _fold(equation, operands)
+            if folded is not None:
+                return [Literal(folded, tuple(avals[0].shape))]
+        outputs = [self.constants.variable(aval) for aval in avals]
+        params = _highest(equation.primitive.name, equation.params)
+        self.constants.equations.append((equation.primitive, params, operands, [o.number for o in outputs]))
+        return outputs
+
+    def _call(self, equation, callee, operands) -> list:
+        outer = self.source, self.path
+        self.source = _compat.source_line(equation) or self.source
+        self.path = _compat.module_path(equation) or self.path
+        self.labels.append(str(equation.params.get("name", "")) if _is_elementwise(callee) else "")
+        outputs = self.run(callee, operands)
+        self.labels.pop()
+        self.source, self.path = outer
+        return outputs
+
+    def inline(self, function: Callable, *operands) -> list:
+        """Apply a JAX function to operands: how one primitive is rewritten into others."""
+        closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
+        return self.run(closed, operands)
+
+    # --- sorting values into kinds ----------------------------------------------------------------------------------
+
+    def value(self, primitive, params, operands, aval, **facts) -> Value:
+        label = next((name for name in self.labels if name and not name.startswith("_")), primitive.name)
+        return Value(
+            self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
+            tuple(operands), "/".join(part for part in (self.path, label) if part), self.source, **facts,
+        )  # fmt: skip
+
+    def _next(self) -> tuple:
+        self.order = (*self.order[:-1], self.order[-1] + 1)
+        return self.order
+
+    def replaced(self, value: Value, function: Callable, arguments: Sequence) -> Value:
+        """A value remade by a JAX function of earlier values: its parts stand just before it in the order."""
+        self.order = (*value.order[:-1], value.order[-1] - 0.5, -1.0)
+        self.labels, self.path, self.source = [], value.label.rpartition("/")[0], value.source
+        (made,) = self.inline(function, *arguments)
+        return made
+
+    def apply(self, primitive, params: dict, operands: list, avals: list) -> list:
+        """What an equation with at least one region-dependent operand makes."""
+        rewrite = patterns.match(primitive.name, params, operands)
+        if rewrite is not None:
+            function, arguments = rewrite
+            return self.inline(function, *arguments)
+        if primitive.name in ELEMENTWISE:
+            return [self._elementwise(primitive, params, operands, avals[0])]
+        return [self.value(primitive, params, operands, aval) for aval in avals]
+
+    def _elementwise(self, primitive, params, operands, aval) -> Value:
+        shape = tuple(aval.shape)
+        operands = [self._expanded(o, shape) if isinstance(o, Value) else o for o in operands]
+        dependent = [o for o in operands if isinstance(o, Value)]
+        arrays = any(isinstance(o, Constant) for o in operands)
+        affine = _is_affine(primitive.name, operands, aval)
+        roots = {id(o.root): o.root for o in dependent}
+        bases = {id(o.base): o.base for o in dependent}
+        if len(roots) == 1 and not (arrays and affine):
+            bends = not affine or any(o.bends for o in dependent)
+            (root,) = roots.values()
+            made = self.value(primitive, params, operands, aval, root=root, base=root.base, bends=bends)
+        elif affine:
+            (base,) = bases.values() if len(bases) == 1 else (None,)
+            made = self.value(primitive, params, operands, aval, base=base)
+        elif len(bases) == 1:
+            (base,) = bases.values()
+            made = self.value(primitive, params, operands, aval, root=base, bends=True)
+        else:
+            made = self.value(primitive, params, operands, aval)
+        return made
+
+    def _expanded(self, operand: Value, shape: tuple[int, ...]) -> Value:
+        """Make implicit broadcasting (scalars, axes of size 1) explicit."""
+        if operand.shape == shape:
+            return operand
+        axes = tuple(range(len(shape) - len(operand.shape), len(shape)))
+        if not operand.shape:
+            axes = ()
+        (made,) = self.inline(lambda x: jax.lax.broadcast_in_dim(x, shape, axes), operand)
+        return made
+
+
+def _is_elementwise(callee: _compat.ClosedJaxpr) -> bool:
+    """Whether a call is one scalar function, which then lends its name to the node."""
+    for equation in callee.jaxpr.eqns:
+        inner = _compat.call_jaxpr(equation)
+        name = equation.primitive.name
+        if not (_is_elementwise(inner) if inner is not None else name in ELEMENTWISE or name == "broadcast_in_dim"):
+            return False
+    return True
+
+
+def _fold(equation, operands: list[Literal]) -> np.generic | None:
+    """The number that an elementwise or broadcasting equation of literals makes, if it is one number."""
+    name = equation.primitive.name
+    if name in ("broadcast_in_dim", "reshape", "squeeze"):
+        return operands[0].value
+    if name not in ELEMENTWISE:
+        return None
+    with jax.ensure_compile_time_eval():
+        return np.asarray(equation.primitive.bind(*(o.value for o in operands), **equation.params))[()]
+
+
+def _highest(name: str, params: dict) -> dict:
+    """Matrix products at full precision: the default may be TF32 or bfloat16 on accelerators."""
+    if name in ("dot_general", "conv_general_dilated"):
+        return {**params, "precision": (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
+    return params
+
+
+def _is_affine(name: str, operands: Sequence, aval) -> bool:
+    if name not in AFFINE:
+        return False
+    if name == "convert_element_type" and not _widens(operands[0].dtype, aval.dtype):
+        return False
+    return AFFINE[name].allows([isinstance(o, Value) for o in operands])
+
+
+def _widens(old, new) -> bool:
+    floats = jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)
+    return bool(floats and jnp.promote_types(old, new) == new)
+
+
+def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_region: Sequence[bool]) -> Structure:
+    """Trace a function of flat leaves into a structure.
+
+    Args:
+        function: maps the flat leaves to a pytree of arrays.
+        arguments: shape and dtype of each leaf.
+        is_region: whether each leaf is a region.
+
+    Raises:
+        UnsupportedError: the outputs need an operation that cannot be bounded.
+    """
+    closed, out_shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    builder = _Builder()
+    leaves: list = []
+    inputs: list[Value] = []
+    for number, (variable, region) in enumerate(zip(closed.jaxpr.invars, is_region, strict=True)):
+        if region:
+            leaf = Value((-1.0, len(inputs)), tuple(variable.aval.shape), variable.aval.dtype, label="input")
+            inputs.append(leaf)
+        else:
+            leaf = builder.constants.variable(variable.aval)
+            builder.constants.leaves[number] = leaf.number
+        leaves.append(leaf)
+    outputs = builder.run(closed, leaves)
+    return _assemble(builder, inputs, outputs, jax.tree.structure(out_shapes))
+
+
+# --- from values to nodes ---------------------------------------------------------------------------------------------
+
+
+def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -> Structure:
+    """Make the nodes that the outputs need, in the order of the equations."""
+    plans: dict[Value, tuple[Op, list]] = {}
+    pending = [output for output in outputs if isinstance(output, Value)]
+    while pending:
+        value = pending.pop()
+        if value in plans or value.primitive is None:
+            continue
+        plans[value] = _plan(builder, value)
+        pending.extend(operand for operand in plans[value][1] if isinstance(operand, Value))
+    ordered = inputs + sorted(plans, key=lambda value: value.order)
+    for number, value in enumerate(ordered):
+        value.node = number
+    width = len(str(max(len(ordered) - 1, 1)))
+    nodes: list[Node] = []
+    for number, value in enumerate(ordered):
+        if value.primitive is None:
+            op = Op("input", "input", value.shape, value.dtype)
+            name = f"{number:0{max(3, width)}d}/input"
+            nodes.append(Node(op, (), (), name, frozenset({number}), True, ""))
+            continue
+        op, operands = plans[value]
+        sources = tuple(o.node for o in operands if isinstance(o, Value))
+        nodes.append(
+            Node(
+                op, sources,
+                tuple(builder.constants.slot(o) for o in operands if isinstance(o, Constant)),
+                f"{number:0{max(3, width)}d}/{value.label}",
+                frozenset().union(*(nodes[source].leaves for source in sources)),
+                op.kind == "affine" and all(nodes[source].affine_in_region for source in sources),
+                value.source,
+            )
+        )  # fmt: skip
+    results = []
+    for output in outputs:
+        if isinstance(output, Literal):
+            constant = builder.constants.variable(output)
+            builder.constants.captured.append((constant.number, np.full(output.shape, output.value)))
+            output = constant
+        kind = ("node", output.node) if isinstance(output, Value) else ("constant", builder.constants.slot(output))
+        results.append(kind)
+    builder.constants.prune()
+    return Structure(tuple(nodes), len(inputs), tuple(results), out_tree, builder.constants)
+
+
+def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
+    """The node for a value: its op, and the values and constants that it reads."""
+    for root in _roots(value):
+        program, constants = _program(value, root)
+        if analyse(program) is not None:
+            op = Op("scalar", value.label.rpartition("/")[2], value.shape, value.dtype, (value.shape,), program=program)
+            return op, [root, *constants]
+    name = value.name
+    if value.dtype == np.bool_ or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise errors.unsupported(name, _shapes(value), value.source, f"its result has dtype {value.dtype}, which cannot carry a bound; "
+                                 "use jnp.where on a fixed predicate, or keep comparisons inside one elementwise function")  # fmt: skip
+    if name in AFFINE and _is_affine(name, value.operands, value):
+        return _op("affine", value), list(value.operands)
+    if name == "mul":
+        return _op("product", value), list(value.operands)
+    if name == "reduce_max":
+        return _op("maximum", value), list(value.operands)
+    if name == "convert_element_type":
+        raise errors.unsupported(name, _shapes(value), value.source, f"converting {value.operands[0].dtype} to {value.dtype} rounds; "
+                                 "bound the function in one precision")  # fmt: skip
+    parts = patterns.parts(name, value.operands)
+    if parts is not None:
+        return _plan(builder, builder.replaced(value, *parts))
+    reason = REFUSED.get(name, "no rule bounds it when these operands depend on a region; docs/extending.md shows how to add one")
+    raise errors.unsupported(name, _shapes(value), value.source, reason)
+
+
+def _shapes(value: Value) -> list[tuple[int, ...]]:
+    return [operand.shape for operand in value.operands]
+
+
+def _op(kind: str, value: Value) -> Op:
+    operands, counts = [], {"input": 0, "constant": 0}
+    for operand in value.operands:
+        if isinstance(operand, Literal):
+            operands.append(("literal", operand.value, operand.shape))
+            continue
+        role = "input" if isinstance(operand, Value) else "constant"
+        operands.append((role, counts[role]))
+        counts[role] += 1
+    return Op(
+        kind, value.name, value.shape, value.dtype, tuple(operand.shape for operand in value.operands),
+        tuple(sorted(value.params.items())), tuple(operands), value.primitive,
+    )  # fmt: skip
+
+
+def _roots(value: Value) -> list[Value]:
+    """From where a bending value can be one scalar function: its chain's root, else its only operand."""
+    if not value.bends:
+        return []
+    operands = {id(o): o for o in value.dependent}
+    return [value.root, *(operands.values() if len(operands) == 1 else ())]
+
+
+def _program(value: Value, root: Value) -> tuple[Program, list[Constant]]:
+    """Linearise the chain from a root to the value."""
+    numbers: dict[int, int] = {}
+    instructions, made_by, dtypes, constants = [], [], [], []
+
+    def reference(operand):
+        if operand is root:
+            return ("z",)
+        if isinstance(operand, Literal):
+            return ("lit", operand.value)
+        if isinstance(operand, Constant):
+            constants.append(operand)
+            return ("const", len(constants) - 1)
+        return ("var", numbers[id(operand)])
+
+    stack = [value]
+    while stack:
+        top = stack[-1]
+        missing = [o for o in top.dependent if o is not root and id(o) not in numbers]
+        if missing:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        if id(top) in numbers:
+            continue
+        instructions.append((top.name, tuple(sorted(top.params.items())), tuple(map(reference, top.operands))))
+        made_by.append(top.primitive)
+        dtypes.append(str(top.dtype))
+        numbers[id(top)] = len(instructions) - 1
+    return Program(tuple(instructions), tuple(made_by), tuple(dtypes)), constants

@@ -1,0 +1,124 @@
+"""What a variable of a traced function can be: a number, an array that no region reaches, or a value that one reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound._compat import Primitive, bind
+
+
+@dataclass(frozen=True)
+class Literal:
+    """One number, repeated over `shape`."""
+
+    value: np.generic
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.value.dtype
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The `number`-th variable of the constant program."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclass(eq=False)
+class Value:
+    """A value that depends on a region, and the equation that makes it."""
+
+    order: tuple
+    """Where the equation stands; sorts the nodes."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    primitive: Primitive | None = None
+    params: dict = field(default_factory=dict)
+    operands: tuple = ()
+    label: str = ""
+    source: str = ""
+    root: Value | None = None
+    """The value of which this is an entry-by-entry function; itself if it starts a chain."""
+    base: Value | None = None
+    """The value behind affine operations with array constants, for chains that meet again."""
+    bends: bool = False
+    """Whether the chain from the root contains a nonlinear operation."""
+    node: int | None = None
+
+    def __post_init__(self):
+        self.root = self.root or self
+        self.base = self.base or self
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive that makes it."""
+        return self.primitive.name if self.primitive else "input"
+
+    @property
+    def dependent(self) -> list[Value]:
+        return [operand for operand in self.operands if isinstance(operand, Value)]
+
+
+class ConstantProgram:
+    """The equations that no region reaches, and how to run them."""
+
+    def __init__(self):
+        self.equations: list = []
+        self.count = 0
+        self.leaves: dict[int, int] = {}
+        """Leaf of the arguments -> number."""
+        self.captured: list[tuple[int, object]] = []
+        """Arrays that the function closes over."""
+        self.used: list[int] = []
+
+    def variable(self, aval) -> Constant:
+        self.count += 1
+        return Constant(self.count - 1, tuple(aval.shape), aval.dtype)
+
+    def slot(self, constant: Constant) -> int:
+        """The position of a constant among the graph's constants."""
+        if constant.number not in self.used:
+            self.used.append(constant.number)
+        return self.used.index(constant.number)
+
+    def prune(self) -> None:
+        """Drop the equations that no used constant needs."""
+        needed, kept = set(self.used), []
+        for equation in reversed(self.equations):
+            if needed.isdisjoint(equation[3]):
+                continue
+            kept.append(equation)
+            needed.update(operand.number for operand in equation[2] if isinstance(operand, Constant))
+        self.equations = kept[::-1]
+        self.leaves = {leaf: number for leaf, number in self.leaves.items() if number in needed}
+        self.captured = [(number, array) for number, array in self.captured if number in needed]
+
+    def axes(self, batched: list[int]) -> tuple[int | None, ...]:
+        """Which of the graph's constants have a batch axis, if these argument leaves have one."""
+        varying = {self.leaves[leaf] for leaf in batched if leaf in self.leaves}
+        for _, _, operands, outputs in self.equations:
+            if any(isinstance(o, Constant) and o.number in varying for o in operands):
+                varying.update(outputs)
+        return tuple(0 if number in varying else None for number in self.used)
+
+    def __call__(self, leaves: dict[int, jax.Array]) -> tuple[jax.Array, ...]:
+        """The graph's constants, from the argument leaves that are not regions."""
+        values = {number: leaves[leaf] for leaf, number in self.leaves.items()}
+        values.update(self.captured)
+        for primitive, params, operands, outputs in self.equations:
+            read = [values[o.number] if isinstance(o, Constant) else _array(o) for o in operands]
+            results = bind(primitive, read, params)
+            values.update(zip(outputs, results if primitive.multiple_results else [results], strict=True))
+        return tuple(values[number] for number in self.used)
+
+
+def _array(literal: Literal):
+    return jnp.full(literal.shape, literal.value) if literal.shape else literal.value
