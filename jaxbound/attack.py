@@ -24,6 +24,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
     Box,
     LpBall,
@@ -99,8 +100,6 @@ def pgd(
 
     Reference: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1.
     """
-    from jaxbound.network import per_example_function, region_around
-
     points = _middle(x) if is_region(x) else x
     function, variables, points = per_example_function(params, points, apply_fn, activation)
     region = region_around(variables, x if is_region(x) else points, eps, norm, clip, batched=True)
@@ -266,12 +265,12 @@ def _steepest(region: Region, point: jax.Array, gradient: jax.Array) -> jax.Arra
     gradient = jnp.where(free & jnp.isfinite(gradient), gradient, 0)
     if isinstance(region, Box) or is_box(region):
         return jnp.sign(gradient)
-    axes = tuple(range(region.batch_ndim, gradient.ndim))
-    size = jnp.abs(gradient)
-    peak = jnp.max(size, axis=axes, keepdims=True)
+    rows = gradient.reshape(*gradient.shape[: region.batch_ndim], -1)
+    size = jnp.abs(rows)
+    peak = jnp.max(size, axis=-1, keepdims=True)
     if region.norm == 1:
-        largest = (size >= jnp.quantile(size, 1 - _SHARE, axis=axes, keepdims=True)) & (size > 0)
-        return jnp.sign(gradient) * largest / jnp.maximum(jnp.sum(largest, axis=axes, keepdims=True), 1)
-    weights = (size / jnp.where(peak > 0, peak, 1)) ** (1 / (region.norm - 1))
-    total = jnp.sum(weights**region.norm, axis=axes, keepdims=True) ** (1 / region.norm)
-    return jnp.sign(gradient) * weights / jnp.where(peak > 0, total, 1)
+        weights = (size >= jnp.quantile(size, 1 - _SHARE, axis=-1, keepdims=True)).astype(size.dtype)
+    else:
+        weights = (size / jnp.where(peak > 0, peak, 1)) ** (1 / (region.norm - 1))
+    total = jnp.sum(weights**region.norm, axis=-1, keepdims=True) ** (1 / region.norm)
+    return (jnp.sign(rows) * weights / jnp.where(peak > 0, total, 1)).reshape(gradient.shape)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.graph import NONLINEAR, Block, Graph
-from jaxbound.relaxations import backward, coefficients, enclosures, interval
+from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients, Identity
 from jaxbound.relaxations.planes import Planes
 
@@ -40,8 +40,8 @@ class Rows(NamedTuple):
 class Run:
     """One call: a graph, its regions, and what is known so far.
 
-    `ends[i]` bounds node i and `planes[i]` relaxes it. `outward` asks for intervals that hold in exact arithmetic and
-    for the rounding of each pass.
+    `ends[i]` bounds node i, `planes[i]` relaxes it, and `pairs[i]` are linear functions of the region around it, at which
+    a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass.
     """
 
     def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
@@ -54,6 +54,7 @@ class Run:
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
         self.ends: dict[int, Ends] = dict(enumerate(self.call(_boxes, None, ((), ()), self.regions)))
         self.planes: dict[int, Planes] = {}
+        self.pairs: dict[int, forward.Pair] = {}
 
     def call(self, step: Callable, static: Hashable, constants: Constants, *state):
         """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
@@ -165,7 +166,13 @@ class Run:
         """Coefficients of the region leaves, and what the pass collected."""
         for block in reversed(self.graph.blocks):
             rows, carry = self.pull(block, rows, carry)
-        return tuple(rows.get(k) for k in range(self.graph.structure.num_inputs)), carry
+        leaves = range(self.graph.structure.num_inputs)
+        for number in [number for number in rows if number not in leaves]:
+            state = rows.pop(number), self.pairs[number], carry, self.regions
+            parts, carry = self.call(_substitute, None, ((), ()), *state)
+            for leaf, part in zip(leaves, parts, strict=True):
+                self._deliver(rows, leaf, part)
+        return tuple(rows.get(leaf) for leaf in leaves), carry
 
     def pull(self, block: Block, rows: dict[int, Coefficients], carry: backward.Carry):
         """Move rows back over one block."""
@@ -177,12 +184,15 @@ class Run:
         if self.outward:
             known = tuple(self.ends[k] for k in block.outer), tuple(self.ends[k] for k in inside)
         state = incoming, carry, self.planes.get(block.start), known
-        outgoing, carry = self.call(_pull, block.template, self.constants(block), *state)
+        outgoing, stopped, carry = self.call(_pull, block.template, self.constants(block), *state)
         rows = {k: part for k, part in rows.items() if k not in inside}
-        for k, part in zip(block.outer, outgoing, strict=True):
+        for k, part in zip((*block.outer, block.start), (*outgoing, stopped), strict=True):
             if part is not None:
-                rows[k] = self.call(_add, None, ((), ()), rows[k], part) if k in rows else part
+                self._deliver(rows, k, part)
         return rows, carry
+
+    def _deliver(self, rows: dict[int, Coefficients], number: int, part: Coefficients) -> None:
+        rows[number] = self.call(_add, None, ((), ()), rows[number], part) if number in rows else part
 
 
 def _rounded(count: int) -> int:
@@ -238,8 +248,11 @@ def _begin(static, _constants, index):
 
 
 def _pull(template, constants, incoming, carry, planes, ends):
-    relaxed = [planes] + [None] * (len(template.nodes) - 1)
-    return backward.pull(template, constants, incoming, carry, relaxed, ends)
+    return backward.pull(template, constants, incoming, carry, planes, ends)
+
+
+def _substitute(_static, _constants, rows, pair, carry, leaves):
+    return forward.substitute(rows, pair, carry, leaves)
 
 
 def _add(_static, _constants, first, second):

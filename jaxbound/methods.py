@@ -141,6 +141,8 @@ class Forward(Method):
             outer = [known[k] for k in block.outer]
             found = run.call(_forward_block, static, run.constants(block), outer, run.regions)
             known.update(zip(range(block.start, block.stop), found, strict=True))
+        run.ends = {number: ends for number, (_, ends) in known.items()}
+        run.pairs = {number: known[number][0] for number in graph.structure.nonlinear}
         return run, known
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
@@ -151,17 +153,12 @@ class Forward(Method):
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
         run, known = self._run(graph, leaves, request)
-        results = []
-        for number in _outputs(graph):
-            found, error = run.call(_forward_interval, None, ((), ()), known[number][0], run.regions)
-            own = Bounded(*found, error, error)
-            results.append(_better(own, _of_ends(known[number][1], request), request))
-        return results
+        return [_better(_pass(run, k, request), _of_ends(known[k][1], request), request) for k in _outputs(graph)]
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The pair of linear functions of each output."""
-        run, known = self._run(graph, leaves, request)
-        return [run.call(_forward_planes, None, ((), ()), known[number][0], run.regions) for number in _outputs(graph)]
+        run, _ = self._run(graph, leaves, request)
+        return [_linear(run, number) for number in _outputs(graph)]
 
 
 @jax.tree_util.register_dataclass
@@ -378,17 +375,3 @@ def _forward_start(_static, _constants, leaves):
 def _forward_block(static, constants, outer, leaves):
     template, lower_slope, outward = static
     return forward.propagate(template, constants, outer, leaves, lower_slope, outward=outward)
-
-
-def _forward_interval(_static, _constants, pair, leaves):
-    return forward.interval_of(pair, leaves, outward=False)
-
-
-def _forward_planes(_static, _constants, pair, leaves):
-    shapes = [regions.leaf_struct(leaf).shape for leaf in leaves]
-
-    def shaped(side):
-        columns = [jnp.moveaxis(ends[side], 0, -1) for ends in pair.slopes]
-        return tuple(part.reshape(*part.shape[:-1], *shape) for part, shape in zip(columns, shapes, strict=True))
-
-    return shaped(0), pair.intercepts[0], shaped(1), pair.intercepts[1]

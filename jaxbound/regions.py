@@ -238,10 +238,9 @@ def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
     weights, _ = _normalised(rows)
     low, high = _unit_limits(ball)
     multipliers = _multipliers(weights, low, high, region.norm)
-    unit = _meet(*(_step(weights, multiplier, low, high, region.norm) for multiplier in multipliers), region.norm)
+    unit = _meet(*(_step(weights, multiplier, low, high, region.norm) for multiplier in multipliers), norm=region.norm)
     radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
-    points = jnp.clip(ball.center + radius * unit, ball.low, ball.high)
-    points = _into_ball(ball, points, region.norm)
+    points = _into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
     endless = jnp.isinf(ball.radius)[..., None]
     return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
 
@@ -559,7 +558,7 @@ def _clipped_spread(ball: _Ball, slope: jax.Array, norm: float) -> jax.Array:
         size = lax.stop_gradient(jnp.abs(weights))
         corner = jnp.where(near == 0, 0, jnp.max(jnp.where(size <= far[..., None], size, 0), axis=-1, initial=0))
         below = corner * (1 - 2 * jnp.finfo(size.dtype).eps)
-        choices = [(corner, _meet(*(_step(weights, m, low, high, norm) for m in (below, corner)), norm))]
+        choices = [(corner, _meet(*(_step(weights, m, low, high, norm) for m in (below, corner)), norm=norm))]
 
     def value(multiplier: jax.Array, point: jax.Array) -> jax.Array:
         excess = jnp.sum(jnp.abs(point) ** norm, axis=-1) - (1 + _slack(point))

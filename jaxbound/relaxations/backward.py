@@ -49,9 +49,9 @@ def pull(
     constants: Sequence,
     incoming: Sequence[Coefficients | None],
     carry: Carry,
-    planes: Sequence[Planes | None],
+    planes: Planes | None,
     ends: tuple[Sequence[Ends], Sequence[Ends]] | None,
-) -> tuple[list[Coefficients | None], Carry]:
+) -> tuple[list[Coefficients | None], Coefficients | None, Carry]:
     """Move a pass back over one block.
 
     Args:
@@ -59,11 +59,12 @@ def pull(
         constants: its constants.
         incoming: coefficients of the block's nodes that the rows reach, by position.
         carry: what was collected after the block.
-        planes: for each nonlinear node of the block that the rows may reach, by position.
+        planes: of the nonlinear node that begins the block; without them the rows stop there.
         ends: bounds of the values that the block reads and of its nodes; only used to bound rounding.
 
     Returns:
-        Coefficients of the values that the block reads, and what is collected with the block.
+        Coefficients of the values that the block reads, those that stopped at its first node (None if it has planes or
+        is affine), and what is collected with the block.
     """
     tally = _Tally(template, carry, incoming, ends)
     for position in reversed(range(len(template.nodes))):
@@ -71,15 +72,17 @@ def pull(
         if rows is None:
             continue
         op, inputs, used = template.nodes[position]
+        if op.kind != "affine" and planes is None:
+            return tally.outer, rows, Carry(tally.intercept, tally.rounding)
         if op.kind == "affine":
             read = [constants[k] for k in used]
             parts = coefficients.pull(op, rows, read)
             tally.add_affine(op, rows, read, [tally.magnitude(source) for source in inputs])
         else:
-            parts = tally.add_planes(op, rows, planes[position])
+            parts = tally.add_planes(op, rows, planes)
         for source, part in zip(inputs, parts, strict=False):
             tally.deliver(source, part)
-    return tally.outer, Carry(tally.intercept, tally.rounding)
+    return tally.outer, None, Carry(tally.intercept, tally.rounding)
 
 
 class _Tally:
@@ -110,17 +113,17 @@ class _Tally:
     def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
         shift = affine.offset(op, constants)
         if shift is not None:
-            self._shift(_total(coefficients.dense(rows), shift), jnp.abs(shift), rows, op)
+            self._shift(total(coefficients.dense(rows), shift), jnp.abs(shift), rows, op)
         error = affine.pull_error(op)
         if self.rounding is not None and error > 0:
             size = affine.absolute(op, magnitudes, constants)
-            self.rounding += error * _total(jnp.abs(coefficients.dense(rows)), size)
+            self.rounding += error * total(jnp.abs(coefficients.dense(rows)), size)
 
     def add_planes(self, op: Op, rows: Coefficients, planes: Planes) -> list[Coefficients]:
         positive, negative = coefficients.split(rows)
-        total = _total(positive, planes.lower_intercept) + _total(negative, planes.upper_intercept)
+        shift = total(positive, planes.lower_intercept) + total(negative, planes.upper_intercept)
         size = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
-        self._shift(total, size, rows, op)
+        self._shift(shift, size, rows, op)
         reduced = [axis - len(op.shape) - len(enclosures.reduced_axes(op)) for axis in enclosures.reduced_axes(op)]
         positive, negative = jnp.expand_dims(positive, reduced), jnp.expand_dims(negative, reduced)
         parts = []
@@ -129,18 +132,18 @@ class _Tally:
             self._err(parts[-1], self.magnitude(("outer", k)), 1)
         return parts
 
-    def _shift(self, total: jax.Array, size: jax.Array, rows: Coefficients, op: Op) -> None:
-        self.intercept += total
+    def _shift(self, shift: jax.Array, size: jax.Array, rows: Coefficients, op: Op) -> None:
+        self.intercept += shift
         if self.rounding is not None:
             error = affine.gamma(op.size + 2, op.dtype)
-            self.rounding += error * _total(jnp.abs(coefficients.dense(rows)), size)
+            self.rounding += error * total(jnp.abs(coefficients.dense(rows)), size)
             self.rounding += affine.gamma(1, op.dtype) * jnp.abs(self.intercept)
 
     def _err(self, rows: Coefficients, magnitude, terms: int) -> None:
         """The error of rounding each coefficient `terms` times."""
         if self.rounding is not None:
             values = coefficients.dense(rows)
-            self.rounding += affine.gamma(terms, values.dtype) * _total(jnp.abs(values), magnitude)
+            self.rounding += affine.gamma(terms, values.dtype) * total(jnp.abs(values), magnitude)
 
 
 def concretize(
@@ -160,7 +163,7 @@ def concretize(
         lower = lower + regions.minimum(region, values)
         if rounding is not None:
             terms = values[0].size + 8
-            rounding = rounding + affine.gamma(terms, values.dtype) * _total(
+            rounding = rounding + affine.gamma(terms, values.dtype) * total(
                 jnp.abs(values), regions.magnitude(region)
             )
             rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
@@ -168,7 +171,7 @@ def concretize(
     return jnp.where(undefined, -jnp.inf, lower), rounding
 
 
-def _total(rows: jax.Array, values: jax.Array) -> jax.Array:
+def total(rows: jax.Array, values: jax.Array) -> jax.Array:
     """Each row's product with values; values may have rows of their own."""
     axes = tuple(range(1, rows.ndim))
     return jnp.sum(times(rows, values), axis=axes)

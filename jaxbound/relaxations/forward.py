@@ -18,10 +18,12 @@ import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound.graph import Op, Template
-from jaxbound.relaxations import affine, enclosures, interval
+from jaxbound.relaxations import affine, backward, coefficients, enclosures, interval
+from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @jax.tree_util.register_dataclass
@@ -92,8 +94,8 @@ def nonlinear_node(op: Op, inputs: Sequence[Pair], planes: Planes, sizes: Sequen
     return Pair(tuple(leaves), (low, high), error + affine.gamma(terms, op.dtype) * size)
 
 
-def interval_of(pair: Pair, leaves: Sequence[regions.Region], *, outward: bool) -> tuple[Ends, jax.Array]:
-    """The interval that a pair gives over the region, and the rounding error it may contain (within it if outward)."""
+def interval_of(pair: Pair, leaves: Sequence[regions.Region], *, outward: bool) -> Ends:
+    """The interval that a pair gives over the region; `outward` includes all rounding."""
     ends = []
     for side, sign in ((0, 1), (1, -1)):
         total = sign * pair.intercepts[side]
@@ -104,10 +106,35 @@ def interval_of(pair: Pair, leaves: Sequence[regions.Region], *, outward: bool) 
         ends.append(jnp.where(jnp.isnan(total), -jnp.inf, total))
     empty = jnp.any(jnp.stack([regions.is_empty(region) for region in leaves]))
     low, high = jnp.where(empty, -jnp.inf, ends[0]), jnp.where(empty, jnp.inf, -ends[1])
+    if not outward:
+        return low, high
     sizes = leaf_sizes(leaves)
-    terms = sum(size.size for size in sizes) + 8
-    error = pair.error + affine.gamma(terms, low.dtype) * _size(pair, sizes)
-    return ((low - error, high + error) if outward else (low, high)), error
+    error = pair.error + affine.gamma(sum(size.size for size in sizes) + 8, low.dtype) * _size(pair, sizes)
+    return low - error, high + error
+
+
+def substitute(
+    rows: Coefficients, pair: Pair, carry: backward.Carry, leaves: Sequence[regions.Region]
+) -> tuple[list[Coefficients], backward.Carry]:
+    """Rows on a node become rows on the region leaves, by the node's linear functions.
+
+    This merges an affine tail (a specification, say) with the last affine layer, where node by node would be looser.
+    """
+    positive, negative = coefficients.split(rows)
+    axes = tuple(range(1, positive.ndim))
+    found = []
+    for region, (below, above) in zip(leaves, pair.slopes, strict=True):
+        product = [jnp.tensordot(part, slopes, (axes, axes), precision=HIGHEST) for part, slopes in
+                   ((positive, below), (negative, above))]  # fmt: skip
+        found.append(coefficients.Dense(sum(product).reshape(-1, *regions.leaf_struct(region).shape)))
+    low, high = pair.intercepts
+    intercept = carry.intercept + backward.total(positive, low) + backward.total(negative, high)
+    rounding = carry.rounding
+    if rounding is not None:
+        size = affine.gamma(2 * low.size + 4, low.dtype) * _size(pair, leaf_sizes(leaves))
+        rounding = rounding + backward.total(jnp.abs(positive - negative), pair.error + size)
+        rounding = rounding + affine.gamma(2, low.dtype) * jnp.abs(intercept)
+    return found, backward.Carry(intercept, rounding)
 
 
 def leaf_sizes(leaves: Sequence[regions.Region]) -> list[jax.Array]:
@@ -134,7 +161,7 @@ def propagate(
             pair = affine_node(op, pairs, values, sizes)
         else:
             pair = nonlinear_node(op, pairs, enclosures.of(op).planes(op, ends, values, lower_slope), sizes)
-        own = interval_of(pair, leaves, outward=outward)[0]
+        own = interval_of(pair, leaves, outward=outward)
         known.append((pair, interval.intersect(own, interval.node(op, ends, values, outward=outward))))
     return known
 

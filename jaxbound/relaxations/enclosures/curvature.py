@@ -32,7 +32,7 @@ from jaxbound.relaxations.enclosures.jets import Array, Enclosure, Interval, Uns
 
 _OPEN, _LINEAR, _CONVEX, _CONCAVE, _FLAT = range(5)
 _KINDS = ("", "linear", "convex", "concave")
-_FLATNESS = 2e-14  # by how much the slopes on a flat cell may differ
+_FLATNESS = 1e-14  # by how much the slopes on a flat cell may differ
 _TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to it
 _LEVELS = 32
 _CROWD = 2048  # instructions times open cells kept on one level, those nearest to zero; 64 to 128 cells
@@ -163,7 +163,7 @@ def _classify(left: Array, right: Array, proof: Enclosure, last: Array, steepnes
     scale = np.maximum(1.0, _near(left, right))
     size = np.maximum(steepness, _near(*value) / scale)
     flat = proof.continuous & (_width(slope) <= _FLATNESS * size)
-    flat |= last & np.isfinite(right - left) & (_width(value) <= _FLATNESS * size * scale)
+    flat |= last & np.isfinite(right - left) & (_width(value) <= _TOLERANCE * size * scale)
     convex, concave = proof.continuous & (bend.lower >= 0), proof.continuous & (bend.upper <= 0)
     return np.select([convex & concave, convex, concave, flat], [_LINEAR, _CONVEX, _CONCAVE, _FLAT], _OPEN)
 
@@ -290,20 +290,16 @@ def _slope(cells: _Partition, span: _Span, side: int) -> Interval:
 def _prolongation(cells: _Partition, run: _Span, slope: Interval, after: bool) -> float:
     """How far a line of this slope, prolonging a span over the flat cells after or before it, leaves sigma, over `scale(z)`."""
     cut = slice(run.first, run.last + 1)
-    left, right, value, slopes = (
-        cells.left[cut],
-        cells.right[cut],
-        cells.proof.orders[0, 0, cut],
-        cells.proof.orders[1, 0, cut],
-    )
+    left, right = cells.left[cut], cells.right[cut]
+    value, slopes = cells.proof.orders[0, 0, cut], cells.proof.orders[1, 0, cut]
     drift = np.maximum(slopes.upper - slope.lower, slope.upper - slopes.lower)
     drift = np.where(cells.proof.continuous[cut], drift, np.inf)
-    error = np.fmin(drift * (right - left), _width(value) + _magnitude(slope) * (right - left))
     near = np.maximum(1.0, _near(left, right))
-    drift, error, near = (x if after else x[::-1] for x in (drift, error, near))
-    before = np.concatenate([[0.0], np.cumsum(error)])
+    error, drift, near = (x if after else x[::-1] for x in (drift * (right - left), drift, near))
+    jump = value.upper.max() - value.lower.min() + float(_magnitude(slope)) * (run.right - run.left)
+    total = np.fmin(np.concatenate([[0.0], np.cumsum(error)]), jump)
     outward = run.left >= 0 if after else run.right <= 0
-    leaves = before[:-1] / near + np.fmin(error / near, drift) if outward else before[1:] / near.min()
+    leaves = total[:-1] / near + np.fmin(error / near, drift) if outward else total[1:] / near.min()
     leaves = float(np.max(np.where(np.isnan(leaves), np.inf, leaves)))
     tilt = float(np.max(drift, where=cells.proof.smooth[cut][:: 1 if after else -1], initial=0.0))
     return leaves + tilt + _gaps(cells, run.first + 1, run.last)

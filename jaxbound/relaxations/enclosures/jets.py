@@ -1,14 +1,14 @@
 """Interval jets: proved enclosures of a scalar function and its first two derivatives on many cells at once.
 
 A *cell* is an interval [a, b] of the real variable z. For every instruction of a program its *jet* is a set of
-intervals that contain value, first and second derivative of that intermediate function, in real arithmetic, on *tracks*:
+intervals that contain value, first and second derivative of that intermediate function, in real arithmetic:
 
     track 0    at every point of the open cell (a, b);
     track 1    the limit as z falls to a;        track 2    the limit as z rises to b.
 
 Sums and products are error-free transformations (Knuth, Dekker), rounded outward only where they are inexact, so that
 what is exactly zero stays exactly zero: "linear" is then a proof. Elementary functions are evaluated at both ends of
-their argument and at the turning points between, and widened by `_ULPS`.
+their argument and at the turning points between, and widened by a stated error.
 
 Cancellation is fought with the mean value theorem: on a cell of width w, `f(z)` lies in `f(a) + [0, w] f'` and in
 `f(b) - [0, w] f'` (`_tighten`); quotients go through the Wronskian `x'y - xy'`, square roots through `2uu'' - u'^2`,
@@ -22,6 +22,7 @@ undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a 
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -31,12 +32,16 @@ Array = np.ndarray
 
 _TINY = 2.0**-1021  # absorbs every underflow, flushed to zero or not
 _LARGEST = float(np.finfo(np.float64).max)
-_ULPS = 16 * 2.0**-52  # relative error allowed to formulas in the host's elementary functions, of 4 units each at most
+_UNIT = 2.0**-53
+_FINE, _ROUGH, _COARSE = 16 * _UNIT, 48 * _UNIT, 1e-13  # relative errors of formulas, see `Elementary.errors`
 _SPLIT = 134217729.0  # 2**27 + 1
 
 
 class UnsupportedError(Exception):
     """The program holds an instruction that has no rule here; the caller must relax its parts one by one."""
+
+
+# Intervals ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,62 +57,61 @@ class Interval:
     def __getitem__(self, index: Any) -> "Interval":
         return Interval(self.lower[index], self.upper[index])
 
+    def __neg__(self) -> "Interval":
+        return Interval(-self.upper, -self.lower)
 
-class Jet(NamedTuple):
-    """Enclosures of value, first and second derivative: `orders` has shape (3, 3 * cells), tracks one after another.
+    def __and__(self, other: "Interval") -> "Interval":
+        return Interval(np.maximum(self.lower, other.lower), np.minimum(self.upper, other.upper))
 
-    `continuous`: defined, finite and continuous on the closed cell. `smooth`: twice differentiable on the closed cell.
-    """
+    def __or__(self, other: "Interval") -> "Interval":
+        return Interval(np.minimum(self.lower, other.lower), np.maximum(self.upper, other.upper))
 
-    orders: Interval
-    continuous: Array
-    smooth: Array
+    def __add__(self, other: "Interval") -> "Interval":
+        a, b = np.stack([*self]), np.stack([*other])
+        total = a + b
+        part = total - a
+        inexact = ((a - (total - part)) + (b - part) != 0) & np.isfinite(a) & np.isfinite(b)
+        lower = np.where(inexact[0], _down(total[0]), total[0])
+        upper = np.where(inexact[1], _up(total[1]), total[1])
+        return Interval(np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper))
 
+    def __sub__(self, other: "Interval") -> "Interval":
+        return self + -other
 
-class Truth(NamedTuple):
-    """A boolean on every open cell: whether it can be true, and whether it can be false."""
+    def __mul__(self, other: "Interval") -> "Interval":
+        x, y = self._ends(other), other._ends(self)
+        a, b = x[:, None], y[None]
+        product = np.where((a == 0) | (b == 0), 0.0, a * b)
+        inexact = _inexact_product(a, b, product)
+        return _outward(product.reshape(4, *x.shape[1:]), inexact.reshape(4, *x.shape[1:]))
 
-    true: Array
-    false: Array
+    def __truediv__(self, other: "Interval") -> "Interval":
+        """The quotients on the part of `other` that is not 0; the whole line where it has 0 inside, or is 0."""
+        (low, high), (y_low, y_high) = self._ends(other), other._ends(self)
+        y_low, y_high = y_low + 0.0, np.where(y_high == 0, -0.0, y_high)  # a zero end is approached from inside
+        a, b = np.stack([low, low, high, high]), np.stack([y_low, y_high, y_low, y_high])
+        quotient = np.where((a == 0) | np.isinf(b), np.copysign(0.0, a) * np.sign(b), a / b)
+        inexact = ((quotient * b != a) | _inexact_product(quotient, b, a)) & (a != 0)
+        whole = ((y_low < 0) & (y_high > 0)) | ((y_low == 0) & (y_high == 0))
+        return _where(whole, _WHOLE, _outward(quotient, inexact))
 
+    def _ends(self, other: "Interval") -> Array:
+        shape = np.broadcast_shapes(self.lower.shape, other.lower.shape)
+        return np.stack([np.broadcast_to(end, shape) for end in self])
 
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """A batch of cells `[left, right]`, and the decisions taken on them so far."""
+    def twice(self) -> "Interval":
+        """`2 x`, exactly."""
+        return Interval(2.0 * self.lower, 2.0 * self.upper)
 
-    left: Array
-    right: Array
-    decisions: list[Array] = dataclasses.field(default_factory=list)
-
-    @functools.cached_property
-    def tracks(self) -> int:
-        """Three, or one where all cells are points."""
-        return 3 if (self.left < self.right).any() else 1
-
-    def variable(self) -> Jet:
-        """The jet of z itself; a limit at infinity is only known to lie in its cell."""
-        lower, upper = [self.left], [self.right]
-        if self.tracks == 3:
-            lower += [self.left, np.where(np.isinf(self.right), self.left, self.right)]
-            upper += [np.where(np.isinf(self.left), self.right, self.left), self.right]
-        lower, upper = np.concatenate(lower), np.concatenate(upper)
-        ones, zeros, yes = np.ones_like(lower), np.zeros_like(lower), np.ones(lower.shape, bool)
-        return Jet(Interval(np.stack([lower, ones, zeros]), np.stack([upper, ones, zeros])), yes, yes)
-
-    def constant(self, lower: float, upper: float) -> Jet:
-        """The jet of a constant known to lie in `[lower, upper]`."""
-        size = self.tracks * self.left.size
-        zeros, finite = np.zeros(size), np.full(size, bool(lower < math.inf and upper > -math.inf))
-        orders = Interval(np.stack([zeros + lower, zeros, zeros]), np.stack([zeros + upper, zeros, zeros]))
-        return Jet(orders, finite, finite)
-
-    def decide(self, yes: Array, no: Array) -> Array:
-        """Record one decision per cell (1 yes, 2 no, 0 open) and return it for all three tracks."""
-        self.decisions.append(np.where(yes, 1, np.where(no, 2, 0)).astype(np.int8))
-        return np.tile(self.decisions[-1], self.tracks)
+    def squared(self) -> "Interval":
+        """`x^2`, not negative."""
+        far = np.maximum(np.abs(self.lower), np.abs(self.upper))
+        near = np.minimum(np.abs(self.lower), np.abs(self.upper))
+        ends = np.stack([np.where((self.lower <= 0) & (self.upper >= 0), 0.0, near), far])
+        return _outward(ends * ends, _inexact_product(ends, ends, ends * ends))
 
 
-# Intervals ------------------------------------------------------------------------------------------------------------
+_WHOLE, _ONE = Interval(np.array(-np.inf), np.array(np.inf)), Interval(np.array(1.0), np.array(1.0))
 
 
 def _down(x: Array) -> Array:
@@ -137,147 +141,139 @@ def _outward(candidates: Array, inexact: Array, relative: float = 0.0) -> Interv
     return Interval(np.where(np.isnan(low), -np.inf, low).min(0), np.where(np.isnan(high), np.inf, high).max(0))
 
 
-def _sum(x: Interval, y: Interval) -> Interval:
-    a, b = np.stack([*x]), np.stack([*y])
-    total = a + b
-    part = total - a
-    inexact = ((a - (total - part)) + (b - part) != 0) & np.isfinite(a) & np.isfinite(b)
-    lower = np.where(inexact[0], _down(total[0]), total[0])
-    upper = np.where(inexact[1], _up(total[1]), total[1])
-    return Interval(np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper))
-
-
-def _minus(x: Interval) -> Interval:
-    return Interval(-x.upper, -x.lower)
-
-
-def _aligned(x: Interval, y: Interval) -> tuple[Interval, Interval]:
-    shape = np.broadcast_shapes(x.lower.shape, y.lower.shape)
-    return Interval(*(np.broadcast_to(end, shape) for end in x)), Interval(*(np.broadcast_to(end, shape) for end in y))
-
-
-def _product(x: Interval, y: Interval) -> Interval:
-    x, y = _aligned(x, y)
-    a, b = np.stack([*x])[:, None], np.stack([*y])[None]
-    product = np.where((a == 0) | (b == 0), 0.0, a * b)
-    inexact = _inexact_product(a, b, product)
-    return _outward(product.reshape(4, *x.lower.shape), inexact.reshape(4, *x.lower.shape))
-
-
-def _square(x: Interval) -> Interval:
-    far = np.maximum(np.abs(x.lower), np.abs(x.upper))
-    near = np.where((x.lower <= 0) & (x.upper >= 0), 0.0, np.minimum(np.abs(x.lower), np.abs(x.upper)))
-    ends = np.stack([near, far])
-    return _outward(ends * ends, _inexact_product(ends, ends, ends * ends))
-
-
-def _quotient(x: Interval, y: Interval) -> Interval:
-    """`x / y` on the part of y that is not 0; the whole line where y has 0 inside, or is 0."""
-    x, y = _aligned(x, y)
-    low, high = y.lower + 0.0, np.where(y.upper == 0, -0.0, y.upper)  # a zero end is approached from inside
-    a, b = np.stack([x.lower, x.lower, x.upper, x.upper]), np.stack([low, high, low, high])
-    quotient = np.where((a == 0) | np.isinf(b), np.copysign(0.0, a) * np.sign(b), a / b)
-    inexact = ((quotient * b != a) | _inexact_product(quotient, b, a)) & (a != 0)
-    whole = (y.lower < 0) & (y.upper > 0) | (y.lower == 0) & (y.upper == 0)
-    return _where(whole, _WHOLE, _outward(quotient, inexact))
-
-
 def _where(condition: Array, x: Interval, y: Interval) -> Interval:
     return Interval(np.where(condition, x.lower, y.lower), np.where(condition, x.upper, y.upper))
-
-
-def _hull(x: Interval, y: Interval) -> Interval:
-    return Interval(np.minimum(x.lower, y.lower), np.maximum(x.upper, y.upper))
-
-
-def _intersection(x: Interval, y: Interval) -> Interval:
-    return Interval(np.maximum(x.lower, y.lower), np.minimum(x.upper, y.upper))
 
 
 def _stack(*rows: Interval) -> Interval:
     return Interval(np.stack([row.lower for row in rows]), np.stack([row.upper for row in rows]))
 
 
-_WHOLE = Interval(np.array(-np.inf), np.array(np.inf))
-
 # Jets -----------------------------------------------------------------------------------------------------------------
 
 
-def _tighten(cells: Cells, orders: Interval, valid: Array) -> Interval:
-    """Cut every order on the cell track by the mean value theorem from both ends, where the next order allows it.
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A batch of cells `[left, right]`, and the decisions taken on them so far."""
 
-    `valid[k]` says that order k is continuous on the closed cell with order k + 1 as its derivative.
-    """
-    if cells.tracks == 1:
+    left: Array
+    right: Array
+    decisions: list[Array] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def tracks(self) -> int:
+        """Three, or one where all cells are points."""
+        return 3 if (self.left < self.right).any() else 1
+
+    @functools.cached_property
+    def at_end(self) -> Array:
+        """Which entries are limits: there a pole leaves nothing to say, in the open cell it does."""
+        return np.arange(self.tracks * self.left.size) >= (self.left.size if self.tracks == 3 else 0)
+
+    def variable(self) -> "Jet":
+        """The jet of z itself; a limit at infinity is only known to lie in its cell."""
+        lower, upper = [self.left], [self.right]
+        if self.tracks == 3:
+            lower += [self.left, np.where(np.isinf(self.right), self.left, self.right)]
+            upper += [np.where(np.isinf(self.left), self.right, self.left), self.right]
+        orders = Interval(np.concatenate(lower), np.concatenate(upper))
+        yes = np.ones(orders.lower.shape, bool)
+        return Jet(self, _stack(orders, Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)), yes, yes)
+
+    def constant(self, lower: float, upper: float) -> "Jet":
+        """The jet of a constant known to lie in `[lower, upper]`."""
+        zeros = np.zeros(self.tracks * self.left.size)
+        finite = np.full(zeros.shape, bool(lower < math.inf and upper > -math.inf))
+        orders = _stack(Interval(zeros + lower, zeros + upper), Interval(zeros, zeros), Interval(zeros, zeros))
+        return Jet(self, orders, finite, finite)
+
+    def tighten(self, orders: Interval, valid: Array) -> Interval:
+        """Cut every order on the cell track by the mean value theorem from both ends, in place.
+
+        `valid[k]` says that order k is continuous on the closed cell with order k + 1 as its derivative.
+        """
+        if self.tracks == 1:
+            return orders
+        count = self.left.size
+        body, left, right = orders[:, :count], orders[:-1, count : 2 * count], orders[:-1, 2 * count :]
+        step = Interval(np.zeros_like(self.left), _up(self.right - self.left)) * body[1:]
+        cut = body[:-1] & _where(valid[:, :count], (left + step) & (right - step), _WHOLE)
+        orders.lower[:-1, :count], orders.upper[:-1, :count] = cut
         return orders
-    count = cells.left.size
-    body, left, right = orders[:, :count], orders[:-1, count : 2 * count], orders[:-1, 2 * count :]
-    step = _product(Interval(np.zeros_like(cells.left), _up(cells.right - cells.left)), body[1:])
-    cut = _intersection(_sum(left, step), _sum(right, _minus(step)))
-    cut = _intersection(body[:-1], _where(valid[:, :count], cut, _WHOLE))
-    orders.lower[:-1, :count], orders.upper[:-1, :count] = cut
-    return orders
 
 
-def _jet(cells: Cells, orders: Interval, continuous: Array, smooth: Array) -> Jet:
-    return Jet(_tighten(cells, orders, np.stack([continuous, smooth])), continuous, smooth)
+@dataclasses.dataclass(frozen=True)
+class Jet:
+    """Enclosures of value, first and second derivative: `orders` has shape (3, tracks * cells), track after track.
+
+    `continuous`: defined, finite and continuous on the closed cell. `smooth`: twice differentiable on the closed cell.
+    """
+
+    cells: Cells
+    orders: Interval
+    continuous: Array
+    smooth: Array
+
+    def derive(self, orders: Interval, continuous: Array | bool = True, smooth: Array | bool = True) -> "Jet":
+        """A function of this one, tightened; it may lose continuity and smoothness."""
+        continuous, smooth = self.continuous & continuous, self.smooth & smooth
+        return Jet(self.cells, self.cells.tighten(orders, np.stack([continuous, smooth])), continuous, smooth)
+
+    def __neg__(self) -> "Jet":
+        return dataclasses.replace(self, orders=-self.orders)
+
+    def __add__(self, other: "Jet") -> "Jet":
+        return self.derive(self.orders + other.orders, other.continuous, other.smooth)
+
+    def __sub__(self, other: "Jet") -> "Jet":
+        return self + -other
+
+    def __mul__(self, other: "Jet") -> "Jet":
+        terms = self.orders[[0, 1, 0, 2, 1, 0]] * other.orders[[0, 0, 1, 0, 1, 2]]
+        orders = _stack(terms[0], terms[1] + terms[2], terms[3] + terms[4].twice() + terms[5])
+        return self.derive(orders, other.continuous, other.smooth)
+
+    def squared(self) -> "Jet":
+        """`x^2`."""
+        squares, products = self.orders[:2].squared(), self.orders[[0, 0]] * self.orders[1:]
+        return self.derive(_stack(squares[0], products[0].twice(), (squares[1] + products[1]).twice()))
+
+    def __truediv__(self, other: "Jet") -> "Jet":
+        """`q' = W / y^2`, `q'' = W' / y^2 - 2 W y' / y^3` with the Wronskian `W = x'y - xy'`, `W' = x''y - xy''`."""
+        x, y = self.orders, other.orders
+        zero = (y.lower[0] <= 0) & (y.upper[0] >= 0)
+        continuous, smooth = other.continuous & ~zero, other.smooth & ~zero
+        if not (y.lower[1:].any() or y.upper[1:].any()):
+            return self.derive(x / y[0], continuous, smooth)
+        products = x[[1, 2, 0, 0]] * y[[0, 0, 1, 2]]
+        wronskian = self.cells.tighten(products[:2] - products[2:], (self.smooth & smooth)[None])
+        inverse = _ONE / y[0]
+        slopes = wronskian * inverse.squared()
+        orders = _stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse).twice())
+        return self.derive(_where(zero & self.cells.at_end, _WHOLE, orders), continuous, smooth)
+
+    def compose(self, outer: Interval, continuous: Array | bool = True, singular: Array | bool = False) -> "Jet":
+        """The chain rule; `outer` encloses value and derivatives of a function, not smooth where `singular`."""
+        x = self.orders
+        terms = outer[[1, 2, 1]] * _stack(x[1], x[1].squared(), x[2])
+        slopes = _where(singular & self.cells.at_end, _WHOLE, _stack(terms[0], terms[1] + terms[2]))
+        return self.derive(_stack(outer[0], slopes[0], slopes[1]), continuous, np.logical_not(singular))
 
 
-def _negative(cells: Cells, x: Jet) -> Jet:
-    return x._replace(orders=_minus(x.orders))
+class Truth(NamedTuple):
+    """A boolean on every open cell: whether it can be true, and whether it can be false."""
 
+    true: Array
+    false: Array
 
-def _add(cells: Cells, x: Jet, y: Jet) -> Jet:
-    return _jet(cells, _sum(x.orders, y.orders), x.continuous & y.continuous, x.smooth & y.smooth)
+    def __invert__(self) -> "Truth":
+        return Truth(self.false, self.true)
 
+    def __and__(self, other: "Truth") -> "Truth":
+        return Truth(self.true & other.true, self.false | other.false)
 
-def _subtract(cells: Cells, x: Jet, y: Jet) -> Jet:
-    return _add(cells, x, _negative(cells, y))
-
-
-def _multiply(cells: Cells, x: Jet, y: Jet) -> Jet:
-    terms = _product(x.orders[[0, 1, 0, 2, 1, 0]], y.orders[[0, 0, 1, 0, 1, 2]])
-    twice = Interval(2.0 * terms.lower[4], 2.0 * terms.upper[4])
-    first, second = _sum(terms[1], terms[2]), _sum(_sum(terms[3], twice), terms[5])
-    return _jet(cells, _stack(terms[0], first, second), x.continuous & y.continuous, x.smooth & y.smooth)
-
-
-def _power_two(cells: Cells, x: Jet) -> Jet:
-    squares, products = _square(x.orders[:2]), _product(x.orders[[0, 0]], x.orders[1:])
-    second = _sum(squares[1], products[1])
-    second = Interval(2.0 * second.lower, 2.0 * second.upper)
-    first = Interval(2.0 * products.lower[0], 2.0 * products.upper[0])
-    return _jet(cells, _stack(squares[0], first, second), x.continuous, x.smooth)
-
-
-def _divide(cells: Cells, x: Jet, y: Jet) -> Jet:
-    """`q' = W / y^2` and `q'' = W' / y^2 - 2 W y' / y^3` with the Wronskian `W = x'y - xy'`, `W' = x''y - xy''`."""
-    zero = (y.orders.lower[0] <= 0) & (y.orders.upper[0] >= 0)
-    continuous, smooth = x.continuous & y.continuous & ~zero, x.smooth & y.smooth & ~zero
-    if not (y.orders.lower[1:].any() or y.orders.upper[1:].any()):
-        return _jet(cells, _quotient(x.orders, y.orders[0]), continuous, smooth)
-    products = _product(x.orders[[1, 2, 0, 0]], y.orders[[0, 0, 1, 2]])
-    wronskian = _tighten(cells, _sum(products[:2], _minus(products[2:])), smooth[None])
-    inverse = _quotient(Interval(np.ones(zero.shape), np.ones(zero.shape)), y.orders[0])
-    squared = _square(inverse)
-    first, second = _product(wronskian, squared)[0], _product(wronskian, squared)[1]
-    turn = _product(_product(first, y.orders[1]), inverse)
-    second = _sum(second, Interval(-2.0 * turn.upper, -2.0 * turn.lower))
-    orders = _stack(_quotient(x.orders[0], y.orders[0]), first, second)
-    return _jet(cells, _where(zero & _ends(cells), _WHOLE, orders), continuous, smooth)
-
-
-def _ends(cells: Cells) -> Array:
-    """Which entries are limits at an end of a cell: there a pole leaves nothing to say, in the open cell it does."""
-    return np.arange(cells.tracks * cells.left.size) >= (cells.left.size if cells.tracks == 3 else 0)
-
-
-def _compose(cells: Cells, x: Jet, outer: Interval, continuous: Array, smooth: Array, singular: Array) -> Jet:
-    """The chain rule for an outer function with enclosures `outer` of its value and derivatives on the range of x."""
-    first, second = x.orders[1], x.orders[2]
-    terms = _product(outer[[1, 2, 1]], _stack(first, _square(first), second))
-    derivatives = _where(singular & _ends(cells), _WHOLE, _stack(terms[0], _sum(terms[1], terms[2])))
-    return _jet(cells, _stack(outer[0], derivatives[0], derivatives[1]), continuous, smooth)
+    def __or__(self, other: "Truth") -> "Truth":
+        return Truth(self.true | other.true, self.false & other.false)
 
 
 # Elementary functions -------------------------------------------------------------------------------------------------
@@ -290,7 +286,8 @@ class Elementary:
     """A function by formulas for value, first and second derivative, which must get their sign bits right.
 
     `turning[k]` are the points where formula k turns; `domain` is where the function begins, there `closed` or not;
-    `floor` and `ceiling` bound its values; `error` is the relative error of the formulas.
+    `floor` and `ceiling` bound its values. `errors` bound the relative errors of the formulas: fine with square roots,
+    exponentials, logarithms and C's functions (1 unit in the last place each), rough with NumPy's others (4 units).
     """
 
     formulas: tuple[Formula, Formula, Formula]
@@ -299,24 +296,21 @@ class Elementary:
     closed: bool = False
     floor: float = -math.inf
     ceiling: float = math.inf
-    error: float = _ULPS
+    errors: tuple[float, float, float] = (_FINE, _FINE, _FINE)
 
-    def __call__(self, cells: Cells, x: Jet) -> Jet:
+    def __call__(self, x: Jet) -> Jet:
         """The jet of this function of x."""
         argument = x.orders[0]
-        outside, touching = argument.lower < self.domain, argument.lower == self.domain
-        singular = touching & np.isfinite(self.domain)
-        rows = zip(self.formulas, self.turning, strict=True)
-        outer = _stack(*(_range(formula, turning, argument, self.error) for formula, turning in rows))
+        outside, singular = argument.lower < self.domain, (argument.lower == self.domain) & (self.domain > -math.inf)
+        rows = zip(self.formulas, self.turning, self.errors, strict=True)
+        outer = _stack(*(_range(argument, *row) for row in rows))
         outer.lower[0] = np.maximum(outer.lower[0], self.floor)
         outer.upper[0] = np.minimum(outer.upper[0], self.ceiling)
-        outer = _where(outside, _WHOLE, outer)
-        continuous = x.continuous & ~outside & (~singular | self.closed)
-        jet = _compose(cells, x, outer, continuous, x.smooth & ~outside & ~singular, singular)
-        return jet._replace(orders=_where(outside, _WHOLE, jet.orders))
+        jet = x.compose(_where(outside, _WHOLE, outer), ~outside & (~singular | self.closed), singular | outside)
+        return dataclasses.replace(jet, orders=_where(outside, _WHOLE, jet.orders))
 
 
-def _range(formula: Formula, turning: tuple[float, ...], argument: Interval, error: float = _ULPS) -> Interval:
+def _range(argument: Interval, formula: Formula, turning: tuple[float, ...], error: float) -> Interval:
     low, high = argument.lower + 0.0, argument.upper + 0.0
     points = np.stack([low, high, *(np.clip(point, low, high) for point in turning)])
     values = formula(points)
@@ -369,45 +363,53 @@ def _power(exponent: float) -> Elementary:
 
     formulas = formula(0, 1.0), formula(1, exponent), formula(2, exponent * (exponent - 1.0))
     if exponent >= 2 and exponent == int(exponent):
-        return Elementary(formulas, ((0.0,), (0.0,), (0.0,)))
+        return Elementary(formulas, ((0.0,), (0.0,), (0.0,)), errors=_ALL_ROUGH)
     exact = all((exponent - order) + order == exponent for order in (1, 2))  # else the exponents are rounded
-    return Elementary(formulas, domain=0.0, closed=exponent > 0, error=_ULPS if exact else 1e-13)
+    errors = _ALL_ROUGH if exact else (_COARSE, _COARSE, _COARSE)
+    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=errors)
 
 
-_EVEN, _LN2 = ((), (0.0,), ()), math.log(2.0)
-_SLOPE_AT_ZERO = {bend: ((), (0.0,), (-bend, bend)) for bend in (0.6584789484624084, 1.3169578969248166)}
-_BELL_TURNING, _ATAN_TURNING = (((), (0.0,), (-math.sqrt(c), math.sqrt(c))) for c in (1 / 2, 1 / 3))
+_ALL_ROUGH, _VALUE_ROUGH = (_ROUGH, _ROUGH, _ROUGH), (_ROUGH, _FINE, _FINE)
+_LN2 = math.log(2.0)
+_TANH, _LOGISTIC, _BELL, _ATAN = (
+    ((), (0.0,), (-bend, bend)) for bend in (0.6584789484624084, 1.3169578969248166, math.sqrt(1 / 2), math.sqrt(1 / 3))
+)
 
 # fmt: off
 _ELEMENTARY = {
     "exp": Elementary((np.exp, np.exp, np.exp)),
-    "exp2": Elementary((np.exp2, lambda x: _LN2 * np.exp2(x), lambda x: _LN2**2 * np.exp2(x))),
-    "expm1": Elementary((np.expm1, np.exp, np.exp), floor=-1.0),
+    "exp2": Elementary((np.exp2, lambda x: _LN2 * np.exp2(x), lambda x: _LN2**2 * np.exp2(x)), errors=_ALL_ROUGH),
+    "expm1": Elementary((np.expm1, np.exp, np.exp), floor=-1.0, errors=_VALUE_ROUGH),
     "log": Elementary((np.log, lambda x: 1.0 / x, lambda x: -1.0 / x / x), domain=0.0),
-    "log1p": Elementary((np.log1p, lambda x: 1.0 / (1.0 + x), lambda x: -1.0 / (1.0 + x) / (1.0 + x)), domain=-1.0),
-    "tanh": Elementary((np.tanh, _sech_squared, _tanh_bend), _SLOPE_AT_ZERO[0.6584789484624084], floor=-1.0, ceiling=1.0),
+    "log1p": Elementary(
+        (np.log1p, lambda x: 1.0 / (1.0 + x), lambda x: -1.0 / (1.0 + x) ** 2), domain=-1.0, errors=_VALUE_ROUGH),
+    "tanh": Elementary(
+        (np.tanh, _sech_squared, _tanh_bend), _TANH, floor=-1.0, ceiling=1.0, errors=(_ROUGH, _FINE, _ROUGH)),
     "logistic": Elementary(
         (_sigmoid, lambda x: 0.25 * _sech_squared(0.5 * x), lambda x: 0.125 * _tanh_bend(0.5 * x)),
-        _SLOPE_AT_ZERO[1.3169578969248166], ceiling=1.0),
-    "erf": Elementary((_from_math(math.erf), _bell, _bell_slope), _BELL_TURNING, floor=-1.0, ceiling=1.0),
-    "erfc": Elementary(
-        (_from_math(math.erfc), lambda x: -_bell(x), lambda x: -_bell_slope(x)), _BELL_TURNING, ceiling=2.0),
+        _LOGISTIC, ceiling=1.0, errors=(_FINE, _FINE, _ROUGH)),
+    "erf": Elementary((_from_math(math.erf), _bell, _bell_slope), _BELL, floor=-1.0, ceiling=1.0),
+    "erfc": Elementary((_from_math(math.erfc), lambda x: -_bell(x), lambda x: -_bell_slope(x)), _BELL, ceiling=2.0),
     "atan": Elementary(
         (np.arctan, lambda x: _inverse_length(x) ** 2, lambda x: -2.0 * _cosine_of_angle(x) * _inverse_length(x) ** 3),
-        _ATAN_TURNING),
+        _ATAN, errors=_ALL_ROUGH),
     "asinh": Elementary(
-        (np.arcsinh, _inverse_length, lambda x: -_cosine_of_angle(x) * _inverse_length(x) ** 2), _BELL_TURNING),
-    "sinh": Elementary((np.sinh, np.cosh, np.sinh), _EVEN),
-    "cosh": Elementary((np.cosh, np.sinh, np.cosh), ((0.0,), (), (0.0,))),
-    "rsqrt": _power(-0.5),
+        (np.arcsinh, _inverse_length, lambda x: -_cosine_of_angle(x) * _inverse_length(x) ** 2),
+        _BELL, errors=_ALL_ROUGH),
+    "sinh": Elementary((np.sinh, np.cosh, np.sinh), ((), (0.0,), ()), errors=_ALL_ROUGH),
+    "cosh": Elementary((np.cosh, np.sinh, np.cosh), ((0.0,), (), (0.0,)), errors=_ALL_ROUGH),
+    "rsqrt": Elementary(
+        (lambda x: 1.0 / np.sqrt(x), lambda x: -0.5 / (x * np.sqrt(x)), lambda x: 0.75 / (x * x * np.sqrt(x))),
+        domain=0.0),
 }
+_ROOT = Elementary(
+    (np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: -0.25 / (x * np.sqrt(x))), domain=0.0, closed=True)
 # fmt: on
 
 
-def _sine(cells: Cells, x: Jet, quarter: int) -> Jet:
+def _sine(x: Jet, quarter: int) -> Jet:
     """The jet of `sin(x + quarter * pi / 2)`."""
-    outer = _stack(*(_sine_range(x.orders[0], quarter + k) for k in range(3)))
-    return _compose(cells, x, outer, x.continuous, x.smooth, np.zeros_like(x.smooth))
+    return x.compose(_stack(*(_sine_range(x.orders[0], quarter + k) for k in range(3))))
 
 
 def _sine_range(argument: Interval, quarter: int) -> Interval:
@@ -415,47 +417,37 @@ def _sine_range(argument: Interval, quarter: int) -> Interval:
     far = ~(np.maximum(np.abs(argument.lower), np.abs(argument.upper)) < 1e6)
     ends = np.stack([np.where(far, 0.0, argument.lower), np.where(far, 0.0, argument.upper)])
     values = sign * _from_math(function)(ends)
-    lower, upper = _outward(values, (ends != 0) | (values != 0), _ULPS)
+    lower, upper = _outward(values, (ends != 0) | (values != 0), _FINE)
     turns = ends / (2.0 * math.pi) + 0.25 * quarter  # maxima at 1/4 plus a whole number, minima at 3/4
     peak, trough = ((np.floor(turns[1] - c + 1e-9) > np.floor(turns[0] - c - 1e-9)) for c in (0.25, 0.75))
     lower, upper = np.where(trough, -1.0, np.maximum(lower, -1.0)), np.where(peak, 1.0, np.minimum(upper, 1.0))
     return Interval(np.where(far, -1.0, lower), np.where(far, 1.0, upper))
 
 
-def _square_root(cells: Cells, x: Jet) -> Jet:
+def _square_root(x: Jet) -> Jet:
     """`s'' = (2uu'' - u'^2) / (4 u^(3/2))`, whose numerator is constant on a cell where u'' is."""
-    root, count = _power(0.5)(cells, x), cells.left.size
+    root, count = _ROOT(x), x.cells.left.size
     value, second = x.orders[0], x.orders[2]
-    product = _product(value, second)
-    numerator = _sum(Interval(2.0 * product.lower, 2.0 * product.upper), _minus(_square(x.orders[1])))
-    limits = _intersection(numerator[(cells.tracks - 2) * count :][:count], numerator[-count:])
+    numerator = (value * second).twice() - x.orders[1].squared()
     quadratic = (second.lower == second.upper)[:count] & x.smooth[:count]
-    body = _intersection(numerator[:count], _where(quadratic, limits, _WHOLE))
+    limits = numerator[(x.cells.tracks - 2) * count :][:count] & numerator[-count:]
+    numerator = numerator[:count] & _where(quadratic, limits, _WHOLE)
     positive = value.lower[:count] > 0  # where it is not, the root may have a kink that no derivative shows
-    safe = _where(positive, value[:count], Interval(np.ones(count), np.ones(count)))
-    bend = _product(body, _range(lambda u: 0.25 / (u * np.sqrt(u)), (), safe))
-    cut = _intersection(root.orders[2, :count], _where(positive, bend, _WHOLE))
+    bend = numerator * -_range(_where(positive, value[:count], _ONE), _ROOT.formulas[2], (), _FINE)
+    cut = root.orders[2, :count] & _where(positive, bend, _WHOLE)
     root.orders.lower[2, :count], root.orders.upper[2, :count] = cut
-    return _jet(cells, *root)
+    return root.derive(root.orders)
 
 
 # Choices --------------------------------------------------------------------------------------------------------------
 
 
-def _signs(cells: Cells, difference: Jet) -> tuple[Array, Array]:
-    """On which open cells the difference is proved positive, and on which negative."""
-    count = cells.left.size
-    lower, upper = difference.orders.lower[:, :count], difference.orders.upper[:, :count]
-    monotone = difference.continuous[:count] & ((lower[1] > 0) | (upper[1] < 0)) & (cells.left < cells.right)
-    return (lower[0] > 0) | (lower[0] == 0) & monotone, (upper[0] < 0) | (upper[0] == 0) & monotone
-
-
-def _difference(cells: Cells, x: Jet, y: Jet) -> Jet:
+def _difference(x: Jet, y: Jet) -> Jet:
     """`x - y`, where an infinite literal counts as beyond every real number and x equals itself unless undefined."""
     if x is y:
-        zero = cells.constant(0.0, 0.0)
-        return zero._replace(orders=_where(x.continuous, zero.orders, _WHOLE))
-    difference = _subtract(cells, x, y)
+        zero = x.cells.constant(0.0, 0.0)
+        return dataclasses.replace(zero, orders=_where(x.continuous, zero.orders, _WHOLE))
+    difference = x - y
     lower, upper = difference.orders[0]
     difference.orders.lower[0] = np.where(_beyond(x, y), _LARGEST, lower)
     difference.orders.upper[0] = np.where(_beyond(y, x), -_LARGEST, upper)
@@ -468,81 +460,60 @@ def _beyond(x: Jet, y: Jet) -> Array:
     return above | (y.orders.upper[0] == -np.inf) & (x.orders.upper[0] > -np.inf)
 
 
-def _greater(cells: Cells, x: Jet, y: Jet) -> Truth:
-    difference = _difference(cells, x, y)
-    above, below = _signs(cells, difference)
-    return Truth(~(below | (difference.orders.upper[0, : above.size] <= 0)), ~above)
+def _compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
+    """Whether x is greater than y, and whether they are equal, on the open cells."""
+    difference, cells = _difference(x, y), x.cells
+    count = cells.left.size
+    (lower, slope), (upper, steep) = (end[:2, :count] for end in difference.orders)
+    monotone = difference.continuous[:count] & ((slope > 0) | (steep < 0)) & (cells.left < cells.right)
+    above, below = (lower > 0) | (lower == 0) & monotone, (upper < 0) | (upper == 0) & monotone
+    greater = Truth(~(below | (upper <= 0)), ~above)
+    return greater, Truth(~(above | below), (lower != 0) | (upper != 0))
 
 
-def _equal(cells: Cells, x: Jet, y: Jet) -> Truth:
-    difference = _difference(cells, x, y)
-    above, below = _signs(cells, difference)
-    orders = difference.orders[0, : above.size]
-    return Truth(~(above | below), (orders.lower != 0) | (orders.upper != 0))
-
-
-def _not(cells: Cells, x: Truth) -> Truth:
-    return Truth(x.false, x.true)
-
-
-def _and(cells: Cells, x: Truth, y: Truth) -> Truth:
-    return Truth(x.true & y.true, x.false | y.false)
-
-
-def _or(cells: Cells, x: Truth, y: Truth) -> Truth:
-    return Truth(x.true | y.true, x.false & y.false)
-
-
-def _select(cells: Cells, predicate: Truth, on_false: Jet, on_true: Jet) -> Jet:
-    code = cells.decide(~predicate.false, ~predicate.true)
-    return _choose(cells, code, on_true, on_false, jumps=True)
-
-
-def _choose(cells: Cells, code: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
-    """x where the code is 1, y where it is 2, else their hull: its derivative holds almost everywhere."""
-    hull, open_cell = _hull(x.orders, y.orders), code == 0
+def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
+    """x where it is decided by yes, y where by no, else their hull: its derivative holds almost everywhere."""
+    cells, hull = x.cells, x.orders | y.orders
+    cells.decisions.append(np.where(yes, 1, np.where(no, 2, 0)).astype(np.int8))
+    yes, no = np.tile(yes, cells.tracks), np.tile(no & ~yes, cells.tracks)
     hull.lower[2], hull.upper[2] = -np.inf, np.inf
-    orders = _where(code == 1, x.orders, _where(code == 2, y.orders, hull))
-    both = np.where(code == 1, x.continuous, np.where(code == 2, y.continuous, x.continuous & y.continuous))
-    smooth = np.where(code == 1, x.smooth, y.smooth) & ~open_cell
-    return Jet(orders, both & ~(open_cell & jumps), smooth)
+    orders = _where(yes, x.orders, _where(no, y.orders, hull))
+    both = x.continuous & y.continuous & (not jumps)
+    continuous = np.where(yes, x.continuous, np.where(no, y.continuous, both))
+    return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth))
 
 
-def _maximum(cells: Cells, x: Jet, y: Jet) -> Jet:
-    orders = _difference(cells, x, y).orders[0, : cells.left.size]
-    code = cells.decide(orders.lower >= 0, orders.upper <= 0)
-    jet = _choose(cells, code, x, y, jumps=False)
-    floor = np.where(code == 0, np.maximum(x.orders.lower[0], y.orders.lower[0]), -np.inf)
-    jet.orders.lower[0] = np.maximum(jet.orders.lower[0], floor)
+def _select(predicate: Truth, on_false: Jet, on_true: Jet) -> Jet:
+    return _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
+
+
+def _maximum(x: Jet, y: Jet) -> Jet:
+    orders = _difference(x, y).orders[0, : x.cells.left.size]
+    jet = _choose(orders.lower >= 0, orders.upper <= 0, x, y, jumps=False)
+    jet.orders.lower[0] = np.maximum(jet.orders.lower[0], np.maximum(x.orders.lower[0], y.orders.lower[0]))
     return jet
 
 
-def _minimum(cells: Cells, x: Jet, y: Jet) -> Jet:
-    return _negative(cells, _maximum(cells, _negative(cells, x), _negative(cells, y)))
+def _minimum(x: Jet, y: Jet) -> Jet:
+    return -_maximum(-x, -y)
 
 
-def _absolute(cells: Cells, x: Jet) -> Jet:
-    jet = _maximum(cells, x, _negative(cells, x))
+def _absolute(x: Jet) -> Jet:
+    jet = _maximum(x, -x)
     jet.orders.lower[0] = np.maximum(jet.orders.lower[0], 0.0)
     return jet
 
 
-def _sign(cells: Cells, x: Jet) -> Jet:
-    zero, one = cells.constant(0.0, 0.0), cells.constant(1.0, 1.0)
-    below = _select(cells, _greater(cells, zero, x), zero, _negative(cells, one))
-    return _select(cells, _greater(cells, x, zero), below, one)
-
-
-def _finite(cells: Cells, x: Jet) -> Truth:
-    """True where x is a real number; where that is open both answers are possible."""
-    return Truth(np.ones(cells.left.shape, bool), ~x.continuous[: cells.left.size])
+def _sign(x: Jet) -> Jet:
+    zero, one = x.cells.constant(0.0, 0.0), x.cells.constant(1.0, 1.0)
+    return _select(_compare(x, zero)[0], _select(_compare(zero, x)[0], zero, -one), one)
 
 
 def _convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
     """The identity from real to floating point; a boolean becomes 0 or 1."""
     kind = getattr(new_dtype, "name", None) or getattr(new_dtype, "__name__", None) or str(new_dtype)
     if isinstance(x, Truth):
-        return x if kind == "bool" else _select(cells, x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
+        return x if kind == "bool" else _select(x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
     if not kind.startswith(("float", "bfloat")):
         raise UnsupportedError(f"convert_element_type to {kind}")
     return x
@@ -556,57 +527,49 @@ def _literal(x: Jet) -> float | None:
     return float(lower[0, 0]) if (lower == upper).all() and not lower[1:].any() and np.ptp(lower[0]) == 0 else None
 
 
-def _raise_to(cells: Cells, x: Jet, y: float) -> Jet:
+def _raise_to(x: Jet, y: float) -> Jet:
     """`x ** y` for a literal y."""
-    if y == 0 or y == 1:
-        return cells.constant(1.0, 1.0) if y == 0 else x
-    if y == 2:
-        return _power_two(cells, x)
+    if y in (0, 1, 2):
+        return (x.cells.constant(1.0, 1.0), x, x.squared())[int(y)]
     if y < 0 and y == int(y):
-        return _divide(cells, cells.constant(1.0, 1.0), _raise_to(cells, x, -y))
-    return _square_root(cells, x) if y == 0.5 else _power(y)(cells, x)
+        return x.cells.constant(1.0, 1.0) / _raise_to(x, -y)
+    return _square_root(x) if y == 0.5 else _power(y)(x)
 
 
-def _general_power(cells: Cells, x: Jet, y: Jet) -> Jet:
+def _general_power(x: Jet, y: Jet) -> Jet:
     exponent, base = _literal(y), _literal(x)
     if exponent is not None and math.isfinite(exponent):
-        return _raise_to(cells, x, exponent)
+        return _raise_to(x, exponent)
     if base is None or not 0 < base < math.inf:
         raise UnsupportedError("pow of two variables")
     logarithm = math.log(base)
-    margin = abs(logarithm) * _ULPS + _TINY
-    return _ELEMENTARY["exp"](cells, _multiply(cells, y, cells.constant(logarithm - margin, logarithm + margin)))
+    margin = abs(logarithm) * _FINE + _TINY
+    return _ELEMENTARY["exp"](y * y.cells.constant(logarithm - margin, logarithm + margin))
 
 
-def _cube_root(cells: Cells, x: Jet) -> Jet:
+def _cube_root(x: Jet) -> Jet:
     slopes = (lambda u: 1.0 / (3.0 * np.cbrt(u) ** 2)), (lambda u: -2.0 / (9.0 * np.cbrt(u) ** 2 * u))
-    root = Elementary((np.cbrt, *slopes), domain=0.0, closed=True)
-    return _multiply(cells, _sign(cells, x), root(cells, _absolute(cells, x)))
+    return _sign(x) * Elementary((np.cbrt, *slopes), domain=0.0, closed=True, errors=_ALL_ROUGH)(_absolute(x))
 
 
 # fmt: off
 _REAL: dict[str, Callable] = _ELEMENTARY | {
-    "add": _add, "add_any": _add, "sub": _subtract, "mul": _multiply, "div": _divide, "neg": _negative,
-    "max": _maximum, "min": _minimum, "abs": _absolute, "sign": _sign, "copy": lambda cells, x: x,
-    "clamp": lambda cells, lower, x, upper: _minimum(cells, _maximum(cells, x, lower), upper),
-    "square": _power_two, "sqrt": _square_root, "cbrt": _cube_root, "pow": _general_power,
-    "one_minus_square": lambda cells, x: _subtract(cells, cells.constant(1.0, 1.0), _power_two(cells, x)),
-    "integer_pow": lambda cells, x, *, y: _raise_to(cells, x, y),
-    "sin": lambda cells, x: _sine(cells, x, 0),
-    "cos": lambda cells, x: _sine(cells, x, 1),
-    "tan": lambda cells, x: _divide(cells, _sine(cells, x, 0), _sine(cells, x, 1)),
-    "gt": _greater,
-    "lt": lambda cells, x, y: _greater(cells, y, x),
-    "ge": lambda cells, x, y: _not(cells, _greater(cells, y, x)),
-    "le": lambda cells, x, y: _not(cells, _greater(cells, x, y)),
-    "eq": _equal,
-    "ne": lambda cells, x, y: _not(cells, _equal(cells, x, y)),
-    "is_finite": _finite,
+    "add": operator.add, "add_any": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "neg": operator.neg, "max": _maximum, "min": _minimum, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
+    "clamp": lambda lower, x, upper: _minimum(_maximum(x, lower), upper),
+    "square": Jet.squared, "sqrt": _square_root, "cbrt": _cube_root, "pow": _general_power, "integer_pow": _raise_to,
+    "one_minus_square": lambda x: x.cells.constant(1.0, 1.0) - x.squared(),
+    "sin": lambda x: _sine(x, 0), "cos": lambda x: _sine(x, 1), "tan": lambda x: _sine(x, 0) / _sine(x, 1),
+    "gt": lambda x, y: _compare(x, y)[0], "le": lambda x, y: ~_compare(x, y)[0],
+    "lt": lambda x, y: _compare(y, x)[0], "ge": lambda x, y: ~_compare(y, x)[0],
+    "eq": lambda x, y: _compare(x, y)[1], "ne": lambda x, y: ~_compare(x, y)[1],
+    "is_finite": lambda x: ~_compare(x, x)[1] | _compare(x, x)[1],
 }
-_LOGICAL: dict[str, Callable] = {"and": _and, "or": _or, "not": _not, "copy": lambda cells, x: x}
+_LOGICAL: dict[str, Callable] = {
+    "and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x,
+}
 _CHOICES: dict[tuple, Callable] = {  # by which operands are real
-    (False, True, True): _select,
-    (False, False, False): lambda cells, p, x, y: _or(cells, _and(cells, _not(cells, p), x), _and(cells, p, y)),
+    (False, True, True): _select, (False, False, False): lambda p, x, y: ~p & x | p & y,
 }
 # fmt: on
 
@@ -619,11 +582,11 @@ def _apply(cells: Cells, name: str, params: dict, operands: list[Jet | Truth]) -
     rule = _CHOICES.get(real) if name == "select_n" else rule
     if rule is None:
         raise UnsupportedError(name)
-    return rule(cells, *operands, **({"y": params["y"]} if name == "integer_pow" else {}))
+    return rule(*operands, **({"y": params["y"]} if name == "integer_pow" else {}))
 
 
 class Enclosure(NamedTuple):
-    """What is proved of a program on n cells: `orders` (3 orders, 3 tracks or 1, n), flags (n,), `decisions` (any, n)."""
+    """What is proved on n cells: `orders` (3 orders, 3 tracks, n), or 1 track for points; the rest is per cell."""
 
     orders: Interval
     continuous: Array
@@ -672,10 +635,9 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
             results.append(_apply(cells, name, dict(params), [read(operand) for operand in operands]))
     if not isinstance(results[-1], Jet):
         raise UnsupportedError("a boolean result")
-    orders, continuous, smooth = results[-1]
+    orders, continuous, smooth = results[-1].orders, results[-1].continuous, results[-1].smooth
     shape, count = (3, cells.tracks, left.size), left.size
-    lower, upper = orders.lower.reshape(shape), orders.upper.reshape(shape)
-    lower, upper = np.maximum(lower, lower[:, :1]), np.minimum(upper, upper[:, :1])  # limits of what is between
+    tracks = Interval(*(end.reshape(shape) for end in orders))
+    tracks &= tracks[:, :1]  # limits of what is between
     decisions = np.stack(cells.decisions) if cells.decisions else np.zeros((0, count), np.int8)
-    tracks = Interval(lower, upper)
     return Enclosure(tracks, continuous[:count], smooth[:count], decisions)
