@@ -99,6 +99,10 @@ def pgd(
     Rounding: margins are the network's own, as computed; points lie in the region up to `project`'s rounding.
 
     Reference: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1.
+
+    >>> chain = [(jnp.eye(2), jnp.zeros(2))]
+    >>> pgd(chain, jnp.array([[0.5, 0.4]]), jnp.array([0]), 0.2, key=jax.random.key(0)).margin.round(3)
+    Array([-0.3], dtype=float32)
     """
     points = _middle(x) if is_region(x) else x
     function, variables, points = per_example_function(params, points, apply_fn, activation)

@@ -8,6 +8,7 @@ concrete values: a neuron whose relaxation is already exact is not bounded again
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -55,6 +56,17 @@ class Run:
         self.ends: dict[int, Ends] = dict(enumerate(self.call(_boxes, None, ((), ()), self.regions)))
         self.planes: dict[int, Planes] = {}
         self.pairs: dict[int, forward.Pair] = {}
+        self.tightened: set[int] = set()
+        self.segments: list = list(graph.blocks)
+        self._given: dict[int, Constants] = {}
+
+    def fork(self, constants: dict[int, Constants]) -> Run:
+        """The same call with other constants for some blocks (by their first node), apart from this one."""
+        other = copy.copy(self)
+        other.ends, other.planes, other.segments = dict(self.ends), dict(self.planes), list(self.segments)
+        other.tightened = set()
+        other._given = {**self._given, **constants}
+        return other
 
     def call(self, step: Callable, static: Hashable, constants: Constants, *state):
         """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
@@ -63,6 +75,8 @@ class Run:
 
     def constants(self, block: Block) -> Constants:
         """A block's constants and their batch axes."""
+        if block.start in self._given:
+            return self._given[block.start]
         axes = self.graph.axes
         arrays = tuple(self.graph.constants[k] for k in block.constants)
         return arrays, None if axes is None else tuple(axes[k] for k in block.constants)
@@ -82,8 +96,14 @@ class Run:
         self.planes[block.start] = self.call(_enclose, static, self.constants(block), inputs, slopes)
 
     def exact(self, number: int) -> bool:
-        """Whether interval arithmetic bounds a node exactly: an affine image of boxes that mixes nothing twice."""
+        """Whether a backward pass cannot improve on interval arithmetic.
+
+        It cannot for a scalar function, since its lines pass no better end than the function's own range; nor for an
+        affine image of boxes that mixes nothing twice.
+        """
         node = self.graph.nodes[number]
+        if node.op.kind == "scalar":
+            return True
         boxes = all(regions.is_box(self.regions[leaf]) for leaf in node.leaves)
         return node.affine_in_region and boxes and self.graph.structure.exact_on_boxes[number]
 
@@ -142,18 +162,21 @@ class Run:
             chosen = np.arange(size, dtype=np.int32)
             chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
         else:
-            flat = needed.reshape(-1, size) if self.batch is not None else needed.reshape(1, size)
-            most = int(flat.sum(axis=1).max(initial=0))
+            flat = needed.reshape(-1, size)
+            most = _rounded(int(flat.sum(axis=1).max()), size)
             order = np.argsort(~flat, axis=1, kind="stable")[:, :most]
             chosen = np.where(np.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
             chosen = chosen if self.batch is not None else chosen[0]
         total = chosen.shape[-1]
-        limit = max(1, self.max_rows // sides)
-        width = min(_rounded(total), limit) if self.eager else min(total, limit)
-        for first in range(0, total, max(width, 1)):
+        width = min(total, max(1, self.max_rows // sides))
+        for first in range(0, total, width):
             part = chosen[..., first : first + width]
             padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
             yield jnp.asarray(np.pad(part, padding, constant_values=-1))
+
+    def dense(self, rows: Coefficients) -> coefficients.Dense:
+        """Rows as an array."""
+        return self.call(_densify, None, ((), ()), rows)
 
     def start(self, number: int) -> tuple[Identity, backward.Carry]:
         """Rows for both sides of every entry of a node."""
@@ -164,14 +187,15 @@ class Run:
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
         """Coefficients of the region leaves, and what the pass collected."""
-        for block in reversed(self.graph.blocks):
-            rows, carry = self.pull(block, rows, carry)
+        for segment in reversed(self.segments):
+            pull = functools.partial(self.pull, segment) if isinstance(segment, Block) else functools.partial(segment.pull, self)
+            rows, carry = pull(rows, carry)
         leaves = range(self.graph.structure.num_inputs)
         for number in [number for number in rows if number not in leaves]:
             state = rows.pop(number), self.pairs[number], carry, self.regions
             parts, carry = self.call(_substitute, None, ((), ()), *state)
             for leaf, part in zip(leaves, parts, strict=True):
-                self._deliver(rows, leaf, part)
+                self.deliver(rows, leaf, part)
         return tuple(rows.get(leaf) for leaf in leaves), carry
 
     def pull(self, block: Block, rows: dict[int, Coefficients], carry: backward.Carry):
@@ -188,17 +212,19 @@ class Run:
         rows = {k: part for k, part in rows.items() if k not in inside}
         for k, part in zip((*block.outer, block.start), (*outgoing, stopped), strict=True):
             if part is not None:
-                self._deliver(rows, k, part)
+                self.deliver(rows, k, part)
         return rows, carry
 
-    def _deliver(self, rows: dict[int, Coefficients], number: int, part: Coefficients) -> None:
+    def deliver(self, rows: dict[int, Coefficients], number: int, part: Coefficients) -> None:
+        """Add rows on a node to those that are there."""
         rows[number] = self.call(_add, None, ((), ()), rows[number], part) if number in rows else part
 
 
-def _rounded(count: int) -> int:
-    """The next of a few sizes, so that not every count compiles anew: at most a quarter more."""
-    step = max(4, 1 << max(0, count.bit_length() - 3))
-    return -(-count // step) * step
+def _rounded(count: int, size: int) -> int:
+    """The whole size or a half, quarter, ... of it: few sizes, so that not every count of rows compiles anew."""
+    while size >= 64 and count <= -(-size // 2):
+        size = -(-size // 2)
+    return size
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
@@ -249,6 +275,10 @@ def _begin(static, _constants, index):
 
 def _pull(template, constants, incoming, carry, planes, ends):
     return backward.pull(template, constants, incoming, carry, planes, ends)
+
+
+def _densify(_static, _constants, rows):
+    return coefficients.Dense(coefficients.dense(rows))
 
 
 def _substitute(_static, _constants, rows, pair, carry, leaves):

@@ -18,9 +18,9 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbound import errors, regions
+from jaxbound import errors, regions, stretches
 from jaxbound.driver import ROWS, Run
-from jaxbound.graph import Graph
+from jaxbound.graph import Block, Graph
 from jaxbound.relaxations import coefficients, enclosures, forward, interval
 from jaxbound.relaxations.planes import Planes
 
@@ -197,19 +197,29 @@ class Crown(Method):
         given = None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
-        done: set[int] = set()
-        for block in graph.blocks:
+
+        def relax_block(run: Run, block: Block) -> None:
             node = graph.nodes[block.start]
             if node.op.kind != "affine":
-                for source in sorted(set(node.inputs) - done):
+                for source in sorted(set(node.inputs) - run.tightened):
                     if given is not None:
                         run.ends[source] = given[source]
                     elif not run.exact(source):
                         run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
-                    done.add(source)
+                    run.tightened.add(source)
                 slopes = None if self.slopes is None else self.slopes.get(node.name)
                 run.enclose(block, _checked(self.lower_slope), slopes)
             run.propagate(block)
+
+        scan = not run.eager and given is None and self.slopes is None
+        plan = stretches.plan(graph) if scan else graph.blocks
+        run.segments = []
+        for segment in plan:
+            if isinstance(segment, Block):
+                relax_block(run, segment)
+                run.segments.append(segment)
+            else:
+                stretches.relax(run, segment, relax_block)
         return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:

@@ -383,10 +383,8 @@ def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = value.astype(dtype)
         back = narrow.astype(value.dtype)
-    if direction == 0 or value.dtype == dtype:
-        return jnp.asarray(narrow)
     narrow, wrong = jnp.asarray(narrow), back > value if direction < 0 else back < value
-    return jnp.where(wrong, _next(narrow, direction), narrow)
+    return narrow if direction == 0 or value.dtype == dtype else jnp.where(wrong, _next(narrow, direction), narrow)
 
 
 def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
@@ -410,8 +408,7 @@ def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, ja
 def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
     """The values as an array that ends in the leaf's shape, and its leading shape."""
     struct = leaf_struct(region)
-    values = jnp.asarray(values)
-    values = values.astype(jnp.promote_types(values.dtype, struct.dtype))
+    values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
     leading = values.ndim - len(struct.shape)
     if leading < 0 or values.shape[leading:] != struct.shape:
         raise ValueError(f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf")
@@ -444,10 +441,8 @@ def _truncated(region: Region) -> Region:
     if isinstance(region, LpBall):
         return dataclasses.replace(region, radius=jnp.minimum(_cast(region.radius, dtype, 0), _REACH))
     lower, upper = enclosing_box(region)
-    return Box(
-        jnp.where(jnp.isfinite(lower), lower, jnp.where(jnp.isfinite(upper), upper, 0) - _REACH),
-        jnp.where(jnp.isfinite(upper), upper, jnp.where(jnp.isfinite(lower), lower, 0) + _REACH),
-    )
+    low, high = (jnp.where(jnp.isfinite(end), end, 0) for end in (lower, upper))
+    return Box(jnp.where(low == lower, low, high - _REACH), jnp.where(high == upper, high, low + _REACH))
 
 
 def _dual(norm: float) -> float:
@@ -507,12 +502,17 @@ def _bisect(outside: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax
 def _unit_limits(ball: _Ball) -> tuple[jax.Array, jax.Array]:
     """The clip box seen from the center in units of the radius, cut to [-1, 1] and rounded outward."""
     radius = jnp.where((ball.radius > 0) & jnp.isfinite(ball.radius), ball.radius, 1)[..., None]
-    low_cuts, high_cuts = ball.low > ball.center - radius, ball.high < ball.center + radius
-    low = jnp.where(low_cuts, ball.low - ball.center, 0) / radius
-    high = jnp.where(high_cuts, ball.high - ball.center, 0) / radius
-    outward = 2 * jnp.finfo(low.dtype).eps
-    low, high = low - outward * jnp.abs(low), high + outward * jnp.abs(high)
-    return jnp.where(low_cuts, jnp.maximum(low, -1), -1), jnp.where(high_cuts, jnp.minimum(high, 1), 1)
+
+    def limit(end: jax.Array, side: int) -> jax.Array:
+        cuts = side * (end - ball.center) < radius
+        distance = jnp.where(cuts, end - ball.center, 0)
+        ratio = lax.stop_gradient(distance / radius)
+        outward = side * 2 * jnp.finfo(ratio.dtype).eps * jnp.abs(ratio)
+        # The second term is 0 and has the ratio's derivative, without the square of a small radius.
+        ratio = ratio + (distance - ratio * radius) / lax.stop_gradient(radius) + outward
+        return side * jnp.where(cuts, jnp.minimum(side * ratio, 1), 1)
+
+    return limit(ball.low, -1), limit(ball.high, +1)
 
 
 def _step(weights: jax.Array, multiplier: jax.Array, low: jax.Array, high: jax.Array, norm: float) -> jax.Array:

@@ -95,13 +95,13 @@ def test_restarts_leave_a_flat_start():
 
 
 def test_results_do_not_depend_on_the_batch():
-    region = LpBall(X, 0.2, 2, batch_ndim=1)
-    some = LpBall(X[:2], 0.2, 2, batch_ndim=1)
+    region = LpBall(X, 0.2, np.inf, batch_ndim=1)
+    some = LpBall(X[:2], 0.2, np.inf, batch_ndim=1)
     run = partial(attack, wavy, steps=0, restarts=3)
     whole, part = run(X, region, LABELS, key=KEY), run(X[:2], some, LABELS[:2], key=KEY)
     np.testing.assert_allclose(part.x, whole.x[:2], rtol=1e-5)
     keys = jax.random.split(jax.random.key(1), 4)
-    turned = LpBall(X[::-1], 0.2, 2, batch_ndim=1)
+    turned = LpBall(X[::-1], 0.2, np.inf, batch_ndim=1)
     forth, back = run(X, region, LABELS, key=keys), run(X[::-1], turned, LABELS[::-1], key=keys[::-1])
     np.testing.assert_allclose(back.x[::-1], forth.x, rtol=1e-5)
     assert not np.allclose(forth.x, whole.x)

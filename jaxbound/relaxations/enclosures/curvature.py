@@ -4,21 +4,25 @@ A chain of elementwise operations on one value is one function sigma of one real
 know where sigma bends which way, where its kinks, jumps and poles are, and where it turns. `analyse` proves this by the
 interval jets of `jets.py`, in four steps.
 
-1. *Cells.* The line is cut at 0 and at powers of two, and a cell is split until one of these is proved on it: the second
-   derivative is 0 (linear), not negative (convex), not positive (concave); or the cell is *flat*: its slopes differ by so
-   little that sigma is a line up to some 1e-15. Flat cells are what is left around an inflection, around a kink at a
-   number that floating point cannot name, and in tails that underflow.
+1. *Cells.* The line is cut at 0 and at powers of two, and a cell is split until one of these is proved on it: the
+   second derivative is 0 (linear), not negative (convex), not positive (concave); or the cell is *flat*: its slopes
+   differ by some 1e-14 at most. Flat cells are what is left around an inflection, around a kink at a number that
+   floating point cannot name, and in tails that underflow. Cells that get nowhere stay open.
 2. *Joints.* Two cells meet smoothly where both sides and the point between took the same decisions; anywhere else the
    one-sided limits and the value at the point are compared: equal up to rounding is a kink, the rest is a jump.
 3. *Pieces.* Neighbours of one kind merge where they meet smoothly or where their slopes are ordered the right way (up:
    convex; down: concave). Lines keep to themselves unless a curved neighbour can swallow them.
 4. *Turns.* In a convex or concave piece the slope changes its sign once, at a point found by section.
 
-What is claimed, with `scale(z) = max(1, |z|)`, for every piece: there is a function g that is exactly linear, convex or
-concave on `[left, right]` with `|sigma(z) - g(z)| <= slack * scale(z)`; the piece is closed, and sigma is finite on it. The
-slack pays for flat cells (a line prolongs g over them: the error is the integral of `sigma' - slope`), for joints whose
-equality is only known up to rounding, and for turning points, which are known up to some units in the last place w: there
-sigma differs from its extreme value by at most `|sigma''| w^2`.
+What is claimed. On every piece there is a function g that is exactly linear, convex or concave, with values and slopes
+close to those of sigma. So, for z and z0 in a convex piece, z0 more than 16 units in the last place from its ends,
+
+    sigma(z) >= sigma(z0) + sigma'(z0) (z - z0) - slack * max(1, |z|, |z0|),
+
+the reverse in a concave piece, both in a linear one. The slack is 0 where everything was proved outright. It pays for
+flat cells (g prolongs its neighbour over them by a line: the error is the integral of `sigma' - slope`), for joints
+whose equality is only known up to rounding, and for turning points, known up to some units in the last place w: there
+sigma differs from its extreme value by at most `|sigma''| w^2`, and between them it is monotone up to the slack.
 """
 
 import dataclasses
@@ -33,7 +37,7 @@ from jaxbound.relaxations.enclosures.jets import Array, Enclosure, Interval, Uns
 _OPEN, _LINEAR, _CONVEX, _CONCAVE, _FLAT = range(5)
 _KINDS = ("", "linear", "convex", "concave")
 _FLATNESS = 1e-14  # by how much the slopes on a flat cell may differ
-_TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to it
+_TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to the slack
 _LEVELS = 32
 _CROWD = 2048  # instructions times open cells kept on one level, those nearest to zero; 64 to 128 cells
 _WORK = 150_000  # cells times instructions after which what is open stays open
@@ -43,10 +47,12 @@ _APART = 2.0**-22  # relative distance at which two numbers stay two in float32
 
 
 class Program(Protocol):
-    """A scalar program: `(name, params, operands)` each; operands are ("z",), ("var", i), ("lit", x) or ("const", k)."""
+    """A scalar program: `(name, params, operands)` each; operands: ("z",), ("var", i), ("lit", x), ("const", k)."""
 
     @property
-    def instructions(self) -> tuple: ...
+    def instructions(self) -> tuple:
+        """In order; the last one is the result."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +81,16 @@ class Curvature:
     Attributes:
         domain: from the first piece's left to the last one's right end. The flags and `slope_range` speak of it alone.
         pieces: in order; together with `cells` they cover the line.
-        cells: in order; around jumps and poles, where sigma is undefined, and the tails beyond the domain if unproved.
-            A cell matters for `[l, u]` if `left < u` and `right > l`: jumps lie well inside theirs, also in float32.
+        cells: in order; open intervals around jumps and poles, where sigma is undefined, where nothing was proved, and
+            the tails beyond the domain. A cell matters for `[l, u]` if `left < u` and `right > l`, with strict signs:
+            jumps lie well inside their cells, also in float32, and ends belong to the pieces.
         critical: between neighbours among these, the ends of pieces and of cells, sigma is monotone.
-        slack: see above; absolute for `|z| <= 1`, relative to `|z|` beyond.
+        slack: what convexity and monotonicity may lack, to be multiplied by `max(1, |l|, |u|)`; some 1e-14, more for
+            functions that are steep around 0.
         is_piecewise_linear: every piece is linear, there are no cells.
         is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
-        is_continuous: there are no jumps, poles or unproved cells in the domain.
-        slope_range: the hull of sigma' over the domain, almost everywhere; infinite where sigma jumps.
+        is_continuous: there are no jumps and no poles in the domain.
+        slope_range: a hull of sigma' over the domain, almost everywhere; infinite where sigma jumps.
     """
 
     domain: tuple[float, float]
@@ -116,29 +124,9 @@ class _Partition:
 
 
 def _grid() -> Array:
-    positive = [
-        _SMALLEST,
-        2.0**-32,
-        2.0**-8,
-        0.25,
-        0.5,
-        1,
-        2,
-        3,
-        4,
-        6,
-        8,
-        16,
-        32,
-        64,
-        256,
-        2**16,
-        2.0**32,
-        2.0**64,
-        2.0**128,
-        np.inf,
-    ]
-    return np.concatenate([-np.array(positive[::-1]), [0.0], positive])
+    powers = [2.0**k for k in (-126, -32, -8, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 128)]
+    positive = np.array(sorted([*powers, 3.0, 6.0, math.inf]))
+    return np.concatenate([-positive[::-1], [0.0], positive])
 
 
 def _near(left: Array, right: Array) -> Array:
@@ -169,7 +157,7 @@ def _classify(left: Array, right: Array, proof: Enclosure, last: Array, steepnes
 
 
 def _noisy(proof: Enclosure) -> Array:
-    """Where the slope and the bend are as uncertain at both ends as between: rounding, which splitting does not mend."""
+    """Where slope and bend are as uncertain at both ends as between: rounding, which splitting does not mend."""
     width = _width(proof.orders[1:])
     noisy = np.isfinite(width[:, 0]) & (width[:, 1:].min(axis=1) >= 0.5 * width[:, 0])
     return noisy.all(axis=0) & (width[0, 0] > _FLATNESS)
@@ -180,7 +168,8 @@ def _split(left: Array, right: Array, parts: int) -> tuple[Array, Array]:
     steps = np.linspace(0.0, 1.0, parts + 1)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = np.log2(np.abs(left)), np.log2(np.abs(right))
-        geometric = np.sign(right + left) * np.exp2(np.round(low + steps * (high - low)))
+        exponents = np.nan_to_num(np.round(low + steps * (high - low)), posinf=0.0, neginf=0.0)
+        geometric = np.ldexp(np.sign(right + left), exponents.astype(int))
     edges = np.where(np.abs(high - low) > 4.0, geometric, left + steps * (right - left))
     edges[0], edges[-1] = left, right
     edges = np.clip(edges, left, right)
@@ -221,7 +210,7 @@ def _partition(instructions: tuple) -> _Partition:
     return _with_joints(instructions, steepness, left[order], right[order], kind[order], proof)
 
 
-def _take(proof: Enclosure, index: Array) -> Enclosure:
+def _take(proof: Enclosure, index: Array | slice) -> Enclosure:
     return Enclosure(proof.orders[..., index], proof.continuous[index], proof.smooth[index], proof.decisions[:, index])
 
 
@@ -288,21 +277,20 @@ def _slope(cells: _Partition, span: _Span, side: int) -> Interval:
 
 
 def _prolongation(cells: _Partition, run: _Span, slope: Interval, after: bool) -> float:
-    """How far a line of this slope, prolonging a span over the flat cells after or before it, leaves sigma, over `scale(z)`."""
-    cut = slice(run.first, run.last + 1)
-    left, right = cells.left[cut], cells.right[cut]
+    """How far a line of this slope, prolonging a span over the flat run after or before it, leaves sigma, in scale."""
+    cut, step = slice(run.first, run.last + 1), 1 if after else -1
+    left, right, gaps = cells.left[cut], cells.right[cut], cells.gap[run.first + 1 : run.last + 1]
     value, slopes = cells.proof.orders[0, 0, cut], cells.proof.orders[1, 0, cut]
     drift = np.maximum(slopes.upper - slope.lower, slope.upper - slopes.lower)
-    drift = np.where(cells.proof.continuous[cut], drift, np.inf)
-    near = np.maximum(1.0, _near(left, right))
-    error, drift, near = (x if after else x[::-1] for x in (drift * (right - left), drift, near))
+    tilt = float(np.max(drift, where=cells.proof.smooth[cut], initial=0.0))
+    drift = np.where(cells.proof.continuous[cut], drift, np.inf)[::step]
+    error = drift * (right - left)[::step] + np.concatenate([[0.0], gaps[::step]])
+    near = np.maximum(1.0, _near(left, right))[::step]
     jump = value.upper.max() - value.lower.min() + float(_magnitude(slope)) * (run.right - run.left)
-    total = np.fmin(np.concatenate([[0.0], np.cumsum(error)]), jump)
+    total = np.fmin(np.cumsum([0.0, *error]), jump)
     outward = run.left >= 0 if after else run.right <= 0
     leaves = total[:-1] / near + np.fmin(error / near, drift) if outward else total[1:] / near.min()
-    leaves = float(np.max(np.where(np.isnan(leaves), np.inf, leaves)))
-    tilt = float(np.max(drift, where=cells.proof.smooth[cut][:: 1 if after else -1], initial=0.0))
-    return leaves + tilt + _gaps(cells, run.first + 1, run.last)
+    return tilt + float(np.max(np.where(np.isnan(leaves), np.inf, leaves)))
 
 
 def _gaps(cells: _Partition, first: int, last: int) -> float:
@@ -328,7 +316,7 @@ def _common_kind(cells: _Partition, a: _Span, b: _Span, touching: bool) -> int |
     """The kind of two neighbours as one; two lines are one only if they are the same line."""
     if a.kind == b.kind == _LINEAR:
         ends = np.array([*_slope(cells, a, 2), *_slope(cells, b, 1)])
-        return _LINEAR if touching and cells.smooth[b.first] or np.isfinite(ends[0]) and np.ptp(ends) == 0 else None
+        return _LINEAR if (touching and cells.smooth[b.first]) or (ends[0] == ends).all() else None
     if _LINEAR in (a.kind, b.kind):
         return max(a.kind, b.kind)
     return a.kind if a.kind == b.kind else None
@@ -351,7 +339,7 @@ def _join(cells: _Partition, a: _Span, run: _Span | None, b: _Span) -> _Span | N
     size = max(cells.steepness, float(_near(*_slope(cells, a, 2))))
     if not (kink <= _TOLERANCE * size and slack <= a.slack + b.slack + _TOLERANCE * size):
         return None
-    return _Span(kind, a.first, b.last, a.left, b.right, slack + kink)
+    return _Span(kind, a.first, b.last, a.left, b.right, slack + 2.0 * kink)
 
 
 def _separate(
@@ -406,9 +394,8 @@ def _assemble(cells: _Partition) -> tuple[list[_Span], list[tuple[float, float]]
             current = None
         elif current is None:
             current = _attach(cells, span, run, run.left if run else span.left)
-            if current is None:
-                holes.append((run.left, run.right))
-                current = span
+            holes.extend([(run.left, run.right)] if run and current is None else [])
+            current = current or span
         elif (merged := _join(cells, current, run, span)) is not None:
             current = merged
         else:
@@ -502,7 +489,7 @@ def _section(cells: _Partition, piece: _Span, start: float, end: float) -> tuple
         if end - start > 0.5 * width:
             break
     slope = enclose(cells.instructions, np.array([start]), np.array([end])).orders[1, 0, 0]
-    wobble = float(_magnitude(slope)) * (end - start) / max(1.0, float(_near(start, end)))
+    wobble = float(_magnitude(slope)) * (end - start) / max(1.0, float(_near(np.array(start), np.array(end))))
     return [_simplest(start, end)], wobble
 
 
@@ -513,8 +500,8 @@ def _section(cells: _Partition, piece: _Span, start: float, end: float) -> tuple
 def analyse(program: Program) -> Curvature | None:
     """Prove where a scalar program is linear, convex or concave, where it turns and what its values are elsewhere.
 
-    For every piece there is a g of its kind with `|sigma(z) - g(z)| <= slack * max(1, |z|)` on `[left, right]`; for every
-    cell `lower <= sigma(z) <= upper` on `(left, right)`, where sigma is defined.
+    `sigma(z) >= sigma(z0) + sigma'(z0) (z - z0) - slack * max(1, |z|, |z0|)` in every convex piece, the reverse in
+    every concave one, both in linear ones; `lower <= sigma(z) <= upper` in every cell where sigma is defined.
 
     Args:
         program: hashable; one real variable, floating point literals, finite unknown constants.

@@ -33,15 +33,12 @@ Array = np.ndarray
 _TINY = 2.0**-1021  # absorbs every underflow, flushed to zero or not
 _LARGEST = float(np.finfo(np.float64).max)
 _UNIT = 2.0**-53
-_FINE, _ROUGH, _COARSE = 16 * _UNIT, 48 * _UNIT, 1e-13  # relative errors of formulas, see `Elementary.errors`
+_FINE, _ROUGH, _COARSE = 16 * _UNIT, 48 * _UNIT, 1e-13  # relative errors of formulas, see `Elementary`
 _SPLIT = 134217729.0  # 2**27 + 1
 
 
 class UnsupportedError(Exception):
-    """The program holds an instruction that has no rule here; the caller must relax its parts one by one."""
-
-
-# Intervals ------------------------------------------------------------------------------------------------------------
+    """An instruction has no rule here; the caller must relax the program's parts one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Interval:
         return self + -other
 
     def __mul__(self, other: "Interval") -> "Interval":
-        x, y = self._ends(other), other._ends(self)
+        x, y = np.broadcast_arrays(np.stack([*self]), np.stack([*other]))
         a, b = x[:, None], y[None]
         product = np.where((a == 0) | (b == 0), 0.0, a * b)
         inexact = _inexact_product(a, b, product)
@@ -87,7 +84,7 @@ class Interval:
 
     def __truediv__(self, other: "Interval") -> "Interval":
         """The quotients on the part of `other` that is not 0; the whole line where it has 0 inside, or is 0."""
-        (low, high), (y_low, y_high) = self._ends(other), other._ends(self)
+        (low, high), (y_low, y_high) = np.broadcast_arrays(np.stack([*self]), np.stack([*other]))
         y_low, y_high = y_low + 0.0, np.where(y_high == 0, -0.0, y_high)  # a zero end is approached from inside
         a, b = np.stack([low, low, high, high]), np.stack([y_low, y_high, y_low, y_high])
         quotient = np.where((a == 0) | np.isinf(b), np.copysign(0.0, a) * np.sign(b), a / b)
@@ -95,13 +92,9 @@ class Interval:
         whole = ((y_low < 0) & (y_high > 0)) | ((y_low == 0) & (y_high == 0))
         return _where(whole, _WHOLE, _outward(quotient, inexact))
 
-    def _ends(self, other: "Interval") -> Array:
-        shape = np.broadcast_shapes(self.lower.shape, other.lower.shape)
-        return np.stack([np.broadcast_to(end, shape) for end in self])
-
     def twice(self) -> "Interval":
-        """`2 x`, exactly."""
-        return Interval(2.0 * self.lower, 2.0 * self.upper)
+        """`2 x`."""
+        return self + self
 
     def squared(self) -> "Interval":
         """`x^2`, not negative."""
@@ -111,7 +104,7 @@ class Interval:
         return _outward(ends * ends, _inexact_product(ends, ends, ends * ends))
 
 
-_WHOLE, _ONE = Interval(np.array(-np.inf), np.array(np.inf)), Interval(np.array(1.0), np.array(1.0))
+_WHOLE, _ONE = Interval(np.array(-np.inf), np.array(np.inf)), Interval(np.ones(1), np.ones(1))
 
 
 def _down(x: Array) -> Array:
@@ -147,9 +140,6 @@ def _where(condition: Array, x: Interval, y: Interval) -> Interval:
 
 def _stack(*rows: Interval) -> Interval:
     return Interval(np.stack([row.lower for row in rows]), np.stack([row.upper for row in rows]))
-
-
-# Jets -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +186,7 @@ class Cells:
             return orders
         count = self.left.size
         body, left, right = orders[:, :count], orders[:-1, count : 2 * count], orders[:-1, 2 * count :]
-        step = Interval(np.zeros_like(self.left), _up(self.right - self.left)) * body[1:]
+        step = Interval(np.zeros_like(self.left), _up(self.right - self.left))[None] * body[1:]
         cut = body[:-1] & _where(valid[:, :count], (left + step) & (right - step), _WHOLE)
         orders.lower[:-1, :count], orders.upper[:-1, :count] = cut
         return orders
@@ -244,12 +234,12 @@ class Jet:
         zero = (y.lower[0] <= 0) & (y.upper[0] >= 0)
         continuous, smooth = other.continuous & ~zero, other.smooth & ~zero
         if not (y.lower[1:].any() or y.upper[1:].any()):
-            return self.derive(x / y[0], continuous, smooth)
+            return self.derive(x / y[:1], continuous, smooth)
         products = x[[1, 2, 0, 0]] * y[[0, 0, 1, 2]]
         wronskian = self.cells.tighten(products[:2] - products[2:], (self.smooth & smooth)[None])
-        inverse = _ONE / y[0]
+        inverse = _ONE[None] / y[:1]
         slopes = wronskian * inverse.squared()
-        orders = _stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse).twice())
+        orders = _stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse[0]).twice())
         return self.derive(_where(zero & self.cells.at_end, _WHOLE, orders), continuous, smooth)
 
     def compose(self, outer: Interval, continuous: Array | bool = True, singular: Array | bool = False) -> "Jet":
@@ -276,8 +266,6 @@ class Truth(NamedTuple):
         return Truth(self.true | other.true, self.false & other.false)
 
 
-# Elementary functions -------------------------------------------------------------------------------------------------
-
 Formula = Callable[[Array], Array]
 
 
@@ -287,7 +275,7 @@ class Elementary:
 
     `turning[k]` are the points where formula k turns; `domain` is where the function begins, there `closed` or not;
     `floor` and `ceiling` bound its values. `errors` bound the relative errors of the formulas: fine with square roots,
-    exponentials, logarithms and C's functions (1 unit in the last place each), rough with NumPy's others (4 units).
+    exp, log and C's functions (1 unit in the last place each), rough with NumPy's others (4), coarse for odd powers.
     """
 
     formulas: tuple[Formula, Formula, Formula]
@@ -333,8 +321,7 @@ def _bell_slope(x: Array) -> Array:
 
 
 def _sech_squared(x: Array) -> Array:
-    decay = np.exp(-2.0 * np.abs(x))
-    return 4.0 * decay / (1.0 + decay) ** 2
+    return 4.0 * np.exp(-2.0 * np.abs(x)) / (1.0 + np.exp(-2.0 * np.abs(x))) ** 2
 
 
 def _tanh_bend(x: Array) -> Array:
@@ -364,9 +351,7 @@ def _power(exponent: float) -> Elementary:
     formulas = formula(0, 1.0), formula(1, exponent), formula(2, exponent * (exponent - 1.0))
     if exponent >= 2 and exponent == int(exponent):
         return Elementary(formulas, ((0.0,), (0.0,), (0.0,)), errors=_ALL_ROUGH)
-    exact = all((exponent - order) + order == exponent for order in (1, 2))  # else the exponents are rounded
-    errors = _ALL_ROUGH if exact else (_COARSE, _COARSE, _COARSE)
-    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=errors)
+    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=(_COARSE, _COARSE, _COARSE))
 
 
 _ALL_ROUGH, _VALUE_ROUGH = (_ROUGH, _ROUGH, _ROUGH), (_ROUGH, _FINE, _FINE)
@@ -426,20 +411,15 @@ def _sine_range(argument: Interval, quarter: int) -> Interval:
 
 def _square_root(x: Jet) -> Jet:
     """`s'' = (2uu'' - u'^2) / (4 u^(3/2))`, whose numerator is constant on a cell where u'' is."""
-    root, count = _ROOT(x), x.cells.left.size
-    value, second = x.orders[0], x.orders[2]
+    root, count, value, second = _ROOT(x), x.cells.left.size, x.orders[0], x.orders[2]
     numerator = (value * second).twice() - x.orders[1].squared()
     quadratic = (second.lower == second.upper)[:count] & x.smooth[:count]
     limits = numerator[(x.cells.tracks - 2) * count :][:count] & numerator[-count:]
     numerator = numerator[:count] & _where(quadratic, limits, _WHOLE)
     positive = value.lower[:count] > 0  # where it is not, the root may have a kink that no derivative shows
     bend = numerator * -_range(_where(positive, value[:count], _ONE), _ROOT.formulas[2], (), _FINE)
-    cut = root.orders[2, :count] & _where(positive, bend, _WHOLE)
-    root.orders.lower[2, :count], root.orders.upper[2, :count] = cut
+    root.orders.lower[2, :count], root.orders.upper[2, :count] = root.orders[2, :count] & _where(positive, bend, _WHOLE)
     return root.derive(root.orders)
-
-
-# Choices --------------------------------------------------------------------------------------------------------------
 
 
 def _difference(x: Jet, y: Jet) -> Jet:
@@ -448,22 +428,16 @@ def _difference(x: Jet, y: Jet) -> Jet:
         zero = x.cells.constant(0.0, 0.0)
         return dataclasses.replace(zero, orders=_where(x.continuous, zero.orders, _WHOLE))
     difference = x - y
-    lower, upper = difference.orders[0]
-    difference.orders.lower[0] = np.where(_beyond(x, y), _LARGEST, lower)
-    difference.orders.upper[0] = np.where(_beyond(y, x), -_LARGEST, upper)
+    (least, most), (low, high), (lower, upper) = x.orders[0], y.orders[0], difference.orders[0]
+    above = ((least == np.inf) & (low < np.inf)) | ((high == -np.inf) & (most > -np.inf))
+    below = ((low == np.inf) & (least < np.inf)) | ((most == -np.inf) & (high > -np.inf))
+    lower[:], upper[:] = np.where(above, _LARGEST, lower), np.where(below, -_LARGEST, upper)
     return difference
-
-
-def _beyond(x: Jet, y: Jet) -> Array:
-    """Where x is an infinite literal above y, or y one below x."""
-    above = (x.orders.lower[0] == np.inf) & (y.orders.lower[0] < np.inf)
-    return above | (y.orders.upper[0] == -np.inf) & (x.orders.upper[0] > -np.inf)
 
 
 def _compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
     """Whether x is greater than y, and whether they are equal, on the open cells."""
-    difference, cells = _difference(x, y), x.cells
-    count = cells.left.size
+    difference, cells, count = _difference(x, y), x.cells, x.cells.left.size
     (lower, slope), (upper, steep) = (end[:2, :count] for end in difference.orders)
     monotone = difference.continuous[:count] & ((slope > 0) | (steep < 0)) & (cells.left < cells.right)
     above, below = (lower > 0) | (lower == 0) & monotone, (upper < 0) | (upper == 0) & monotone
@@ -478,12 +452,13 @@ def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
     yes, no = np.tile(yes, cells.tracks), np.tile(no & ~yes, cells.tracks)
     hull.lower[2], hull.upper[2] = -np.inf, np.inf
     orders = _where(yes, x.orders, _where(no, y.orders, hull))
-    both = x.continuous & y.continuous & (not jumps)
-    continuous = np.where(yes, x.continuous, np.where(no, y.continuous, both))
+    continuous = np.where(yes, x.continuous, y.continuous & (no | (x.continuous & (not jumps))))
     return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth))
 
 
-def _select(predicate: Truth, on_false: Jet, on_true: Jet) -> Jet:
+def _select(predicate: Any, on_false: Any, on_true: Any) -> Any:
+    if isinstance(on_true, Truth):
+        return ~predicate & on_false | predicate & on_true
     return _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
 
 
@@ -492,10 +467,6 @@ def _maximum(x: Jet, y: Jet) -> Jet:
     jet = _choose(orders.lower >= 0, orders.upper <= 0, x, y, jumps=False)
     jet.orders.lower[0] = np.maximum(jet.orders.lower[0], np.maximum(x.orders.lower[0], y.orders.lower[0]))
     return jet
-
-
-def _minimum(x: Jet, y: Jet) -> Jet:
-    return -_maximum(-x, -y)
 
 
 def _absolute(x: Jet) -> Jet:
@@ -511,20 +482,12 @@ def _sign(x: Jet) -> Jet:
 
 def _convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
     """The identity from real to floating point; a boolean becomes 0 or 1."""
-    kind = getattr(new_dtype, "name", None) or getattr(new_dtype, "__name__", None) or str(new_dtype)
+    kind = getattr(new_dtype, "__name__", None) or str(new_dtype)
     if isinstance(x, Truth):
         return x if kind == "bool" else _select(x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
     if not kind.startswith(("float", "bfloat")):
         raise UnsupportedError(f"convert_element_type to {kind}")
     return x
-
-
-# Programs -------------------------------------------------------------------------------------------------------------
-
-
-def _literal(x: Jet) -> float | None:
-    lower, upper = x.orders
-    return float(lower[0, 0]) if (lower == upper).all() and not lower[1:].any() and np.ptp(lower[0]) == 0 else None
 
 
 def _raise_to(x: Jet, y: float) -> Jet:
@@ -537,14 +500,14 @@ def _raise_to(x: Jet, y: float) -> Jet:
 
 
 def _general_power(x: Jet, y: Jet) -> Jet:
-    exponent, base = _literal(y), _literal(x)
-    if exponent is not None and math.isfinite(exponent):
+    literal = [(np.ptp([*u.orders], axis=(0, 2)) == 0).all() and not u.orders.lower[1:].any() for u in (x, y)]
+    base, exponent = (float(u.orders.lower[0, 0]) for u in (x, y))
+    if literal[1] and math.isfinite(exponent):
         return _raise_to(x, exponent)
-    if base is None or not 0 < base < math.inf:
+    if not (literal[0] and 0 < base < math.inf):
         raise UnsupportedError("pow of two variables")
-    logarithm = math.log(base)
-    margin = abs(logarithm) * _FINE + _TINY
-    return _ELEMENTARY["exp"](y * y.cells.constant(logarithm - margin, logarithm + margin))
+    margin = abs(math.log(base)) * _FINE + _TINY
+    return _ELEMENTARY["exp"](y * y.cells.constant(math.log(base) - margin, math.log(base) + margin))
 
 
 def _cube_root(x: Jet) -> Jet:
@@ -555,21 +518,19 @@ def _cube_root(x: Jet) -> Jet:
 # fmt: off
 _REAL: dict[str, Callable] = _ELEMENTARY | {
     "add": operator.add, "add_any": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-    "neg": operator.neg, "max": _maximum, "min": _minimum, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
-    "clamp": lambda lower, x, upper: _minimum(_maximum(x, lower), upper),
+    "neg": operator.neg, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
+    "max": _maximum, "min": lambda x, y: -_maximum(-x, -y),
+    "clamp": lambda lower, x, upper: -_maximum(-_maximum(x, lower), -upper),
     "square": Jet.squared, "sqrt": _square_root, "cbrt": _cube_root, "pow": _general_power, "integer_pow": _raise_to,
     "one_minus_square": lambda x: x.cells.constant(1.0, 1.0) - x.squared(),
     "sin": lambda x: _sine(x, 0), "cos": lambda x: _sine(x, 1), "tan": lambda x: _sine(x, 0) / _sine(x, 1),
     "gt": lambda x, y: _compare(x, y)[0], "le": lambda x, y: ~_compare(x, y)[0],
     "lt": lambda x, y: _compare(y, x)[0], "ge": lambda x, y: ~_compare(y, x)[0],
     "eq": lambda x, y: _compare(x, y)[1], "ne": lambda x, y: ~_compare(x, y)[1],
-    "is_finite": lambda x: ~_compare(x, x)[1] | _compare(x, x)[1],
+    "is_finite": lambda x: _compare(x, x)[1],
 }
 _LOGICAL: dict[str, Callable] = {
     "and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x,
-}
-_CHOICES: dict[tuple, Callable] = {  # by which operands are real
-    (False, True, True): _select, (False, False, False): lambda p, x, y: ~p & x | p & y,
 }
 # fmt: on
 
@@ -579,7 +540,8 @@ def _apply(cells: Cells, name: str, params: dict, operands: list[Jet | Truth]) -
     if name == "convert_element_type":
         return _convert(cells, operands[0], params["new_dtype"])
     rule = (_REAL if all(real) else _LOGICAL if not any(real) else {}).get(name)
-    rule = _CHOICES.get(real) if name == "select_n" else rule
+    if name == "select_n" and real in ((False, True, True), (False, False, False)):
+        rule = _select
     if rule is None:
         raise UnsupportedError(name)
     return rule(*operands, **({"y": params["y"]} if name == "integer_pow" else {}))
@@ -604,9 +566,6 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
         instructions: `(name, params, operands)` in order; the last one is the result.
         left, right: (n,) float64; infinite ends are allowed, `left == right` encloses a point.
 
-    Returns:
-        The `Enclosure`.
-
     Raises:
         UnsupportedError: an instruction has no rule here.
 
@@ -618,26 +577,24 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
     cells = Cells(left, right)
     variable, results = cells.variable(), []
 
-    def read(operand: tuple) -> Jet | Truth:
-        if operand[0] == "var":
-            return results[operand[1]]
-        if operand[0] != "lit":
-            return variable if operand[0] == "z" else cells.constant(-math.inf, math.inf)
-        if isinstance(operand[1], (bool, np.bool_)):
-            true = np.full(left.shape, bool(operand[1]))
-            return Truth(true, ~true)
-        if float(operand[1]) != operand[1]:
+    def read(kind: str, number: Any = None) -> Jet | Truth:
+        if kind != "lit":
+            return (
+                results[number] if kind == "var" else variable if kind == "z" else cells.constant(-math.inf, math.inf)
+            )
+        if isinstance(number, (bool, np.bool_)):
+            return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number))
+        if float(number) != number:
             raise UnsupportedError("a literal that is not a number, or a whole number beyond float64")
-        return cells.constant(float(operand[1]), float(operand[1]))
+        return cells.constant(float(number), float(number))
 
     with np.errstate(all="ignore"):
         for name, params, operands in instructions:
-            results.append(_apply(cells, name, dict(params), [read(operand) for operand in operands]))
-    if not isinstance(results[-1], Jet):
+            results.append(_apply(cells, name, dict(params), [read(*operand) for operand in operands]))
+    result, count = results[-1], left.size
+    if not isinstance(result, Jet):
         raise UnsupportedError("a boolean result")
-    orders, continuous, smooth = results[-1].orders, results[-1].continuous, results[-1].smooth
-    shape, count = (3, cells.tracks, left.size), left.size
-    tracks = Interval(*(end.reshape(shape) for end in orders))
+    tracks = Interval(*(end.reshape(3, cells.tracks, count) for end in result.orders))
     tracks &= tracks[:, :1]  # limits of what is between
     decisions = np.stack(cells.decisions) if cells.decisions else np.zeros((0, count), np.int8)
-    return Enclosure(tracks, continuous[:count], smooth[:count], decisions)
+    return Enclosure(tracks, result.continuous[:count], result.smooth[:count], decisions)

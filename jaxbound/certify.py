@@ -1,0 +1,622 @@
+"""Certificates: lower bounds of margins, and how many examples they verify.
+
+For an example with true class y, logits f and a region R around it, the margin to class j is f_y - f_j. With
+
+    m_j  <=  min over x' in R of  f_y(x') - f_j(x')       for every j != y,
+
+no point of R changes the class where every m_j > 0. Margins are linear in the logits, so a specification matrix
+(`margin_spec`) is composed with the network's last affine map, and they are bounded directly, not as differences.
+
+`margins` is a pure function, for any trace. `certify` is its host loop: batches of one size (the last one padded), so
+that memory is bounded and nothing compiles twice, partial results on disk, and strict arithmetic: with
+rounding="outward" a bound e_j on the rounding error of the whole computation goes with each m_j, and
+
+    verified  =  m_j > e_j for every j, in comparisons that NaN fails.
+
+Nothing is clamped to look consistent: where an attack breaks a verified example, `check_against_attack` raises.
+
+Length: the second half is the host's side (one batch, results on disk, progress), which only `certify` uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbound import _compat, errors, regions
+from jaxbound.attack import Attack
+from jaxbound.methods import Forward, Method
+from jaxbound.network import MEMORY_LIMIT, Network, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.regions import Box, LpBall, Region, is_region
+
+_LARGEST_BATCH = 256
+_ROWS = 256
+"""Rows of coefficients that a batch of the automatic size leaves room for."""
+
+
+# --- margins ----------------------------------------------------------------------------------------------------------
+
+
+def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
+    """The specification of margins: rows e_y - e_j for every class j but the label y, j ascending.
+
+    `margin_spec(y, C) @ logits` is `logits[y] - logits[j]`.
+
+    Args:
+        labels: true classes, int, (batch,) or ().
+        num_classes: the number of logits, at least 2.
+
+    Returns:
+        float32, (batch, num_classes - 1, num_classes), without the batch axis for one label.
+
+    Raises:
+        ArgumentTypeError: labels that are no integers.
+        ArgumentError: fewer than two classes, or a label out of range. Where labels are traced, the rows of such a
+            label are NaN, so that its bounds are -inf.
+
+    Rounding: exact.
+
+    >>> margin_spec(jnp.array([1]), 3)
+    Array([[[-1.,  1.,  0.],
+            [ 0.,  1., -1.]]], dtype=float32)
+    """
+    if num_classes < 2:
+        raise errors.argument("num_classes", f"is {num_classes}", "margins need two classes at least")
+    traced = _compat.is_tracer(labels)
+    labels = labels if traced else np.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise errors.argument_type("labels", f"are {labels.dtype}", "pass class indices as integers")
+    valid = (labels >= 0) & (labels < num_classes)
+    if not traced and not np.all(valid):
+        raise errors.argument("labels", f"hold {labels[~valid][0]}", f"classes are numbered 0..{num_classes - 1}")
+    true = jnp.asarray(labels)[..., None, None]
+    row, column = jnp.arange(num_classes - 1)[:, None], jnp.arange(num_classes)[None]
+    other = row + (row >= true)
+    rows = (column == true).astype(jnp.float32) - (column == other)
+    return jnp.where(valid[..., None, None], rows, jnp.nan)
+
+
+def margins(
+    params,
+    x: ArrayLike | Region,
+    labels: ArrayLike,
+    eps: ArrayLike | None = None,
+    *,
+    method: Method,
+    apply_fn: Callable | None = None,
+    activation: str | Callable = "relu",
+    norm: float = math.inf,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
+    memory_limit: int | None = None,
+) -> jax.Array:
+    """Lower bounds of the margins f_y - f_j over a ball around every example: what certificates and losses are made of.
+
+    `margins[i, k] <= f_y(x') - f_j(x')` for every x' with `||x' - x[i]||_norm <= eps` and `clip[0] <= x' <= clip[1]`,
+    y = labels[i] and j the k-th class that is not y. A plain JAX function for `jit`, `vmap`, `grad` and `pmap`.
+
+    Args:
+        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        x: floating, (batch, *example shape); one example for a Dense chain; or a region, and then no eps.
+        labels: true classes, int (batch,); () for one example.
+        eps: radius in the given norm, shape () or (batch,).
+        method: how to bound, e.g. `jaxbound.Crown()`.
+        apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
+        activation: between Dense layers where there is no apply_fn.
+        norm: p >= 1, `jnp.inf` included.
+        clip: None or `(low, high)`: the range of valid inputs.
+        memory_limit: bytes that the coefficients of a backward pass may take.
+
+    Returns:
+        (batch, classes - 1), j ascending; -inf where a region is empty, a label out of range or a bound undefined.
+
+    Raises:
+        ArgumentError, ArgumentTypeError, UnsupportedError: with what to do instead; values are checked where concrete.
+
+    Rounding: up to that of the computation; `certify` bounds it.
+
+    Reference: Wong and Kolter 2018, section 3.2; Zhang et al. 2020, section 3.1 (the specification matrix C).
+
+    >>> from jaxbound import IBP
+    >>> layers = [(jnp.eye(2), jnp.zeros(2))]
+    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP()).round(3)
+    Array([[0.25]], dtype=float32)
+    """
+    _check_method(method)
+    network = resolve(params, x, apply_fn, activation)
+    region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
+    logits = _logits_struct(network, region)
+    return _lower_bounds(network, region, labels, logits, method, memory_limit, outward=False)[0]
+
+
+def _lower_bounds(
+    network: Network, region: Region, labels, logits: jax.ShapeDtypeStruct, method: Method, memory_limit, *, outward: bool
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Lower bounds of margins, not widened, and their rounding errors."""
+    batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
+    if np.shape(labels) != batch:
+        raise errors.argument(
+            "labels", f"have shape {np.shape(labels)}, but x needs {batch}", "pass one class per example"
+        )
+    problem = problem_of(network, region, margin_spec(labels, logits.shape[0]).astype(logits.dtype))
+    (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
+    empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
+    return jnp.where(empty[..., None], -jnp.inf, found.lower), found.lower_rounding
+
+
+@_compat.eager_jit
+def _are_empty(stacked: Region) -> jax.Array:
+    return jax.vmap(regions.is_empty)(stacked)
+
+
+def _logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one example's logits."""
+    struct = regions.leaf_struct(region)
+    example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
+    logits = jax.eval_shape(network.function, network.variables, example)
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 1:
+        kind = type(logits).__name__ if shape is None else f"an array of shape {shape}"
+        raise errors.ArgumentError(f"the network gives {kind} for one example, but margins need a vector of logits")
+    return logits
+
+
+def _check_method(method: object) -> None:
+    if not isinstance(method, Method):
+        raise errors.argument_type("method", f"is {method!r}", "pass a method object such as jaxbound.Crown()")
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `certify` found, one row per example; arrays are NumPy's.
+
+    Args:
+        margins: (N, classes - 1), lower bounds of the margins, j ascending.
+        rounding: (N, classes - 1), how much of each may be rounding error; zeros with rounding=None.
+        verified: bool (N,), every margin is finite and exceeds its rounding.
+        correct: bool (N,), the clean prediction is right (a tie is not).
+        eps: the radius, () or (N,), rounded up to the dtype of the computation; None for a `Box`.
+        norm: the p of the balls; inf for a `Box`.
+        method: the method's repr.
+        first_batch_seconds: wall time of the first batch: compiling and running.
+        seconds: wall time of all batches; of a resumed run, its earlier parts included.
+
+    >>> from jaxbound import IBP
+    >>> report = certify([(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0]), 0.5, method=IBP())
+    >>> report.clean_error, report.verified_error
+    (0.0, 1.0)
+    """
+
+    margins: np.ndarray
+    rounding: np.ndarray
+    verified: np.ndarray
+    correct: np.ndarray
+    eps: np.ndarray | None
+    norm: float
+    method: str
+    first_batch_seconds: float
+    seconds: float
+
+    @property
+    def verified_accuracy(self) -> float:
+        """The fraction of examples that are verified."""
+        return float(np.mean(self.verified))
+
+    @property
+    def verified_error(self) -> float:
+        """The fraction of examples that are not verified."""
+        return float(np.mean(~self.verified))
+
+    @property
+    def clean_error(self) -> float:
+        """The fraction of examples that the network itself gets wrong."""
+        return float(np.mean(~self.correct))
+
+    def __str__(self) -> str:
+        radius = "regions as given"
+        if self.eps is not None:
+            low, high = float(np.min(self.eps)), float(np.max(self.eps))
+            radius = f"l{self.norm:g} radius {low:.6g}" + (f" to {high:.6g}" if high > low else "")
+        count = len(self.verified)
+        return "\n".join(
+            [
+                f"{self.method}: {count} examples, {radius}",
+                f"  clean error     {self.clean_error:8.2%}  ({count - int(self.correct.sum())} examples)",
+                f"  verified error  {self.verified_error:8.2%}  ({count - int(self.verified.sum())} examples)",
+                f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})",
+            ]
+        )
+
+
+def certify(
+    params,
+    x: ArrayLike | Region,
+    labels: ArrayLike,
+    eps: ArrayLike | None = None,
+    *,
+    method: Method,
+    apply_fn: Callable | None = None,
+    activation: str | Callable = "relu",
+    norm: float = math.inf,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+    rounding: str | None = "outward",
+    results: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Report:
+    """Certify a data set, batch by batch: which examples keep their class over a ball around them.
+
+    Where `report.verified[i]`, `argmax f(x') == labels[i]` for every x' with `||x' - x[i]||_norm <= eps` and
+    `clip[0] <= x' <= clip[1]`.
+
+    Args:
+        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers, in float32 or float64.
+        x: floating, (N, *example shape); one example for a Dense chain; or a region, and then no eps.
+        labels: true classes, int (N,).
+        eps: radius in the given norm, shape () or (N,).
+        method: how to bound; its guarantee is "certified".
+        apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
+        activation: between Dense layers where there is no apply_fn.
+        norm: p >= 1, `jnp.inf` included.
+        clip: None or `(low, high)`: the range of valid inputs.
+        batch_size: examples at once; by default what fits into the memory limit, at most 256.
+        memory_limit: bytes that the coefficients of a backward pass may take.
+        rounding: "outward" to demand margins above a bound on the rounding error of the computation; None for margins
+            above 0 as computed.
+        results: a file for partial results, written after every batch. A later call with the same arguments continues
+            after the last finished batch (functions inside a method count by their names).
+        progress: show a bar (tqdm, or lines where it is not installed) on the standard error.
+
+    Returns:
+        A `Report`. An example whose region is empty is not verified.
+
+    Raises:
+        HostLoopError: under `jit`, `vmap`, `grad` or `pmap`; `margins` works there.
+        ArgumentTypeError: integers as x; float16 or bfloat16 anywhere, whose rounding no certificate survives.
+        ArgumentError: a method that gives estimates, malformed arguments, or a results file of another computation.
+
+    Rounding: bounded, and demanded of every margin, for exact arithmetic on the given parameters (rounding="outward").
+
+    Reference: Zhang et al. 2018, section 4; for the rounding Higham 2002, section 3.5.
+
+    >>> from jaxbound import IBP
+    >>> layers = [(jnp.eye(2), jnp.zeros(2))]
+    >>> x, labels = jnp.array([[0.75, 0.25], [0.5, 0.25]]), jnp.array([0, 0])
+    >>> certify(layers, x, labels, 0.125, method=IBP()).verified
+    array([ True, False])
+    """
+    _check_certified(method)
+    if rounding not in ("outward", None):
+        raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
+    x, labels = x if is_region(x) else np.asarray(x), np.asarray(labels)
+    network = resolve(params, x, apply_fn, activation)
+    region = _host_region(network, x, eps, norm, clip)
+    if not network.batched:
+        network, region, labels = network._replace(batched=True), _with_batch_axis(region), labels[None]
+    total = regions.leaf_struct(region).shape[0]
+    if total == 0 or labels.shape != (total,):
+        raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
+    logits = _logits_struct(network, region)
+    margin_spec(labels, logits.shape[0])  # raises where a label is no class
+    if batch_size is None:
+        batch_size = _automatic_batch_size(network, region, logits, method, memory_limit)
+    if batch_size < 1:
+        raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
+    work = _Work(network, region, labels, logits, method, min(batch_size, total), memory_limit, rounding == "outward")
+    path = None if results is None else Path(results)
+    fingerprint = "" if path is None else _fingerprint(work)
+    done = _nothing_done(work) if path is None else _load(path, fingerprint, work)
+    with _Progress(progress, work, done) as shown:
+        for first in range(len(done.margins), total, work.batch_size):
+            done = _extended(done, work, first)
+            if path is not None:
+                _save(path, fingerprint, done)
+            shown.show(done)
+    return Report(
+        done.margins, done.rounding, _verified(done), done.correct,
+        eps=None if isinstance(region, Box) else np.asarray(region.radius),
+        norm=math.inf if isinstance(region, Box) else region.norm,
+        method=repr(method), first_batch_seconds=done.first_batch_seconds, seconds=done.seconds,
+    )  # fmt: skip
+
+
+def check_against_attack(report: Report, attack: Attack) -> None:
+    """Hold certificates against an attack on the same examples and regions.
+
+    Args:
+        report: what `certify` returned.
+        attack: what `pgd` returned for the same params, x, labels, eps, norm and clip.
+
+    Raises:
+        SoundnessError: a verified example has a margin that is not positive at a point of its region.
+        ArgumentError: the attack is on another number of examples.
+
+    Rounding: the attack's margins are the network's own, as computed.
+
+    >>> import jax
+    >>> from jaxbound import IBP, pgd
+    >>> network = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.75, 0.25]]), jnp.array([0])
+    >>> report = certify(*network, 0.125, method=IBP())
+    >>> check_against_attack(report, pgd(*network, 0.125, key=jax.random.key(0)))
+    >>> check_against_attack(report, pgd(*network, 0.5, key=jax.random.key(0)))  # a larger ball: not what was certified
+    Traceback (most recent call last):
+    jaxbound.errors.SoundnessError: an attack broke 1 example that IBP() had verified: ...
+    """
+    found = np.asarray(attack.margin)
+    if found.shape != report.verified.shape:
+        raise errors.argument("attack", f"is on {found.shape} examples, the report on {report.verified.shape}")
+    broken = np.flatnonzero(report.verified & ~(found > 0))
+    if broken.size:
+        certified = (report.margins - report.rounding).min(axis=1)
+        raise errors.soundness_broken(
+            report.method, broken.tolist(), certified[broken].tolist(), found[broken].tolist()
+        )
+
+
+# --- one batch --------------------------------------------------------------------------------------------------------
+
+
+class _Work(NamedTuple):
+    """Checked arguments; the whole data set stays on the host."""
+
+    network: Network
+    region: Region
+    labels: np.ndarray
+    logits: jax.ShapeDtypeStruct
+    method: Method
+    batch_size: int
+    memory_limit: int | None
+    outward: bool
+
+
+class _Done(NamedTuple):
+    """What is known of the first examples, and what it cost."""
+
+    margins: np.ndarray
+    rounding: np.ndarray
+    correct: np.ndarray
+    first_batch_seconds: float
+    seconds: float
+
+
+def _check_certified(method: Method) -> None:
+    if _compat.is_tracing():
+        raise errors.host_loop("certify", "margins")
+    _check_method(method)
+    if method.guarantee != "certified":
+        raise errors.estimate_refused(type(method).__name__)
+
+
+def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, clip) -> Region:
+    """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
+    region = jax.eval_shape(around, x, eps)  # every check that needs no values
+    _refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    _refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else x.dtype])
+    if isinstance(x, Box):
+        return jax.tree.map(np.asarray, x)
+    ball = x if is_region(x) else LpBall(x, eps, norm, clip=clip, batch_ndim=region.batch_ndim)
+    radius = np.asarray(ball.radius)
+    if not np.all(radius >= 0):
+        raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
+    center = np.asarray(ball.center, region.center.dtype)
+    return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
+
+
+def _refuse_half_precision(name: str, dtypes: list) -> None:
+    for dtype in dtypes:
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise errors.argument_type(
+                name, f"hold {dtype}, too coarse for certificates", "cast to float32, and certify the cast network"
+            )
+
+
+def _rounded_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype)
+        return np.where(narrow < values, np.nextafter(narrow, np.asarray(np.inf, dtype)), narrow)
+
+
+def _with_batch_axis(region: Region) -> Region:
+    region = jax.tree.map(lambda leaf: np.asarray(leaf)[None], region)
+    return region if isinstance(region, Box) else dataclasses.replace(region, batch_ndim=region.batch_ndim + 1)
+
+
+def _automatic_batch_size(network: Network, region: Region, logits, method: Method, memory_limit: int | None) -> int:
+    """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
+    spec = margin_spec(np.zeros(1, int), logits.shape[0]).astype(logits.dtype)
+    problem = problem_of(network, _rows(region, np.zeros(1, int)), spec)
+    largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
+    parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
+    forward = any(isinstance(part, Forward) for part in parts)
+    rows = 2 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
+    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+    return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
+
+
+def _rows(region: Region, index: np.ndarray) -> Region:
+    """Some of the examples' regions."""
+    if isinstance(region, Box):
+        return Box(region.lower[index], region.upper[index])
+    clip = region.clip
+    if jax.tree.leaves(clip):  # arrays; numbers are static
+        clip = tuple(np.broadcast_to(end, np.shape(region.center))[index] for end in clip)
+    radius = region.radius if np.ndim(region.radius) == 0 else region.radius[index]
+    return dataclasses.replace(region, center=region.center[index], radius=radius, clip=clip)
+
+
+def _extended(done: _Done, work: _Work, first: int) -> _Done:
+    """What is known after the batch that begins at example `first`."""
+    started = time.perf_counter()
+    stop = min(first + work.batch_size, len(work.labels))
+    index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
+    region, labels = _rows(work.region, index), work.labels[index]
+    bounds = _lower_bounds(
+        work.network, region, labels, work.logits, work.method, work.memory_limit, outward=work.outward
+    )
+    lower, error = (np.asarray(values)[: stop - first] for values in bounds)
+    correct = _is_correct(work.network, region, labels)[: stop - first]
+    seconds = time.perf_counter() - started
+    return _Done(
+        np.concatenate([done.margins, lower]),
+        np.concatenate([done.rounding, error]),
+        np.concatenate([done.correct, correct]),
+        seconds if first == 0 else done.first_batch_seconds,
+        done.seconds + seconds,
+    )
+
+
+def _verified(done: _Done) -> np.ndarray:
+    """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
+    return np.all(np.isfinite(done.margins) & (done.margins > done.rounding), axis=1)
+
+
+def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndarray:
+    """Whether the label's logit is the only largest one at the example itself."""
+    points = region.lower / 2 + region.upper / 2 if isinstance(region, Box) else region.center
+    try:
+        predict = _compiled_prediction(network.function)
+    except TypeError:  # an unhashable callable is compiled every time
+        predict = _compiled_prediction.__wrapped__(network.function)
+    logits = np.array(predict(network.variables, points))
+    rows = np.arange(len(labels))
+    true = logits[rows, labels]
+    logits[rows, labels] = -np.inf
+    return true > logits.max(axis=1)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_prediction(function: Callable) -> Callable:
+    return _compat.eager_jit(jax.vmap(function, in_axes=(None, 0)))
+
+
+# --- results on disk, and progress ------------------------------------------------------------------------------------
+
+
+def _nothing_done(work: _Work) -> _Done:
+    empty = np.zeros((0, work.logits.shape[0] - 1), work.logits.dtype)
+    return _Done(empty, empty, np.zeros(0, bool), 0.0, 0.0)
+
+
+def _fingerprint(work: _Work) -> str:
+    """A hash of everything that the numbers depend on: the network's program, all arrays, and the options."""
+    struct = regions.leaf_struct(work.region)
+    example = jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+    program = jax.make_jaxpr(work.network.function)(work.network.variables, example)
+    given = work.network.variables, work.region, work.labels, work.method, list(program.consts)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(given)
+    text = f"{program}\n{structure}\n{work.batch_size} {work.outward} {struct.dtype}"
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
+    for path, leaf in leaves:
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _load(path: Path, fingerprint: str, work: _Work) -> _Done:
+    """The finished batches that a file holds; an empty file of results is made where there is none."""
+    if not path.exists():
+        done = _nothing_done(work)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(path, fingerprint, done)  # fails now, not after the first batch
+        return done
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = str(stored["fingerprint"])
+            parts = {name: stored[name] for name in _Done._fields}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise errors.argument("results", f"is {path}, which certify did not write", "pass another path") from error
+    if found != fingerprint:
+        raise errors.argument(
+            "results",
+            f"is {path}, which holds certificates of another computation (params, x, labels, eps, norm, clip, method, "
+            "batch_size, rounding, the network's code or the version of JAX differ)",
+            "pass another path, or delete the file to start again",
+        )
+    seconds = {name: float(parts.pop(name)) for name in ("first_batch_seconds", "seconds")}
+    return _Done(**parts, **seconds)
+
+
+def _save(path: Path, fingerprint: str, done: _Done) -> None:
+    """Write the file in one step: whoever reads it, or kills this process, sees the old one or the new one."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), **done._asdict())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+class _Progress:
+    """A tqdm bar, plain lines where tqdm is not installed, or nothing."""
+
+    def __init__(self, wanted: bool, work: _Work, done: _Done):
+        self.total, self.wanted, self.bar = len(work.labels), wanted, None
+        if not wanted:
+            return
+        count = len(done.margins)
+        resumed = f", {count} of them by an earlier run" if count else ""
+        try:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, initial=count, unit="example", desc="certify", file=sys.stderr)
+            if count < self.total:
+                self.bar.set_postfix_str("the first batch compiles")
+        except ModuleNotFoundError:
+            print(
+                f"certify: {self.total} examples{resumed}, {work.batch_size} at a time; the first batch compiles "
+                "(pip install tqdm for a bar)",
+                file=sys.stderr,
+            )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, done: _Done) -> None:
+        """After a batch."""
+        if not self.wanted:
+            return
+        count, verified = len(done.margins), int(_verified(done).sum())
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                f"{verified} verified, first batch {done.first_batch_seconds:.1f} s", refresh=False
+            )
+            self.bar.update(count - self.bar.n)
+            return
+        print(
+            f"certify: {count} of {self.total} examples, {verified} verified, {done.seconds:.1f} s "
+            f"(the first batch {done.first_batch_seconds:.1f} s)",
+            file=sys.stderr,
+        )
