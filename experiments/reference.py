@@ -57,7 +57,9 @@ def network(data: np.lib.npyio.NpzFile) -> Callable:
     def conv(name, x, stride=2, padding=1):
         pads = [(padding, padding)] * 2
         numbers = ("NHWC", "HWIO", "NHWC")
-        out = jax.lax.conv_general_dilated(x[None], w[f"{name}.kernel"], (stride, stride), pads, dimension_numbers=numbers)
+        out = jax.lax.conv_general_dilated(
+            x[None], w[f"{name}.kernel"], (stride, stride), pads, dimension_numbers=numbers
+        )
         return out[0] + w[f"{name}.bias"]
 
     def mlp(x):
@@ -148,7 +150,8 @@ def main() -> None:
         for name, norm, ratio, violation in compare(path):
             failed = ratio > options.limit or violation > 1e-9
             failures += failed
-            print(f"{path.stem:36s} {name:18s} l{norm:4s} width ratio {ratio:.6f}  violation {violation:+.2e} {'FAIL' if failed else ''}")
+            verdict = "FAIL" if failed else ""
+            print(f"{path.stem:36s} {name:18s} l{norm:4s} ratio {ratio:.6f}  violation {violation:+.2e} {verdict}")
     raise SystemExit(bool(failures))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxbound import regions
+from jaxbound import errors, regions
 from jaxbound.regions import is_region
 
 
@@ -29,12 +29,18 @@ class Interval:
     @property
     def width(self) -> jax.Array:
         """`upper - lower`."""
-        return self.upper - self.lower
+        return self._upper - self.lower
 
     @property
     def center(self) -> jax.Array:
         """The midpoint."""
-        return self.lower / 2 + self.upper / 2
+        return self.lower / 2 + self._upper / 2
+
+    @property
+    def _upper(self) -> jax.Array:
+        if self.upper is None:
+            raise errors.ArgumentError('only lower bounds were asked for: pass sides="both"')
+        return self.upper
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +71,4 @@ class LinearBounds:
             if is_region(region):
                 lower = lower + regions.minimum(region, below)
                 upper = upper + regions.minimum(region, -above)
-        return Interval(
-            jnp.where(jnp.isnan(lower), -jnp.inf, lower), jnp.where(jnp.isnan(upper), jnp.inf, -upper)
-        )
+        return Interval(jnp.where(jnp.isnan(lower), -jnp.inf, lower), jnp.where(jnp.isnan(upper), jnp.inf, -upper))

@@ -20,7 +20,6 @@ Length: the second half is the host's side (one batch, results on disk, progress
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -28,7 +27,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -48,8 +46,7 @@ from jaxbound.network import MEMORY_LIMIT, Network, outputs_of, problem_of, regi
 from jaxbound.regions import Box, LpBall, Region, is_region
 
 _LARGEST_BATCH = 256
-_ROWS = 256
-"""Rows of coefficients that a batch of the automatic size leaves room for."""
+_ROWS = 256  # of coefficients that a batch of the automatic size leaves room for
 
 
 # --- margins ----------------------------------------------------------------------------------------------------------
@@ -80,18 +77,18 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
     """
     if num_classes < 2:
         raise errors.argument("num_classes", f"is {num_classes}", "margins need two classes at least")
-    traced = _compat.is_tracer(labels)
-    labels = labels if traced else np.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise errors.argument_type("labels", f"are {labels.dtype}", "pass class indices as integers")
-    valid = (labels >= 0) & (labels < num_classes)
-    if not traced and not np.all(valid):
-        raise errors.argument("labels", f"hold {labels[~valid][0]}", f"classes are numbered 0..{num_classes - 1}")
+    if not _compat.is_tracer(labels):
+        given = np.asarray(labels)
+        wrong = given[(given < 0) | (given >= num_classes)]
+        if wrong.size:
+            raise errors.argument("labels", f"hold {wrong[0]}", f"classes are numbered 0..{num_classes - 1}")
     true = jnp.asarray(labels)[..., None, None]
+    if not jnp.issubdtype(true.dtype, jnp.integer):
+        raise errors.argument_type("labels", f"are {true.dtype}", "pass class indices as integers")
     row, column = jnp.arange(num_classes - 1)[:, None], jnp.arange(num_classes)[None]
     other = row + (row >= true)
     rows = (column == true).astype(jnp.float32) - (column == other)
-    return jnp.where(valid[..., None, None], rows, jnp.nan)
+    return jnp.where((true >= 0) & (true < num_classes), rows, jnp.nan)
 
 
 def margins(
@@ -147,14 +144,12 @@ def margins(
 
 
 def _lower_bounds(
-    network: Network, region: Region, labels, logits: jax.ShapeDtypeStruct, method: Method, memory_limit, *, outward: bool
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool
+) -> tuple[jax.Array, jax.Array]:
     """Lower bounds of margins, not widened, and their rounding errors."""
     batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
     if np.shape(labels) != batch:
-        raise errors.argument(
-            "labels", f"have shape {np.shape(labels)}, but x needs {batch}", "pass one class per example"
-        )
+        raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     problem = problem_of(network, region, margin_spec(labels, logits.shape[0]).astype(logits.dtype))
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
     empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
@@ -238,13 +233,12 @@ class Report:
             low, high = float(np.min(self.eps)), float(np.max(self.eps))
             radius = f"l{self.norm:g} radius {low:.6g}" + (f" to {high:.6g}" if high > low else "")
         count = len(self.verified)
-        return "\n".join(
-            [
-                f"{self.method}: {count} examples, {radius}",
-                f"  clean error     {self.clean_error:8.2%}  ({count - int(self.correct.sum())} examples)",
-                f"  verified error  {self.verified_error:8.2%}  ({count - int(self.verified.sum())} examples)",
-                f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})",
-            ]
+        wrong, unverified = count - int(self.correct.sum()), count - int(self.verified.sum())
+        return (
+            f"{self.method}: {count} examples, {radius}\n"
+            f"  clean error     {self.clean_error:8.2%}  ({wrong} examples)\n"
+            f"  verified error  {self.verified_error:8.2%}  ({unverified} examples)\n"
+            f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})"
         )
 
 
@@ -271,15 +265,9 @@ def certify(
     `clip[0] <= x' <= clip[1]`.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers, in float32 or float64.
-        x: floating, (N, *example shape); one example for a Dense chain; or a region, and then no eps.
-        labels: true classes, int (N,).
-        eps: radius in the given norm, shape () or (N,).
+        params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
+            float64.
         method: how to bound; its guarantee is "certified".
-        apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
-        activation: between Dense layers where there is no apply_fn.
-        norm: p >= 1, `jnp.inf` included.
-        clip: None or `(low, high)`: the range of valid inputs.
         batch_size: examples at once; by default what fits into the memory limit, at most 256.
         memory_limit: bytes that the coefficients of a backward pass may take.
         rounding: "outward" to demand margins above a bound on the rounding error of the computation; None for margins
@@ -369,9 +357,8 @@ def check_against_attack(report: Report, attack: Attack) -> None:
     broken = np.flatnonzero(report.verified & ~(found > 0))
     if broken.size:
         certified = (report.margins - report.rounding).min(axis=1)
-        raise errors.soundness_broken(
-            report.method, broken.tolist(), certified[broken].tolist(), found[broken].tolist()
-        )
+        bounds, attacked = certified[broken].tolist(), found[broken].tolist()
+        raise errors.soundness_broken(report.method, broken.tolist(), bounds, attacked)
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -411,16 +398,16 @@ def _check_certified(method: Method) -> None:
 def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, clip) -> Region:
     """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
-    region = jax.eval_shape(around, x, eps)  # every check that needs no values
+    traced = jax.eval_shape(around, x, eps)  # every check that needs no values
     _refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
-    _refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else x.dtype])
+    _refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
     if isinstance(x, Box):
         return jax.tree.map(np.asarray, x)
-    ball = x if is_region(x) else LpBall(x, eps, norm, clip=clip, batch_ndim=region.batch_ndim)
+    ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):
         raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
-    center = np.asarray(ball.center, region.center.dtype)
+    center = np.asarray(ball.center, traced.center.dtype)
     return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
 
 
@@ -428,7 +415,7 @@ def _refuse_half_precision(name: str, dtypes: list) -> None:
     for dtype in dtypes:
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise errors.argument_type(
-                name, f"hold {dtype}, too coarse for certificates", "cast to float32, and certify the cast network"
+                name, f"hold {dtype}, too coarse to certify", "cast to float32, and certify that"
             )
 
 
@@ -458,12 +445,11 @@ def _automatic_batch_size(network: Network, region: Region, logits, method: Meth
 def _rows(region: Region, index: np.ndarray) -> Region:
     """Some of the examples' regions."""
     if isinstance(region, Box):
-        return Box(region.lower[index], region.upper[index])
-    clip = region.clip
+        return Box(np.asarray(region.lower)[index], np.asarray(region.upper)[index])
+    center, radius, clip = np.asarray(region.center), np.asarray(region.radius), region.clip
     if jax.tree.leaves(clip):  # arrays; numbers are static
-        clip = tuple(np.broadcast_to(end, np.shape(region.center))[index] for end in clip)
-    radius = region.radius if np.ndim(region.radius) == 0 else region.radius[index]
-    return dataclasses.replace(region, center=region.center[index], radius=radius, clip=clip)
+        clip = tuple(np.broadcast_to(end, center.shape)[index] for end in clip or ())
+    return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
 
 
 def _extended(done: _Done, work: _Work, first: int) -> _Done:
@@ -472,11 +458,10 @@ def _extended(done: _Done, work: _Work, first: int) -> _Done:
     stop = min(first + work.batch_size, len(work.labels))
     index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
     region, labels = _rows(work.region, index), work.labels[index]
-    bounds = _lower_bounds(
-        work.network, region, labels, work.logits, work.method, work.memory_limit, outward=work.outward
-    )
+    network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
+    bounds = _lower_bounds(network, region, labels, logits, method, limit, outward=work.outward)
     lower, error = (np.asarray(values)[: stop - first] for values in bounds)
-    correct = _is_correct(work.network, region, labels)[: stop - first]
+    correct = _is_correct(network, region, labels)[: stop - first]
     seconds = time.perf_counter() - started
     return _Done(
         np.concatenate([done.margins, lower]),
@@ -494,11 +479,11 @@ def _verified(done: _Done) -> np.ndarray:
 
 def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndarray:
     """Whether the label's logit is the only largest one at the example itself."""
-    points = region.lower / 2 + region.upper / 2 if isinstance(region, Box) else region.center
+    points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
     try:
         predict = _compiled_prediction(network.function)
-    except TypeError:  # an unhashable callable is compiled every time
-        predict = _compiled_prediction.__wrapped__(network.function)
+    except TypeError:  # an unhashable callable runs uncompiled
+        predict = jax.vmap(network.function, in_axes=(None, 0))
     logits = np.array(predict(network.variables, points))
     rows = np.arange(len(labels))
     true = logits[rows, labels]
@@ -550,52 +535,43 @@ def _load(path: Path, fingerprint: str, work: _Work) -> _Done:
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise errors.argument("results", f"is {path}, which certify did not write", "pass another path") from error
     if found != fingerprint:
-        raise errors.argument(
-            "results",
-            f"is {path}, which holds certificates of another computation (params, x, labels, eps, norm, clip, method, "
-            "batch_size, rounding, the network's code or the version of JAX differ)",
-            "pass another path, or delete the file to start again",
+        problem = (
+            f"is {path}, which holds certificates of another computation: params, x, labels, eps, norm, clip, method, "
+            "batch_size, rounding, the network's code or the version of JAX differ"
         )
-    seconds = {name: float(parts.pop(name)) for name in ("first_batch_seconds", "seconds")}
-    return _Done(**parts, **seconds)
+        raise errors.argument("results", problem, "pass another path, or delete the file to start again")
+    first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
+    return _Done(parts["margins"], parts["rounding"], parts["correct"], first, seconds)
 
 
 def _save(path: Path, fingerprint: str, done: _Done) -> None:
     """Write the file in one step: whoever reads it, or kills this process, sees the old one or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), **done._asdict())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Progress:
     """A tqdm bar, plain lines where tqdm is not installed, or nothing."""
 
     def __init__(self, wanted: bool, work: _Work, done: _Done):
-        self.total, self.wanted, self.bar = len(work.labels), wanted, None
+        self.wanted, self.bar = wanted, None
+        count, self.total = len(done.margins), len(work.labels)
         if not wanted:
             return
-        count = len(done.margins)
-        resumed = f", {count} of them by an earlier run" if count else ""
         try:
             from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, initial=count, unit="example", desc="certify", file=sys.stderr)
-            if count < self.total:
-                self.bar.set_postfix_str("the first batch compiles")
         except ModuleNotFoundError:
-            print(
-                f"certify: {self.total} examples{resumed}, {work.batch_size} at a time; the first batch compiles "
-                "(pip install tqdm for a bar)",
-                file=sys.stderr,
-            )
+            self._line(f"{count} of {self.total} examples done; the first batch compiles (pip install tqdm for a bar)")
+            return
+        self.bar = tqdm(total=self.total, initial=count, unit="example", desc="certify")
+        self.bar.set_postfix_str("the first batch compiles" if count < self.total else "all done by an earlier run")
 
     def __enter__(self) -> _Progress:
         return self
@@ -608,15 +584,15 @@ class _Progress:
         """After a batch."""
         if not self.wanted:
             return
-        count, verified = len(done.margins), int(_verified(done).sum())
-        if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"{verified} verified, first batch {done.first_batch_seconds:.1f} s", refresh=False
-            )
-            self.bar.update(count - self.bar.n)
-            return
-        print(
-            f"certify: {count} of {self.total} examples, {verified} verified, {done.seconds:.1f} s "
-            f"(the first batch {done.first_batch_seconds:.1f} s)",
-            file=sys.stderr,
+        count, text = (
+            len(done.margins),
+            f"{_verified(done).sum()} verified, first batch {done.first_batch_seconds:.1f} s",
         )
+        if self.bar is None:
+            self._line(f"{count} of {self.total} examples, {text}, in all {done.seconds:.1f} s")
+            return
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(count - self.bar.n)
+
+    def _line(self, text: str) -> None:
+        print(f"certify: {text}", file=sys.stderr)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import regions
-from jaxbound._compat import eager_jit, is_tracer
+from jaxbound._compat import check_backend, eager_jit, is_tracer
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients, Identity
@@ -41,11 +41,13 @@ class Rows(NamedTuple):
 class Run:
     """One call: a graph, its regions, and what is known so far.
 
-    `ends[i]` bounds node i, `planes[i]` relaxes it, and `pairs[i]` are linear functions of the region around it, at which
-    a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass.
+    `ends[i]` bounds node i, `planes[i]` relaxes it, and `pairs[i]` are linear functions of the region around it, at
+    which a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of
+    each pass.
     """
 
     def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
+        check_backend()
         self.graph = graph
         self.regions = tuple(leaves)
         self.outward = outward
@@ -71,7 +73,9 @@ class Run:
     def call(self, step: Callable, static: Hashable, constants: Constants, *state):
         """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
         arrays, axes = constants
-        return (_compiled if self.eager else _mapped)(step, static, None if self.batch is None else axes)(arrays, *state)
+        return (_compiled if self.eager else _mapped)(step, static, None if self.batch is None else axes)(
+            arrays, *state
+        )
 
     def constants(self, block: Block) -> Constants:
         """A block's constants and their batch axes."""
@@ -188,8 +192,7 @@ class Run:
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
         """Coefficients of the region leaves, and what the pass collected."""
         for segment in reversed(self.segments):
-            pull = functools.partial(self.pull, segment) if isinstance(segment, Block) else functools.partial(segment.pull, self)
-            rows, carry = pull(rows, carry)
+            rows, carry = self.pull(segment, rows, carry)
         leaves = range(self.graph.structure.num_inputs)
         for number in [number for number in rows if number not in leaves]:
             state = rows.pop(number), self.pairs[number], carry, self.regions
@@ -198,8 +201,10 @@ class Run:
                 self.deliver(rows, leaf, part)
         return tuple(rows.get(leaf) for leaf in leaves), carry
 
-    def pull(self, block: Block, rows: dict[int, Coefficients], carry: backward.Carry):
-        """Move rows back over one block."""
+    def pull(self, block: Any, rows: dict[int, Coefficients], carry: backward.Carry):
+        """Move rows back over one segment: a block, or a scanned stretch of them."""
+        if not isinstance(block, Block):
+            return block.pull(self, rows, carry)
         inside = range(block.start, block.stop)
         incoming = tuple(rows.get(k) for k in inside)
         if all(part is None for part in incoming):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jax
-
 from jaxbound import errors, tracing
 from jaxbound.graph import Node
-from jaxbound.relaxations.enclosures.curvature import analyse
+from jaxbound.relaxations.enclosures import scalar
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def _rule(node: Node) -> str:
         return "McCormick planes"
     if op.kind == "maximum":
         return "one entry below, chords above"
-    curvature = analyse(op.program)
+    curvature = scalar.curvature_of(op)
     chain = " ".join(name for name, _, _ in op.program.instructions)
     pieces = ", ".join(piece.kind for piece in curvature.pieces)
     return f"two lines, exact intercepts ({chain}: {pieces})"

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ import numpy as np
 
 from jaxbound import primitives
 from jaxbound._compat import Primitive
+from jaxbound.values import ConstantProgram
 
 NONLINEAR = ("scalar", "product", "maximum")
 
@@ -74,15 +76,19 @@ class Op:
     params: tuple = ()
     operands: tuple = ()
     """Per operand of the primitive: ("input", k), ("constant", k) or ("literal", value)."""
-    primitive: Primitive | None = field(default=None, compare=False)
-    program: Program | None = None
+    primitive: Any = field(default=None, compare=False)
+    """The JAX primitive of an affine node."""
+    program: Program = Program((), ())
+    """The function of a scalar node."""
 
     @cached_property
     def facts(self) -> primitives.Affine:
+        """What the primitive table knows of an affine node."""
         return primitives.AFFINE[self.name]
 
     @cached_property
     def size(self) -> int:
+        """How many entries the value has."""
         return int(np.prod(self.shape))
 
     @cached_property
@@ -155,18 +161,20 @@ class Structure:
     num_inputs: int
     outputs: tuple
     """Per output leaf of the function: ("node", i) or ("constant", k)."""
-    out_tree: jax.tree_util.PyTreeDef
-    constants: object = field(repr=False)
-    """Evaluates the graph's constants; see `tracing.ConstantProgram`."""
+    out_tree: Any
+    constants: ConstantProgram = field(repr=False)
+    """Evaluates the graph's constants."""
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
+        """The blocks, in order; together they hold every node that is not a region leaf."""
         starts = sorted({self.num_inputs, *self.nonlinear} - {len(self.nodes)})
         stops = [*starts[1:], len(self.nodes)]
         return tuple(_block(self.nodes, start, stop) for start, stop in zip(starts, stops, strict=True))
 
     @cached_property
     def nonlinear(self) -> tuple[int, ...]:
+        """The numbers of the nonlinear nodes."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.kind in NONLINEAR)
 
     @cached_property
@@ -195,6 +203,7 @@ class Structure:
 
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """Per node, the nodes that read it."""
         readers: list[list[int]] = [[] for _ in self.nodes]
         for i, node in enumerate(self.nodes):
             for source in node.inputs:
@@ -237,8 +246,10 @@ class Graph:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
+        """The structure's nodes."""
         return self.structure.nodes
 
     @property
     def blocks(self) -> tuple[Block, ...]:
+        """The structure's blocks."""
         return self.structure.blocks

@@ -353,9 +353,15 @@ def _better(first: Bounded, second: Bounded, request: Request) -> Bounded:
     lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
     if request.sides == "lower":
         return Bounded(lower[0], None, lower[1], lower[1])
-    high = first.upper + first.upper_rounding <= second.upper + second.upper_rounding
-    upper = jnp.where(high, first.upper, second.upper), jnp.where(high, first.upper_rounding, second.upper_rounding)
+    one, two = _upper(first), _upper(second)
+    high = one + first.upper_rounding <= two + second.upper_rounding
+    upper = jnp.where(high, one, two), jnp.where(high, first.upper_rounding, second.upper_rounding)
     return Bounded(lower[0], upper[0], lower[1], upper[1])
+
+
+def _upper(bounds: Bounded) -> jax.Array:
+    assert bounds.upper is not None
+    return bounds.upper
 
 
 def _linear(run: Run, number: int) -> tuple:

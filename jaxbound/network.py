@@ -1,10 +1,12 @@
 """From Flax to a function of one example: parameters, train states, NNX modules and chains of Dense layers.
 
+Length: one room, what a network is and the functions that bound it; their shared docstring is a third of it.
+
 Everything above this file bounds functions; everything that knows Flax is here. A network becomes a hashable callable
 `(variables, example) -> output` without a batch axis, so that equal networks share one graph, and the functions named
 after methods bound it over a ball around every example of a batch:
 
-    ibp | forward | fastlin | crown | crown_ibp (params, x, eps, ...) -> Interval(lower, upper), (batch, outputs or specs)
+    ibp | forward | fastlin | crown | crown_ibp (params, x, eps, ...) -> Interval(lower, upper)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.core.meta
 import flax.linen as nn
@@ -25,7 +27,7 @@ from flax import nnx
 from jaxbound import errors, regions
 from jaxbound.bounds import Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
-from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.regions import LpBall, Region, is_region
 from jaxbound.transform import Problem, prepare
 
 MEMORY_LIMIT = 1 << 30
@@ -61,7 +63,7 @@ class Applied:
 class Merged:
     """An NNX module, from its definition and state."""
 
-    definition: object
+    definition: Any
 
     def __call__(self, state, example):
         """The output for one example."""
@@ -95,7 +97,9 @@ class Specified:
         return spec @ self.network(variables, example).reshape(-1)
 
 
-def per_example_function(params, x, apply_fn: Callable | None, activation: str | Callable) -> tuple[Callable, object, object]:
+def per_example_function(
+    params, x, apply_fn: Callable | None, activation: str | Callable
+) -> tuple[Callable, object, object]:
     """A network as `(fn, variables, x)` with `fn(variables, example)` and x a batch.
 
     Args:
@@ -211,19 +215,24 @@ def _dense_chain(params) -> tuple:
             kernel, bias = layer
         else:
             raise _ambiguous(f"layer {number} is not a kernel and a bias")
-        if np.ndim(kernel) != 2 or (bias is not None and np.shape(bias) != (np.shape(kernel)[1],)):
-            raise _ambiguous(f"layer {number} has kernel {np.shape(kernel)} and bias {np.shape(bias)}")
-        if chain and np.shape(chain[-1][0])[1] != np.shape(kernel)[0]:
-            raise _ambiguous(f"layer {number} takes {np.shape(kernel)[0]} numbers, the one before makes {np.shape(chain[-1][0])[1]}")
-        chain.append((jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)))
+        kernel, bias = jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)
+        if kernel.ndim != 2 or (bias is not None and bias.shape != kernel.shape[1:]):
+            shape = None if bias is None else bias.shape
+            raise _ambiguous(f"layer {number} has kernel {kernel.shape} and bias {shape}")
+        if chain and chain[-1][0].shape[1] != kernel.shape[0]:
+            raise _ambiguous(
+                f"layer {number} takes {kernel.shape[0]} numbers, not the {chain[-1][0].shape[1]} made before"
+            )
+        chain.append((kernel, bias))
     return tuple(chain)
 
 
 def _in_order(names: list[str]) -> list[str]:
-    parts = [re.fullmatch(r"(.*?)(\d+)", str(name)) for name in names]
-    if not names or any(part is None for part in parts) or len({part.group(1) for part in parts}) != 1:
+    parts = [match.groups() for name in names if (match := re.fullmatch(r"(.*?)(\d+)", str(name)))]
+    if not names or len(parts) < len(names) or len({prefix for prefix, _ in parts}) != 1:
         raise _ambiguous(f"the layers are named {sorted(map(str, names))}, not with one prefix and an integer")
-    return sorted(names, key=lambda name: int(re.fullmatch(r"(.*?)(\d+)", str(name)).group(2)))
+    numbers = {name: int(number) for name, (_, number) in zip(names, parts, strict=True)}
+    return sorted(names, key=numbers.__getitem__)
 
 
 def _ambiguous(why: str) -> errors.ArgumentError:
@@ -248,12 +257,16 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
         raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
     given = jnp.result_type(x)
     if not jnp.issubdtype(given, jnp.floating):
-        raise errors.ArgumentTypeError(f"x has dtype {given}: integers have no neighbourhood; divide images by 255 first")
+        raise errors.ArgumentTypeError(
+            f"x has dtype {given}: integers have no neighbourhood; divide images by 255 first"
+        )
     floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(*floats, x)
     x = jnp.asarray(x, dtype)
     if np.ndim(eps) > 1 or (np.ndim(eps) == 1 and (not batched or np.shape(eps) != x.shape[:1])):
-        raise errors.ArgumentError(f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)")
+        raise errors.ArgumentError(
+            f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)"
+        )
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
     return region
@@ -347,7 +360,8 @@ def _named(name: str, method: type[Method], what: str, reference: str) -> Callab
 
     function.__name__ = function.__qualname__ = name
     arguments = (bound_network.__doc__ or "").split("\n\n", 1)[1].replace("        method: how to bound.\n", "")
-    function.__doc__ = f"{what}\n\n    {arguments.strip()}\n\n    Options of the method: see `{method.__name__}`.\n\n    Reference: {reference}\n    "
+    end = f"Options of the method: see `{method.__name__}`.\n\n    Reference: {reference}\n    "
+    function.__doc__ = f"{what}\n\n    {arguments.strip()}\n\n    {end}"
     return function
 
 

@@ -3,8 +3,8 @@
 Each rewrite is a plain JAX function that equals what it replaces for every real input; it is traced and inlined in its
 place, so the interpreters never hear of it. Two kinds:
 
-* `match` looks at an equation as it is read: primitives with several outputs or odd parameters, and the groups that have
-  no name in a jaxpr. Softmax, log-softmax and logsumexp are `exp`, `sum` and `div` (or `log`) around any shift; their
+* `match` looks at an equation as it is read: primitives with several outputs or odd parameters, and the groups that
+  have no name in a jaxpr. Softmax, log-softmax and logsumexp are `exp`, `sum` and `div` (or `log`) around any shift; their
   value does not depend on the shift, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
   `E[x^2] - E[x]^2` becomes `E[(x - E[x])^2]`, whose interval cannot be negative.
 * `parts` says what to do with a nonlinear equation of several bounded operands that is not one scalar function:
@@ -160,7 +160,7 @@ def _same_axes(operand, axes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
             expected = rest if len(source.shape) < len(shape) else tuple(range(len(shape)))
             known = known and tuple(operand.params["broadcast_dimensions"]) == expected
         elif operand.name == "reshape":
-            known = known and shape not in (source.shape, operand.shape) or source.shape == operand.shape
+            known = source.shape == operand.shape or (known and shape not in (source.shape, operand.shape))
         if not known:
             return False
         operand = source
@@ -169,8 +169,13 @@ def _same_axes(operand, axes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 def _softmax(_params: dict, operands: Sequence) -> Rewrite | None:
     numerator, denominator = _made_by(operands[0], "exp"), operands[1]
-    found = _summed_exp(denominator) if numerator is not None else None
-    if found is None or found[0] is not numerator or not _same_axes(denominator, found[1], numerator.shape):
+    found = _summed_exp(denominator)
+    if (
+        numerator is None
+        or found is None
+        or found[0] is not numerator
+        or not _same_axes(denominator, found[1], numerator.shape)
+    ):
         return None
     axes = found[1]
     return lambda x: jax.lax.reciprocal(_ratios(x, axes)), [_without_shift(numerator.operands[0], axes)]

@@ -130,23 +130,25 @@ AFFINE: dict[str, Affine] = {
 }
 """Primitive name -> facts. `convert_element_type` is here for conversions that widen; the graph refuses the others."""
 
-ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add add_any and asin asinh atan atanh cbrt ceil clamp convert_element_type copy cos cosh div
-    eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg
-    not or pow round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
-    """.split()
-)
+# fmt: off
+ELEMENTWISE = frozenset({
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp",
+    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2",
+    "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "not", "or", "pow", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
+    "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+})
+# fmt: on
 """Applied entry by entry (operands are scalars or of one shape)."""
 
-REFUSED: dict[str, str] = {
-    "while": "its number of iterations may depend on the region; use a Python loop of fixed length",
-    "cond": "its predicate may depend on the region; use jnp.where, or bound each branch on its own",
-    "scan": "its carry depends on the region; unroll the loop in Python",
-    "pure_callback": "a callback's result is unknown to JAX; write the function in JAX",
-    "io_callback": "a callback's result is unknown to JAX; write the function in JAX",
-    "ffi_call": "foreign code cannot be traced; write the function in JAX",
-    "pallas_call": "a kernel cannot be traced; bound the reference implementation in JAX instead",
-    "reduce_precision": "rounding to fewer bits is not affine; bound the function in full precision",
+REFUSED: dict[str, tuple[str, str]] = {
+    "while": ("its number of iterations may depend on the region", "use a Python loop of fixed length"),
+    "cond": ("its predicate may depend on the region", "use jnp.where, or bound each branch on its own"),
+    "scan": ("its carry depends on the region", "unroll the loop in Python"),
+    "pure_callback": ("a callback's result is unknown to JAX", "write the function in JAX"),
+    "io_callback": ("a callback's result is unknown to JAX", "write the function in JAX"),
+    "ffi_call": ("foreign code cannot be traced", "write the function in JAX"),
+    "pallas_call": ("a kernel cannot be traced", "bound the reference implementation in JAX instead"),
+    "reduce_precision": ("rounding to fewer bits is not affine", "bound the function in full precision"),
 }
 """Primitive name -> why, and what to do instead."""

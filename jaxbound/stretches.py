@@ -128,7 +128,8 @@ class Scanned:
             inner = run.fork({block.start: pair for block, pair in pairs})
             inner.planes.update(zip((block.start for block in first), planes, strict=True))
             inner.ends.update(zip(numbers, ends, strict=True))
-            pulled, carry = {self.stretch.made: coefficients.Dense(state[0])}, state[1]
+            pulled: dict[int, Coefficients] = {self.stretch.made: coefficients.Dense(state[0])}
+            carry = state[1]
             for block in reversed(first):
                 pulled, carry = inner.pull(block, pulled, carry)
             return run.dense(pulled[self.stretch.read]).values, carry

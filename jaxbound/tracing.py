@@ -1,8 +1,8 @@
 """From a JAX function to a `Structure`: trace once, inline calls, sort values into kinds, fuse scalar chains.
 
 Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
-`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it and,
-through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
+`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it
+and, through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
 
 * with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
 * an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
@@ -17,6 +17,7 @@ curvature cannot be proved is made of its parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +69,7 @@ class _Builder:
         if any(isinstance(operand, Value) for operand in operands):
             if callee is not None:
                 return self._call(equation, callee, operands)
-            outer = self.source, self.path
-            self.source = _compat.source_line(equation) or self.source
-            self.path = _compat.module_path(equation) or self.path
+            outer = self._enter(equation)
             outputs = self.apply(equation.primitive, equation.params, operands, [v.aval for v in equation.outvars])
             self.source, self.path = outer
             return outputs
@@ -84,10 +83,16 @@ class _Builder:
         self.constants.equations.append((equation.primitive, params, operands, [o.number for o in outputs]))
         return outputs
 
-    def _call(self, equation, callee, operands) -> list:
+    def _enter(self, equation) -> tuple[str, str]:
+        """Note where an equation stands; returns what was noted before."""
         outer = self.source, self.path
-        self.source = _compat.source_line(equation) or self.source
         self.path = _compat.module_path(equation) or self.path
+        if not any(self.labels):  # a library function keeps the line of its first caller, whoever that was
+            self.source = _compat.source_line(equation) or self.source
+        return outer
+
+    def _call(self, equation, callee, operands) -> list:
+        outer = self._enter(equation)
         self.labels.append(str(equation.params.get("name", "")) if _is_elementwise(callee) else "")
         outputs = self.run(callee, operands)
         self.labels.pop()
@@ -142,8 +147,8 @@ class _Builder:
             (root,) = roots.values()
             made = self.value(primitive, params, operands, aval, root=root, base=root.base, bends=bends)
         elif affine:
-            (base,) = bases.values() if len(bases) == 1 else (None,)
-            made = self.value(primitive, params, operands, aval, base=base)
+            made = self.value(primitive, params, operands, aval)
+            made.base = next(iter(bases.values())) if len(bases) == 1 else made
         elif len(bases) == 1:
             (base,) = bases.values()
             made = self.value(primitive, params, operands, aval, root=base, bends=True)
@@ -172,7 +177,7 @@ def _is_elementwise(callee: _compat.ClosedJaxpr) -> bool:
     return True
 
 
-def _fold(equation, operands: list[Literal]) -> np.generic | None:
+def _fold(equation, operands: list[Literal]) -> Any:
     """The number that an elementwise or broadcasting equation of literals makes, if it is one number."""
     name = equation.primitive.name
     if name in ("broadcast_in_dim", "reshape", "squeeze"):
@@ -287,8 +292,9 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
             return op, [root, *constants]
     name = value.name
     if value.dtype == np.bool_ or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise errors.unsupported(name, _shapes(value), value.source, f"its result has dtype {value.dtype}, which cannot carry a bound; "
-                                 "use jnp.where on a fixed predicate, or keep comparisons inside one elementwise function")  # fmt: skip
+        reason = f"its result has dtype {value.dtype}, which cannot carry a bound"
+        way_out = "use jnp.where on a fixed predicate, or keep comparisons inside one elementwise function"
+        raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
     if name in AFFINE and _is_affine(name, value.operands, value):
         return _op("affine", value), list(value.operands)
     if name == "mul":
@@ -296,13 +302,16 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
     if name == "reduce_max":
         return _op("maximum", value), list(value.operands)
     if name == "convert_element_type":
-        raise errors.unsupported(name, _shapes(value), value.source, f"converting {value.operands[0].dtype} to {value.dtype} rounds; "
-                                 "bound the function in one precision")  # fmt: skip
+        reason = f"converting {value.operands[0].dtype} to {value.dtype} rounds"
+        raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
     parts = patterns.parts(name, value.operands)
     if parts is not None:
         return _plan(builder, builder.replaced(value, *parts))
-    reason = REFUSED.get(name, "no rule bounds it when these operands depend on a region; docs/extending.md shows how to add one")
-    raise errors.unsupported(name, _shapes(value), value.source, reason)
+    reason, way_out = REFUSED.get(name, _NO_RULE)
+    raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
+
+
+_NO_RULE = "no rule bounds it when these operands depend on a region", "add a rule as docs/extending.md shows"
 
 
 def _shapes(value: Value) -> list[tuple[int, ...]]:

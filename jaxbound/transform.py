@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
     graph: Graph
     leaves: tuple[regions.Region, ...]
     is_region: tuple[bool, ...]
-    tree: jax.tree_util.PyTreeDef
+    tree: Any
 
 
 def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> Problem:
@@ -62,7 +62,7 @@ def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> P
 
 def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> Structure:
     """The graph of a function, from the cache where it does not close over tracers."""
-    key = fn, tree, avals, chosen, bool(jax.config.jax_enable_x64)
+    key = fn, tree, avals, chosen, jnp.result_type(float)
     try:
         cached = _STRUCTURES.get(key)
     except TypeError:  # an unhashable callable is traced every time
@@ -290,6 +290,7 @@ def _validate(args) -> None:
 
 
 def _interval(found: Bounded) -> Interval:
+    assert found.upper is not None
     return Interval(found.lower - found.lower_rounding, found.upper + found.upper_rounding)
 
 

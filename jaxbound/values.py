@@ -1,8 +1,9 @@
-"""What a variable of a traced function can be: a number, an array that no region reaches, or a value that one reaches."""
+"""What a variable of a traced function can be: a number, an array that no region reaches, or a value that one does."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ from jaxbound._compat import Primitive, bind
 class Literal:
     """One number, repeated over `shape`."""
 
-    value: np.generic
+    value: Any
+    """A NumPy scalar."""
     shape: tuple[int, ...]
 
     @property
     def dtype(self) -> np.dtype:
+        """The number's dtype."""
         return self.value.dtype
 
 
@@ -45,13 +48,14 @@ class Value:
     operands: tuple = ()
     label: str = ""
     source: str = ""
-    root: Value | None = None
+    root: Value = None  # pyright: ignore[reportAssignmentType]
     """The value of which this is an entry-by-entry function; itself if it starts a chain."""
-    base: Value | None = None
+    base: Value = None  # pyright: ignore[reportAssignmentType]
     """The value behind affine operations with array constants, for chains that meet again."""
     bends: bool = False
     """Whether the chain from the root contains a nonlinear operation."""
-    node: int | None = None
+    node: int = -1
+    """The number of its node, once it has one."""
 
     def __post_init__(self):
         self.root = self.root or self
@@ -64,6 +68,7 @@ class Value:
 
     @property
     def dependent(self) -> list[Value]:
+        """The operands that depend on a region."""
         return [operand for operand in self.operands if isinstance(operand, Value)]
 
 
@@ -75,11 +80,12 @@ class ConstantProgram:
         self.count = 0
         self.leaves: dict[int, int] = {}
         """Leaf of the arguments -> number."""
-        self.captured: list[tuple[int, object]] = []
+        self.captured: list[tuple[int, Any]] = []
         """Arrays that the function closes over."""
         self.used: list[int] = []
 
     def variable(self, aval) -> Constant:
+        """A new constant of this shape and dtype."""
         self.count += 1
         return Constant(self.count - 1, tuple(aval.shape), aval.dtype)
 

@@ -181,6 +181,10 @@ def test_minimum_by_hand():
     np.testing.assert_allclose(fast_minimum(LpBall(first, 0.4, 1, clip=UNIT), slope), 0.4, rtol=1e-5)
     np.testing.assert_allclose(fast_minimum(LpBall(second, 0.5, 2, clip=UNIT), slope), 0.4, rtol=1e-5)
     np.testing.assert_allclose(minimum(LpBall(first, 0.4, np.inf, clip=UNIT), slope), 0.2, rtol=1e-5)
+    # 100.3 - 100 is above 0.3 in float32: not empty but for rounding, and only x0 = 100, x1 = 50 is left.
+    barely = LpBall(jnp.array([100.3, 50.0]), 0.3, 2, clip=(0.0, 100.0))
+    assert not is_empty(barely)
+    np.testing.assert_allclose(fast_minimum(barely, slope), 50, rtol=1e-5)
     # ||(3, 4)||_q: 4 for p = 1, 5 for p = 2, 7 for p = inf.
     for norm, dual in [(1, 4), (2, 5), (np.inf, 7)]:
         value = fast_minimum(LpBall(jnp.ones(2), 2.0, norm), jnp.array([3.0, 4.0]))

@@ -1,0 +1,1 @@
+"""Relaxations: the interpreters, what they share, and the enclosures that they ask."""

@@ -9,8 +9,8 @@ A node computes `z = L(x_1, ..., x_m) + b` with L linear, by binding one JAX pri
               and radius do, the radius through `|L|`, the bind with the constants' absolute values;
 * `pull`      `jax.linear_transpose`, vmapped over the rows of coefficients;
 * `rounding`  `gamma_n (|L| |x| + |b|)` with `gamma_n = n u / (1 - n u)`: a bound on the error of evaluating the node in
-              floating point whatever the order of its sums (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-              section 3.1).
+              floating point whatever the order of its sums (Higham, "Accuracy and stability of numerical algorithms",
+              2002, section 3.1).
 
 An infinite end makes `0 * inf = NaN` in midpoint-radius arithmetic; NaN becomes an infinite end here, and only here.
 """
@@ -140,7 +140,7 @@ def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, s
         elif op.facts.additive and position not in op.facts.fixed:
             value = additive(value)
         values.append(value)
-    return bind(op.primitive, values, op.params)
+    return bind(op.primitive, values, dict(op.params))
 
 
 def _middle_radius(ends: Ends) -> Ends:

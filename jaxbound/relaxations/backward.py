@@ -4,8 +4,8 @@ A pass carries, for R rows, a linear function of the values that are still to co
 
     row_r  >=  sum over values v of <C_v[r], v> + intercept[r],
 
-and only ever lower bounds: an upper bound of a row is minus the lower bound of its negative. `pull` moves it back over one
-block: an affine node's coefficients go through the transposed map and its constant into the intercept, a nonlinear
+and only ever lower bounds: an upper bound of a row is minus the lower bound of its negative. `pull` moves it back over
+one block: an affine node's coefficients go through the transposed map and its constant into the intercept, a nonlinear
 node's positive coefficients take its lower plane and its negative ones the upper plane. `concretize` ends the pass at
 the region.
 
@@ -26,7 +26,6 @@ from jaxbound.graph import Op, Template
 from jaxbound.relaxations import affine, coefficients, enclosures, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, times
-
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -72,12 +71,12 @@ def pull(
         if rows is None:
             continue
         op, inputs, used = template.nodes[position]
-        if op.kind != "affine" and planes is None:
-            return tally.outer, rows, Carry(tally.intercept, tally.rounding)
         if op.kind == "affine":
             read = [constants[k] for k in used]
             parts = coefficients.pull(op, rows, read)
             tally.add_affine(op, rows, read, [tally.magnitude(source) for source in inputs])
+        elif planes is None:
+            return tally.outer, rows, Carry(tally.intercept, tally.rounding)
         else:
             parts = tally.add_planes(op, rows, planes)
         for source, part in zip(inputs, parts, strict=False):
@@ -163,9 +162,7 @@ def concretize(
         lower = lower + regions.minimum(region, values)
         if rounding is not None:
             terms = values[0].size + 8
-            rounding = rounding + affine.gamma(terms, values.dtype) * total(
-                jnp.abs(values), regions.magnitude(region)
-            )
+            rounding = rounding + affine.gamma(terms, values.dtype) * total(jnp.abs(values), regions.magnitude(region))
             rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
     undefined = jnp.isnan(lower) | jnp.any(jnp.stack([regions.is_empty(region) for region in region_leaves]))
     return jnp.where(undefined, -jnp.inf, lower), rounding

@@ -124,9 +124,10 @@ def substitute(
     axes = tuple(range(1, positive.ndim))
     found = []
     for region, (below, above) in zip(leaves, pair.slopes, strict=True):
-        product = [jnp.tensordot(part, slopes, (axes, axes), precision=HIGHEST) for part, slopes in
-                   ((positive, below), (negative, above))]  # fmt: skip
-        found.append(coefficients.Dense(sum(product).reshape(-1, *regions.leaf_struct(region).shape)))
+        lower_part = jnp.tensordot(positive, below, (axes, axes), precision=HIGHEST)
+        upper_part = jnp.tensordot(negative, above, (axes, axes), precision=HIGHEST)
+        shape = regions.leaf_struct(region).shape
+        found.append(coefficients.Dense((lower_part + upper_part).reshape(-1, *shape)))
     low, high = pair.intercepts
     intercept = carry.intercept + backward.total(positive, low) + backward.total(negative, high)
     rounding = carry.rounding

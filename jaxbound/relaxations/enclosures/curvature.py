@@ -23,6 +23,8 @@ the reverse in a concave piece, both in a linear one. The slack is 0 where every
 flat cells (g prolongs its neighbour over them by a line: the error is the integral of `sigma' - slope`), for joints
 whose equality is only known up to rounding, and for turning points, known up to some units in the last place w: there
 sigma differs from its extreme value by at most `|sigma''| w^2`, and between them it is monotone up to the slack.
+
+Length: the four steps of one proof; each reads what the one before has left.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ _KINDS = ("", "linear", "convex", "concave")
 _FLATNESS = 1e-14  # by how much the slopes on a flat cell may differ
 _TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to the slack
 _LEVELS = 32
-_CROWD = 2048  # instructions times open cells kept on one level, those nearest to zero; 64 to 128 cells
+_CROWD = 2048  # instructions times open cells kept on one level, those nearest to 1 in size; 64 to 128
 _WORK = 150_000  # cells times instructions after which what is open stays open
 _MOST_PIECES = 12
 _SMALLEST = 2.0**-126  # float32's smallest normal number: compiled code may flush what is below to zero
@@ -197,7 +199,8 @@ def _partition(instructions: tuple) -> _Partition:
         active = np.flatnonzero((kind == _OPEN) & ~last & (level < _LEVELS - 1) & (work < _WORK))
         hopeless = _whole(proof.orders[0][:, active]).all(0) & (level > 1)  # undefined at the ends and between
         active = active[~hopeless]
-        active = active[np.argsort(_near(left[active], right[active]), kind="stable")[:crowd]]
+        octave = np.log2(_magnitude(Interval(left[active], right[active])))
+        active = active[np.argsort(np.maximum(octave, -octave / 8.0), kind="stable")[:crowd]]
         done = np.ones(left.size, bool)
         done[active] = False
         finished.append((left[done], right[done], kind[done], _take(proof, done)))

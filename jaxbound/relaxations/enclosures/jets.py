@@ -17,6 +17,8 @@ which is constant where u is a quadratic.
 Comparisons are decided by the sign of the difference on the open cell; a difference that reaches 0 only at an end of
 the cell is decided if it is strictly monotone. An undecided maximum is continuous with an unknown second derivative; an
 undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a learned slope stay linear.
+
+Length: intervals, jets and the table of primitives are one chain of trust, with one caller, `curvature.py`.
 """
 
 import dataclasses
@@ -251,7 +253,7 @@ class Jet:
 
 
 class Truth(NamedTuple):
-    """A boolean on every open cell: whether it can be true, and whether it can be false."""
+    """A boolean on every open cell: can it be true, can it be false?"""
 
     true: Array
     false: Array
@@ -301,8 +303,7 @@ class Elementary:
 def _range(argument: Interval, formula: Formula, turning: tuple[float, ...], error: float) -> Interval:
     low, high = argument.lower + 0.0, argument.upper + 0.0
     points = np.stack([low, high, *(np.clip(point, low, high) for point in turning)])
-    values = formula(points)
-    return _outward(values, (points != 0) | (values != 0), error)
+    return _outward(values := formula(points), (points != 0) | (values != 0), error)
 
 
 def _from_math(function: Callable[[float], float]) -> Formula:
@@ -349,13 +350,13 @@ def _power(exponent: float) -> Elementary:
         return lambda x: coefficient * np.power(x, exponent - order)
 
     formulas = formula(0, 1.0), formula(1, exponent), formula(2, exponent * (exponent - 1.0))
+    errors = _ALL_ROUGH if exponent == int(exponent) else (_COARSE, _COARSE, _COARSE)
     if exponent >= 2 and exponent == int(exponent):
-        return Elementary(formulas, ((0.0,), (0.0,), (0.0,)), errors=_ALL_ROUGH)
-    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=(_COARSE, _COARSE, _COARSE))
+        return Elementary(formulas, ((0.0,), (0.0,), (0.0,)), errors=errors)
+    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=errors)
 
 
-_ALL_ROUGH, _VALUE_ROUGH = (_ROUGH, _ROUGH, _ROUGH), (_ROUGH, _FINE, _FINE)
-_LN2 = math.log(2.0)
+_ALL_ROUGH, _VALUE_ROUGH, _LN2 = (_ROUGH, _ROUGH, _ROUGH), (_ROUGH, _FINE, _FINE), math.log(2.0)
 _TANH, _LOGISTIC, _BELL, _ATAN = (
     ((), (0.0,), (-bend, bend)) for bend in (0.6584789484624084, 1.3169578969248166, math.sqrt(1 / 2), math.sqrt(1 / 3))
 )
@@ -492,10 +493,11 @@ def _convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
 
 def _raise_to(x: Jet, y: float) -> Jet:
     """`x ** y` for a literal y."""
-    if y in (0, 1, 2):
-        return (x.cells.constant(1.0, 1.0), x, x.squared())[int(y)]
+    if y in (-1, 0, 1, 2):
+        one = x.cells.constant(1.0, 1.0)
+        return one / x if y == -1 else (one, x, x.squared())[int(y)]
     if y < 0 and y == int(y):
-        return x.cells.constant(1.0, 1.0) / _raise_to(x, -y)
+        return _power(y)(_absolute(x)) if y % 2 == 0 else _sign(x) * _power(y)(_absolute(x))
     return _square_root(x) if y == 0.5 else _power(y)(x)
 
 
@@ -529,9 +531,7 @@ _REAL: dict[str, Callable] = _ELEMENTARY | {
     "eq": lambda x, y: _compare(x, y)[1], "ne": lambda x, y: ~_compare(x, y)[1],
     "is_finite": lambda x: _compare(x, x)[1],
 }
-_LOGICAL: dict[str, Callable] = {
-    "and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x,
-}
+_LOGICAL: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x}
 # fmt: on
 
 
@@ -592,7 +592,7 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
         for name, params, operands in instructions:
             results.append(_apply(cells, name, dict(params), [read(*operand) for operand in operands]))
     result, count = results[-1], left.size
-    if not isinstance(result, Jet):
+    if isinstance(result, Truth):
         raise UnsupportedError("a boolean result")
     tracks = Interval(*(end.reshape(3, cells.tracks, count) for end in result.orders))
     tracks &= tracks[:, :1]  # limits of what is between

@@ -2,8 +2,8 @@
 
 Let k* be the entry with the largest lower bound and m that bound. Below, `y >= x_k*`. Above, two planes are valid:
 
-    y <= max_k u_k                                                        (a constant), and
-    y <= x_k* + sum over k != k* of chord of relu(x_k - m)                (since y <= m + sum_k relu(x_k - m), x_k* >= m).
+    y <= max_k u_k                                              (a constant), and
+    y <= x_k* + sum over k != k* of chord of relu(x_k - m)      (since y <= m + sum_k relu(x_k - m), and x_k* >= m).
 
 The one that is lower at the middle of the box is taken. Where k* dominates (m is at least every other upper bound) the
 second is `x_k*` itself, so the relaxation is exact there.

@@ -13,8 +13,8 @@ at which the minimum lies; it comes out by holding z* fixed.
 
 The slope by default ("adaptive") is that of the convex hull of the graph at the midpoint of [l, u]: among all valid
 lines the one with the smallest gap there, and in total. For ReLU it is CROWN's choice (the chord above; below 1 if
-u > -l, else 0; Zhang et al. 2018), for S-shaped functions the chord or a tangent. It is found from chords between sample
-points, which costs tightness of second order in their distance and never soundness.
+u > -l, else 0; Zhang et al. 2018), for S-shaped functions the chord or a tangent. It is found from chords between
+sample points, moved to where they touch; what is left of their distance costs tightness, never soundness.
 
 Rounding: intercepts are widened by a bound on the error of evaluating sigma and the line in floating point.
 """
@@ -35,13 +35,20 @@ Ends = tuple[jax.Array, jax.Array]
 _SAMPLES = 8
 """Sample points on each side of the midpoint, for curved functions."""
 _EVALUATION_ERROR = 8
-"""Error of one evaluation of a curved function, in units of eps (1 + |z| + |sigma(z)|); tested densely per activation."""
+"""Error of one evaluation of a curved function, in units of eps (1 + |z| + |sigma(z)|); tested per activation."""
+
+
+def curvature_of(op: Op) -> Curvature:
+    """What was proved of sigma when the graph was made."""
+    curvature = analyse(op.program)
+    assert curvature is not None
+    return curvature
 
 
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The range of sigma on [l, u]."""
     ((lower, upper),) = inputs
-    curvature = analyse(op.program)
+    curvature = curvature_of(op)
     least = _least(op, curvature, 1, lower, upper, constants)
     return least, -_least(op, curvature, -1, lower, upper, constants)
 
@@ -49,7 +56,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
 def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
     """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines."""
     ((lower, upper),) = inputs
-    linear = [piece for piece in analyse(op.program).pieces if piece.kind == "linear"]
+    linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]
     inside = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
     return jnp.any(jnp.stack(inside), axis=0) if inside else jnp.zeros(jnp.shape(lower), bool)
 
@@ -57,7 +64,7 @@ def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
     """Lines with the chosen (or given) slopes and exact intercepts."""
     ((lower, upper),) = inputs
-    curvature = analyse(op.program)
+    curvature = curvature_of(op)
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
     if slopes is None:
@@ -177,7 +184,9 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
     values = jnp.stack([sign * op.program(z, *constants) for z in points])
     least = jnp.min(values, axis=0)
-    least = least - jax.lax.stop_gradient(_error(curvature, jnp.maximum(jnp.abs(lower), jnp.abs(upper)), jnp.abs(least)))
+    least = least - jax.lax.stop_gradient(
+        _error(curvature, jnp.maximum(jnp.abs(lower), jnp.abs(upper)), jnp.abs(least))
+    )
     for cell in curvature.cells:
         hull = cell.lower if sign > 0 else -cell.upper
         least = jnp.where(_meets(cell, lower, upper), jnp.minimum(least, hull), least)
@@ -185,7 +194,7 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
 
 
 def _bisect(op: Op, sign: int, piece, slope, lower, upper, constants) -> Ends:
-    """Near the minimum of sign * sigma(z) - slope * z over a convex piece: the point, and a lower bound of the minimum."""
+    """Near the minimum of sign * sigma(z) - slope * z over a convex piece: the point, and a bound of the minimum."""
     low, high = jnp.clip(piece.left, lower, upper), jnp.clip(piece.right, lower, upper)
     steps = 40 if jnp.result_type(lower) == jnp.float64 else 22
 
