@@ -43,7 +43,7 @@ class Run:
 
     `ends[i]` bounds node i, `planes[i]` relaxes it, and `pairs[i]` are linear functions of the region around it, at
     which a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of
-    each pass.
+    each pass. `void` says whether a region is empty, malformed or NaN, so that nothing is certified of it.
     """
 
     def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
@@ -55,7 +55,8 @@ class Run:
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
-        self.ends: dict[int, Ends] = dict(enumerate(self.call(_boxes, None, ((), ()), self.regions)))
+        boxes, self.void = self.call(_boxes, None, ((), ()), self.regions)
+        self.ends: dict[int, Ends] = dict(enumerate(boxes))
         self.planes: dict[int, Planes] = {}
         self.pairs: dict[int, forward.Pair] = {}
         self.tightened: set[int] = set()
@@ -84,6 +85,10 @@ class Run:
         axes = self.graph.axes
         arrays = tuple(self.graph.constants[k] for k in block.constants)
         return arrays, None if axes is None else tuple(axes[k] for k in block.constants)
+
+    def known(self, number: int) -> Ends:
+        """What is known of a node; nothing if a region is empty."""
+        return self.call(_unless_void, None, ((), ()), self.ends[number], self.void)
 
     # --- intervals and planes ---------------------------------------------------------------------------------------
 
@@ -248,7 +253,13 @@ def _mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def _boxes(_static, _constants, leaves):
-    return [regions.enclosing_box(leaf) for leaf in leaves]
+    void = jnp.any(jnp.stack([regions.is_empty(leaf) for leaf in leaves]))
+    boxes = [regions.enclosing_box(leaf) for leaf in leaves]
+    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
+
+
+def _unless_void(_static, _constants, ends, void):
+    return jnp.where(void, -jnp.inf, ends[0]), jnp.where(void, jnp.inf, ends[1])
 
 
 def _propagate(static, constants, outer):

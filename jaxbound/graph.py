@@ -20,6 +20,7 @@ stands, so equal layers share one compiled program and, under an outer trace, on
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -211,6 +212,12 @@ class Structure:
         return tuple(map(tuple, readers))
 
 
+@functools.lru_cache(maxsize=4096)
+def _shared(template: Template) -> Template:
+    """One object for equal templates, so that comparing them is free."""
+    return template
+
+
 def _block(nodes: tuple[Node, ...], start: int, stop: int) -> Block:
     outer: list[int] = []
     constants: list[int] = []
@@ -227,7 +234,7 @@ def _block(nodes: tuple[Node, ...], start: int, stop: int) -> Block:
         first = len(constants)
         constants.extend(node.constants)
         described.append((node.op, tuple(references), tuple(range(first, len(constants)))))
-    template = Template(tuple(described), tuple(nodes[i].op.shape for i in outer))
+    template = _shared(Template(tuple(described), tuple(nodes[i].op.shape for i in outer)))
     return Block(template, start, stop, tuple(outer), tuple(constants))
 
 

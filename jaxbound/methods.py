@@ -116,7 +116,7 @@ class IBP(Method):
             known = node.op.kind != "affine" or run.exact(number) or (
                 not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
             )  # fmt: skip
-            results.append(_of_ends(run.ends[number], request) if known else _pass(run, number, request))
+            results.append(_of_ends(run.known(number), request) if known else _pass(run, number, request))
         return results
 
 
@@ -132,7 +132,7 @@ class Forward(Method):
 
     lower_slope: str = field(default="adaptive", metadata={"static": True})
 
-    def _run(self, graph: Graph, leaves: Sequence, request: Request) -> tuple[Run, dict[int, tuple]]:
+    def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         pairs = run.call(_forward_start, None, ((), ()), run.regions)
         known = {k: (pair, run.ends[k]) for k, pair in enumerate(pairs)}
@@ -143,21 +143,21 @@ class Forward(Method):
             known.update(zip(range(block.start, block.stop), found, strict=True))
         run.ends = {number: ends for number, (_, ends) in known.items()}
         run.pairs = {number: known[number][0] for number in graph.structure.nonlinear}
-        return run, known
+        return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
-        _, known = self._run(graph, leaves, request)
-        return {number: known[number][1] for number in _targets(graph)}
+        run = self._run(graph, leaves, request)
+        return {number: run.ends[number] for number in _targets(graph)}
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
-        run, known = self._run(graph, leaves, request)
-        return [_better(_pass(run, k, request), _of_ends(known[k][1], request), request) for k in _outputs(graph)]
+        run = self._run(graph, leaves, request)
+        return [_better(_pass(run, k, request), _of_ends(run.known(k), request), request) for k in _outputs(graph)]
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The pair of linear functions of each output."""
-        run, _ = self._run(graph, leaves, request)
+        run = self._run(graph, leaves, request)
         return [_linear(run, number) for number in _outputs(graph)]
 
 
@@ -234,7 +234,7 @@ class Crown(Method):
         for number in _outputs(graph):
             found = _pass(run, number, request)
             if self.intersect:
-                found = _better(found, _of_ends(run.ends[number], request), request)
+                found = _better(found, _of_ends(run.known(number), request), request)
             results.append(found)
         return results
 

@@ -4,8 +4,8 @@ Each rewrite is a plain JAX function that equals what it replaces for every real
 place, so the interpreters never hear of it. Two kinds:
 
 * `match` looks at an equation as it is read: primitives with several outputs or odd parameters, and the groups that
-  have no name in a jaxpr. Softmax, log-softmax and logsumexp are `exp`, `sum` and `div` (or `log`) around any shift; their
-  value does not depend on the shift, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
+  have no name in a jaxpr. Softmax, log-softmax and logsumexp are `exp`, `sum` and `div` (or `log`) around any shift;
+  their value does not depend on the shift, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
   `E[x^2] - E[x]^2` becomes `E[(x - E[x])^2]`, whose interval cannot be negative.
 * `parts` says what to do with a nonlinear equation of several bounded operands that is not one scalar function:
   `max(x, y) = y + relu(x - y)`, `x / y = x * (1 / y)`.

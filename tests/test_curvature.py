@@ -43,6 +43,8 @@ def program(function: Callable, constants: int = 0) -> Program:
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
             callee = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+            if equation.params.get("name") == "exp_neg_sq":  # JAX 0.12 splits the bits of z to round exp(-z^2) better
+                callee = jax.make_jaxpr(lambda z: jnp.exp(-z * z))(0.5)
             if callee is not None:
                 outputs = run(getattr(callee, "jaxpr", callee), getattr(callee, "consts", ()), operands)
             else:

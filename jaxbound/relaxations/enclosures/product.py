@@ -5,8 +5,8 @@ combination of the two lower McCormick planes is a valid lower plane:
 
     x y  >=  (m_y - t r_y) x + (m_x - t r_x) y - ...,        t in [-1, 1],
 
-t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y). All have the same
-height at the middle of the box, hence the same gap in total; t = 0 is taken unless t is given (the slopes of this node).
+t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y).  All have the same
+height at the middle of the box, hence the same gap in total; t = 0 is taken unless t is given (the node's slopes).
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ def intercept(op: Op, curvature: Curvature, sign: int, slope, lower, upper, cons
     size = jnp.max(jnp.abs(jnp.stack(values)), axis=0) + 2 * jnp.abs(slope) * reach
     rigorous = rigorous - _error(curvature, reach, size)
     rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
-    return attained + jax.lax.stop_gradient(rigorous - attained)
+    known = jnp.isfinite(attained)
+    return jnp.where(known, attained + jax.lax.stop_gradient(jnp.where(known, rigorous - attained, 0)), rigorous)
 
 
 def hull_slope(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:
