@@ -246,10 +246,15 @@ def _compiled(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def _mapped(step: Callable, static: Hashable, axes) -> Callable:
-    function = functools.partial(step, static)
-    if axes is None:
-        return function
-    return lambda constants, *state: jax.vmap(function, in_axes=(axes, *(0 for _ in state)))(constants, *state)
+    @functools.wraps(step)
+    def single(constants, *state):
+        return step(static, constants, *state)
+
+    @functools.wraps(step)
+    def batched(constants, *state):
+        return jax.vmap(single, in_axes=(axes, *(0 for _ in state)))(constants, *state)
+
+    return single if axes is None else batched
 
 
 def _boxes(_static, _constants, leaves):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -43,7 +42,8 @@ def program(function: Callable, constants: int = 0) -> Program:
         for equation in jaxpr.eqns:
             operands = [read(atom) for atom in equation.invars]
             callee = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-            if equation.params.get("name") == "exp_neg_sq":  # JAX 0.12 splits the bits of z to round exp(-z^2) better
+            name = getattr(callee, "jaxpr", callee).debug_info.func_name if callee else ""
+            if name.split(" ")[0] == "exp_neg_sq":  # JAX 0.12 splits the bits of z to round exp(-z^2) better
                 callee = jax.make_jaxpr(lambda z: jnp.exp(-z * z))(0.5)
             if callee is not None:
                 outputs = run(getattr(callee, "jaxpr", callee), getattr(callee, "consts", ()), operands)
@@ -123,15 +123,11 @@ ROWS = {
                  monotone=1),
     "abs": Row(jnp.abs, np.abs, (LINEAR,) * 2, (0.0,)),
     "hard_tanh": Row(jax.nn.hard_tanh, lambda z: np.clip(z, -1, 1), (LINEAR,) * 3, (-1.0, 1.0), monotone=1),
-    "hard_sigmoid": Row(jax.nn.hard_sigmoid, lambda z: np.clip(z / 6 + 0.5, 0, 1), (LINEAR,) * 3, (-3.0, 3.0),
-                        monotone=1),
     "hard_swish": Row(jax.nn.hard_swish, lambda z: z * np.clip(z / 6 + 0.5, 0, 1), (LINEAR, CONVEX, LINEAR),
                       (-3.0, 3.0), (-1.5,)),
     "elu": Row(jax.nn.elu, _elu, (CONVEX,), monotone=1),
     "selu": Row(jax.nn.selu, lambda z: SELU * np.where(z > 0, z, ALPHA * _elu(np.minimum(z, 0))), (CONVEX, LINEAR),
                 (0.0,), monotone=1),
-    "elu of 2": Row(lambda z: jax.nn.elu(z, 2.0), lambda z: np.where(z > 0, z, 2 * _elu(np.minimum(z, 0))),
-                    (CONVEX, LINEAR), (0.0,), monotone=1),
     "celu": Row(jax.nn.celu, _elu, (CONVEX,), monotone=1),
     "softplus": Row(jax.nn.softplus, _softplus, (CONVEX,), monotone=1),
     "log_sigmoid": Row(jax.nn.log_sigmoid, lambda z: -_softplus(-z), (CONCAVE,), monotone=1),
@@ -140,8 +136,6 @@ ROWS = {
     "silu": Row(jax.nn.silu, lambda z: z * _sigmoid(z), (CONCAVE, CONVEX, CONCAVE), turns=(-1.278464542761074,)),
     "gelu": Row(lambda z: jax.nn.gelu(z, approximate=False), _gelu, (CONCAVE, CONVEX, CONCAVE),
                 (-math.sqrt(2), math.sqrt(2)), (-0.7517915246935645,)),
-    "gelu by erf": Row(lambda z: 0.5 * z * (1 + jax.scipy.special.erf(z / np.sqrt(2))), _gelu,
-                       (CONCAVE, CONVEX, CONCAVE), (-math.sqrt(2), math.sqrt(2)), (-0.7517915246935645,)),
     "gelu by tanh": Row(jax.nn.gelu, _gelu_tanh, (CONCAVE, CONVEX, CONCAVE), turns=(-0.7524614220710163,)),
     "steep gelu": Row(lambda z: 1000 * jax.nn.gelu(z), lambda z: 1000 * _gelu_tanh(z), (CONCAVE, CONVEX, CONCAVE),
                       turns=(-0.7524614220710163,)),
@@ -152,16 +146,9 @@ ROWS = {
     "squareplus": Row(jax.nn.squareplus, lambda z: (z + np.sqrt(z * z + 4)) / 2, (CONVEX,), monotone=1),
     "sparse_plus": Row(jax.nn.sparse_plus, lambda z: np.where(np.abs(z) < 1, (z + 1) ** 2 / 4, np.maximum(z, 0)),
                        (CONVEX,), monotone=1),
-    "isru": Row(lambda z: z / jnp.sqrt(1 + z * z), lambda z: z / np.sqrt(1 + z * z), (CONVEX, CONCAVE), (0.0,),
-                monotone=1),
     "arctan": Row(jnp.arctan, np.arctan, (CONVEX, CONCAVE), (0.0,), monotone=1),
-    "arcsinh": Row(jnp.arcsinh, np.arcsinh, (CONVEX, CONCAVE), (0.0,), monotone=1),
     "erf": Row(jax.scipy.special.erf, _erf, (CONVEX, CONCAVE), (0.0,), monotone=1),
     "exp": Row(jnp.exp, np.exp, (CONVEX,), monotone=1),
-    "exp2": Row(jnp.exp2, np.exp2, (CONVEX,), monotone=1),
-    "2.5**z": Row(lambda z: 2.5**z, lambda z: 2.5**z, (CONVEX,), monotone=1),
-    "sinh": Row(jnp.sinh, np.sinh, (CONCAVE, CONVEX), (0.0,), monotone=1),
-    "cosh": Row(jnp.cosh, np.cosh, (CONVEX,), turns=(0.0,)),
     "log cosh": Row(lambda z: jnp.logaddexp(z, -z), lambda z: np.logaddexp(z, -z), (CONVEX,), turns=(0.0,)),
     "gauss": Row(lambda z: jnp.exp(-z * z), lambda z: np.exp(-z * z), (CONVEX, CONCAVE, CONVEX),
                  (-math.sqrt(0.5), math.sqrt(0.5)), (0.0,)),
@@ -171,18 +158,16 @@ ROWS = {
     "eighth power": Row(lambda z: (z - 1) ** 8, lambda z: (z - 1) ** 8, (CONVEX,), turns=(1.0,)),
     "cbrt": Row(jnp.cbrt, np.cbrt, (CONVEX, CONCAVE), (0.0,), monotone=1),
     "sqrt": Row(jnp.sqrt, np.sqrt, (CONCAVE,), monotone=1),
-    "1.7th power": Row(lambda z: jnp.power(z, 1.7), lambda z: np.power(z, 1.7), (CONVEX,), monotone=1),
     "log": Row(jnp.log, np.log, (CONCAVE,), monotone=1),
-    "log1p": Row(jnp.log1p, np.log1p, (CONCAVE,), monotone=1),
     "rsqrt": Row(jax.lax.rsqrt, lambda z: 1 / np.sqrt(z), (CONVEX,), monotone=-1),
     "reciprocal": Row(lambda z: 1 / z, lambda z: 1 / z, (CONCAVE, CONVEX), continuous=False),
     "inverse square": Row(lambda z: z**-2, lambda z: z**-2.0, (CONVEX, CONVEX), continuous=False),
     "logit": Row(lambda z: jnp.log(z / (1 - z)), lambda z: np.log(z / (1 - z)), (CONCAVE, CONVEX), (0.5,), monotone=1),
     "root of relu": Row(lambda z: jnp.sqrt(jax.nn.relu(z)), lambda z: np.sqrt(np.maximum(z, 0)), (LINEAR, CONCAVE),
                         (0.0,), monotone=1),
-    "sin": Row(jnp.sin, np.sin, (CONCAVE, CONVEX) * 3 + (CONCAVE, CONVEX) * 3),
-    "cos": Row(jnp.cos, np.cos, (CONCAVE, CONVEX) * 6),
-    "tan": Row(jnp.tan, np.tan, (CONVEX, CONCAVE) * 6, continuous=False),
+    "sin": Row(jnp.sin, np.sin),
+    "cos": Row(jnp.cos, np.cos),
+    "tan": Row(jnp.tan, np.tan, continuous=False),
     "snake": Row(lambda z: z + jnp.sin(z) ** 2, lambda z: z + np.sin(z) ** 2, monotone=1),
     "sigmoid'": Row(jax.grad(jax.nn.sigmoid), lambda z: _sigmoid(z) * _sigmoid(-z), (CONVEX, CONCAVE, CONVEX),
                     turns=(0.0,)),
@@ -194,8 +179,6 @@ ROWS = {
     "gelu by tanh'": Row(jax.grad(jax.nn.gelu), None, (CONCAVE, CONVEX, CONCAVE, CONVEX)),
     "silu'": Row(jax.grad(jax.nn.silu), lambda z: _sigmoid(z) * (1 + z * _sigmoid(-z)),
                  (CONCAVE, CONVEX, CONCAVE, CONVEX)),
-    "relu'": Row(jax.grad(jax.nn.relu), lambda z: np.where(z > 0, 1.0, 0.0), (LINEAR,) * 2, monotone=1,
-                 continuous=False),
     "step": Row(lambda z: jnp.where(z > 0, 1.0, 0.0), lambda z: np.where(z > 0, 1.0, 0.0), (LINEAR,) * 2, monotone=1,
                 continuous=False),
     "falling step": Row(lambda z: jnp.where(z >= 0.1, -1.0, 0.0), lambda z: np.where(z >= 0.1, -1.0, 0.0),
@@ -241,8 +224,7 @@ def violations(claim: Curvature, formula: Callable) -> list[str]:
     """What samples contradict."""
 
     def sigma(points):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
+        with np.errstate(all="ignore"):
             return np.asarray(formula(points), float)
 
     found = []
@@ -267,9 +249,7 @@ def violations(claim: Curvature, formula: Callable) -> list[str]:
         far = np.diff(points) > 1e-3
         quotients = np.diff(values)[far] / np.diff(points)[far]
         tolerance = 1e-9 * (1 + np.max(np.abs(quotients), initial=0))
-        if not (np.clip(quotients, *claim.slope_range) - quotients <= tolerance).all():
-            found.append(f"slopes leave {claim.slope_range}")
-        if not (quotients - np.clip(quotients, *claim.slope_range) <= tolerance).all():
+        if not (np.abs(np.clip(quotients, *claim.slope_range) - quotients) <= tolerance).all():
             found.append(f"slopes leave {claim.slope_range}")
     for cell in claim.cells:
         inner = _samples(cell.left, cell.right)
@@ -309,9 +289,7 @@ def test_claims_hold_on_samples(row):
 )
 def test_pieces_are_the_known_ones(row):
     claim = curvature(row.function)
-    kinds = tuple(piece.kind for piece in claim.pieces)
-    assert len(kinds) == len(row.kinds) <= 12
-    assert kinds in (row.kinds, row.kinds[::-1][: len(kinds)] if len(kinds) == 12 else row.kinds)
+    assert tuple(piece.kind for piece in claim.pieces) == row.kinds
     assert claim.is_monotone == row.monotone
     assert claim.is_continuous == row.continuous
     if row.borders is not None:
@@ -360,7 +338,6 @@ def _whole(claim: Curvature, kind: str) -> Curvature:
 FAULTS = {
     "convex for concave": ("sigmoid", lambda c: _replace_piece(c, 1, kind=CONVEX)),
     "inflection at 1.3": ("gelu", lambda c: _move_border(c, 1, 1.3)),
-    "inflection at 1.6": ("gelu", lambda c: _move_border(c, 1, 1.6)),
     "selu as one convex piece": ("selu", lambda c: _whole(c, CONVEX)),
     "hard_swish as one convex piece": ("hard_swish", lambda c: _whole(c, CONVEX)),
     "kink of relu6 at 5.99": ("relu6", lambda c: _move_border(c, 1, 5.99)),
@@ -369,7 +346,10 @@ FAULTS = {
     "pole bridged": ("reciprocal", lambda c: dataclasses.replace(_whole(c, CONVEX), cells=())),
     "jump bridged": ("step", lambda c: dataclasses.replace(_whole(c, CONVEX), cells=())),
     "gap in the cover": ("sigmoid", lambda c: _replace_piece(c, 0, right=-0.5)),
-    "cell too low": ("sin", lambda c: dataclasses.replace(c, cells=tuple(_lower(cell) for cell in c.cells))),
+    "cell too low": (
+        "sin",
+        lambda c: dataclasses.replace(c, cells=tuple(Cell(q.left, q.right, -1, 0.9) for q in c.cells)),
+    ),
     "no turning point": ("silu", lambda c: dataclasses.replace(c, critical=())),
     "turning point moved": ("silu", lambda c: dataclasses.replace(c, critical=(-1.27,))),
     "monotone gelu": ("gelu", lambda c: dataclasses.replace(c, is_monotone=1)),
@@ -377,10 +357,6 @@ FAULTS = {
     "slopes at most 1": ("gelu", lambda c: dataclasses.replace(c, slope_range=(-1.0, 1.0))),
     "slopes at least 0": ("silu", lambda c: dataclasses.replace(c, slope_range=(0.0, 2.0))),
 }
-
-
-def _lower(cell: Cell) -> Cell:
-    return dataclasses.replace(cell, upper=0.9)
 
 
 @pytest.mark.fast
@@ -407,28 +383,40 @@ def test_learned_slopes_are_linear_with_a_kink_at_zero():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "exp", "softplus", "elu", "soft_sign", "arctan", "square"])
-def test_pieces_reach_infinity(name):
-    assert curvature(ROWS[name].function).domain == (-math.inf, math.inf)
+@pytest.mark.parametrize(
+    ("names", "reach"),
+    [
+        ("relu sigmoid tanh exp softplus elu soft_sign arctan square", math.inf),
+        ("gelu silu mish squareplus gauss gelu' silu'", 2.0**128),  # beyond every float32
+    ],
+)
+def test_domains(names, reach):
+    for name in names.split():
+        low, high = curvature(ROWS[name].function).domain
+        assert min(-low, high) >= reach
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["gelu", "gelu by tanh", "silu", "mish", "squareplus", "gauss", "gelu'", "silu'"])
-def test_domains_reach_beyond_every_float32(name):
-    low, high = curvature(ROWS[name].function).domain
-    assert min(-low, high) >= 2.0**128
+@pytest.mark.parametrize("name", ["sin", "cos", "tan", "snake"])
+def test_twelve_pieces_are_enough(name):
+    """What oscillates is known around 0, the rest is a cell on each side."""
+    claim = curvature(ROWS[name].function)
+    kinds = [piece.kind for piece in claim.pieces]
+    assert len(kinds) == 12
+    assert set(kinds[::2]) != set(kinds[1::2])
+    low, high = claim.domain
+    assert low < -8
+    assert high > 8
+    assert (claim.cells[0].left, claim.cells[-1].right) == (-math.inf, math.inf)
 
 
 @pytest.mark.fast
 def test_slope_ranges():
-    assert curvature(jax.nn.relu).slope_range == (0.0, 1.0)
     assert curvature(jax.nn.leaky_relu).slope_range == (0.01, 1.0)
-    low, high = curvature(jax.nn.sigmoid).slope_range
-    assert low == 0
-    assert 0.25 <= high <= 0.25 + 1e-14
-    low, high = curvature(lambda z: jax.nn.gelu(z, approximate=False)).slope_range
-    assert low == pytest.approx(-0.12890414518516, abs=1e-10)
-    assert high == pytest.approx(1.12890414518516, abs=1e-10)
+    assert curvature(jax.nn.sigmoid).slope_range == pytest.approx((0.0, 0.25), abs=1e-14)
+    assert curvature(ROWS["gelu"].function).slope_range == pytest.approx(
+        (-0.12890414518516, 1.12890414518516), abs=1e-10
+    )
     assert curvature(jnp.sign).slope_range == (-math.inf, math.inf)
 
 
@@ -471,6 +459,8 @@ def test_jump_cells_survive_float32():
 )
 def test_what_has_no_rule_is_left_to_the_caller(function):
     assert analyse(program(function)) is None
+    with pytest.raises(UnsupportedError):
+        enclose(program(function).instructions, np.array([1.0]), np.array([2.0]))
 
 
 @pytest.mark.fast
@@ -608,9 +598,3 @@ def test_limits_at_the_ends_of_a_cell():
     step = program(lambda z: jnp.where(z > 0, 1.0, 0.0))
     orders = enclose(step.instructions, left, right).orders
     assert (orders.upper[0, 2, 0], orders.lower[0, 1, 1]) == (0.0, 1.0)
-
-
-@pytest.mark.fast
-def test_an_unknown_instruction_is_named():
-    with pytest.raises(UnsupportedError, match="floor"):
-        enclose(program(jnp.floor).instructions, np.array([0.0]), np.array([1.0]))

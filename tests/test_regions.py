@@ -404,6 +404,14 @@ def test_projection_onto_boxes():
     np.testing.assert_allclose(project(ball, x), [[0.3, 0.5, 0.75]], rtol=1e-6)
 
 
+def test_projection_has_finite_gradients():
+    center = jnp.full(3, 0.5)
+    gradient = jax.jit(jax.grad(lambda r, x: project(LpBall(center, r, 2, clip=UNIT), x).sum(), (0, 1)))
+    for radius in (0.0, 0.5):
+        for x in (center, center + 1):
+            assert all(np.all(np.isfinite(part)) for part in gradient(radius, x))
+
+
 @pytest.mark.parametrize("norm", [2, np.inf])
 def test_samples_are_inside_and_extreme(norm):
     key = jax.random.PRNGKey(0)  # a raw key

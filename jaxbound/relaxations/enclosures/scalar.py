@@ -32,6 +32,8 @@ from jaxbound.relaxations.planes import Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
+_CONVEX = {"convex": 1, "concave": -1}
+"""The sign that makes a piece convex."""
 _SAMPLES = 8
 """Sample points on each side of the midpoint, for curved functions."""
 _EVALUATION_ERROR = 8
@@ -64,117 +66,122 @@ def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
     """Lines with the chosen (or given) slopes and exact intercepts."""
     ((lower, upper),) = inputs
-    curvature = curvature_of(op)
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
     if slopes is None:
-        above = -hull_slope(op, curvature, -1, low, high, constants)
-        below = _lower_slope(lower_slope, op, curvature, low, high, constants, above)
+        below, above = hull_slopes(op, low, high, constants)
+        below = _lower_slope(lower_slope, op, low, high, constants, (below, above))
     else:
         below, above = slopes
     below, above = jnp.where(finite, below, 0), jnp.where(finite, above, 0)
+    floor, ceiling = intercepts(op, below, above, low, high, constants)
     least, most = interval(op, inputs, constants)
-    floor = intercept(op, curvature, 1, below, low, high, constants)
-    ceiling = -intercept(op, curvature, -1, -above, low, high, constants)
     return Planes((below,), jnp.where(finite, floor, least), (above,), jnp.where(finite, ceiling, most))
 
 
-def intercept(op: Op, curvature: Curvature, sign: int, slope, lower, upper, constants) -> jax.Array:
-    """A lower bound, exact up to rounding, of min over [lower, upper] of sign * sigma(z) - slope * z."""
-
-    def gap(z):
-        return sign * op.program(z, *constants) - slope * z
-
-    held = jax.lax.stop_gradient((slope, lower, upper, tuple(constants)))
-    found = [_bisect(op, sign, piece, *held) for piece in curvature.pieces if piece.kind == _convex(sign)]
-    points = [lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature)), *(z for z, _ in found)]
-    values = [gap(z) for z in points]
-    attained = jnp.min(jnp.stack(values), axis=0)
-    rigorous = jnp.min(jnp.stack(values[: len(values) - len(found)] + [bound for _, bound in found]), axis=0)
-    for cell in curvature.cells:
-        left, right = jnp.clip(cell.left, lower, upper), jnp.clip(cell.right, lower, upper)
-        hull = (cell.lower if sign > 0 else -cell.upper) - jnp.maximum(slope * left, slope * right)
-        rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
+def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
+    """Bounds, exact up to rounding, of min of sigma(z) - below * z and max of sigma(z) - above * z over the interval."""
+    curvature = curvature_of(op)
+    sides = {1: below, -1: above}
+    shape = jnp.broadcast_shapes(jnp.shape(below), jnp.shape(above), jnp.shape(lower))
+    curved = [(_CONVEX[piece.kind], piece) for piece in curvature.pieces if piece.kind in _CONVEX]
+    found = _bisect(op, curved, sides, *(jnp.broadcast_to(end, shape) for end in (lower, upper)), constants)
+    points = [lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature))]
+    heights = op.program(jnp.stack(points), *constants)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    size = jnp.max(jnp.abs(jnp.stack(values)), axis=0) + 2 * jnp.abs(slope) * reach
-    rigorous = rigorous - _error(curvature, reach, size)
-    rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
-    known = jnp.isfinite(attained)
-    return jnp.where(known, attained + jax.lax.stop_gradient(jnp.where(known, rigorous - attained, 0)), rigorous)
+    results = []
+    for sign, slope in sides.items():
+        own = [(z, bound) for (side, _), z, bound in zip(curved, *found, strict=True) if side == sign]
+        known = [sign * (height - slope * z) for height, z in zip(heights, points, strict=True)]
+        touched = [sign * (op.program(z, *constants) - slope * z) for z, _ in own]
+        attained = jnp.min(jnp.stack(known + touched), axis=0)
+        rigorous = jnp.min(jnp.stack(known + [bound for _, bound in own]), axis=0)
+        for cell in curvature.cells:
+            left, right = jnp.clip(cell.left, lower, upper), jnp.clip(cell.right, lower, upper)
+            hull = (cell.lower if sign > 0 else -cell.upper) - jnp.maximum(sign * slope * left, sign * slope * right)
+            rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
+        size = jnp.max(jnp.abs(jnp.stack(known + touched)), axis=0) + 2 * jnp.abs(slope) * reach
+        rigorous = rigorous - _error(curvature, reach, size)
+        rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
+        finite = jnp.isfinite(attained)
+        exact = attained + jax.lax.stop_gradient(jnp.where(finite, rigorous - attained, 0))
+        results.append(sign * jnp.where(finite, exact, rigorous))
+    return results[0], results[1]
 
 
-def hull_slope(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:
-    """The slope, at the midpoint, of the convex hull of the graph of sign * sigma from below."""
+def hull_slopes(op: Op, lower, upper, constants) -> Ends:
+    """The slopes, at the midpoint, of the convex and the concave hull of the graph."""
+    curvature = curvature_of(op)
     middle = lower / 2 + upper / 2
     left, right = _samples(curvature, lower, middle), _samples(curvature, upper, middle)
 
     def value(z):
-        return sign * op.program(z, *constants)
+        return op.program(z, *constants)
 
     z_left, z_right = left[:, None], right[None]
     valid = (z_left < middle) & (z_right > middle)
     slope = (value(right)[None] - value(left)[:, None]) / jnp.where(valid, z_right - z_left, 1)
-    height = jnp.where(valid, value(left)[:, None] + slope * (middle - z_left), jnp.inf)
-    best = jnp.argmin(height.reshape(-1, *jnp.shape(middle)), axis=0)[None]
-    start = jnp.take_along_axis(left, best // len(right), axis=0)[0]
-    stop = jnp.take_along_axis(right, best % len(right), axis=0)[0]
+    height = value(left)[:, None] + slope * (middle - z_left)
+    pairs = (-1, *jnp.shape(middle))
+    lowest = jnp.argmin(jnp.where(valid, height, jnp.inf).reshape(pairs), axis=0)
+    highest = jnp.argmax(jnp.where(valid, height, -jnp.inf).reshape(pairs), axis=0)
+    best = jnp.stack([lowest, highest])
+    start = jnp.take_along_axis(left, best // len(right), axis=0)
+    stop = jnp.take_along_axis(right, best % len(right), axis=0)
     if not curvature.is_piecewise_linear:
-        start, stop = _touch(op, sign, start, stop, (lower, middle, upper), constants)
-    open_ = (start < middle) & (stop > middle)
-    chord = (value(stop) - value(start)) / jnp.where(open_, stop - start, 1)
-    bridged = open_ & (value(start) + chord * (middle - start) <= value(middle))
-    tangent = _derivative(op, sign, middle, constants)
-    return _within(curvature, sign, jnp.where(bridged, chord, tangent))
+        start, stop = _touch(op, start, stop, (lower, middle, upper), constants)
+    apart = (start < middle) & (stop > middle)
+    chord = (value(stop) - value(start)) / jnp.where(apart, stop - start, 1)
+    line, graph = value(start) + chord * (middle - start), value(middle)
+    bridged = apart & jnp.stack([line[0] <= graph, line[1] >= graph])
+    slopes = _within(curvature, jnp.where(bridged, chord, _derivative(op, middle, constants)))
+    return slopes[0], slopes[1]
 
 
-def _touch(op: Op, sign: int, start, stop, ends, constants) -> Ends:
-    """Move two sample points to where the line through them touches the graph, or to the ends of the interval.
+def _touch(op: Op, start, stop, ends, constants) -> Ends:
+    """Move pairs of sample points to where the lines through them touch the graph, or to the ends of the interval.
 
-    Newton's steps on sigma'(z) = slope, each kept near its sample; a point off by d tilts the line by order d squared.
+    Newton's steps on sigma'(z) = slope, each kept near its sample. (A point off by d tilts the line by order d squared,
+    and CROWN's bounds feel that.) `start` and `stop` hold a pair for the convex hull, then one for the concave hull.
     """
     lower, middle, upper = jax.lax.stop_gradient(ends)
     held = jax.lax.stop_gradient(tuple(constants))
     reach = (upper - lower) / (2 * _SAMPLES)
-    first, last = jax.lax.stop_gradient((start, stop))
-    near_first, near_last = first, last
+    near = jax.lax.stop_gradient(jnp.stack([start, stop]))
+    low, high = jnp.stack([lower, middle])[:, None], jnp.stack([middle, upper])[:, None]
+    downhill = jnp.array([1, -1], near.dtype).reshape(2, *[1] * jnp.ndim(lower))
 
-    def move(z, near, slope):
-        def rise(t):
-            return _derivative(op, sign, t, held)
+    def move(_, points):
+        rise = op.program(points, *held)
+        slope = (rise[1] - rise[0]) / jnp.where(points[1] > points[0], points[1] - points[0], 1)
+        steepness, bend = jax.jvp(lambda z: _derivative(op, z, held), (points,), (jnp.ones_like(points),))
+        step = downhill * (steepness - slope) / jnp.maximum(jnp.abs(bend), jnp.finfo(points.dtype).tiny)
+        moved = jnp.clip(points - jnp.clip(step, -reach, reach), near - reach, near + reach)
+        return jnp.clip(moved, low, high)
 
-        steepness, bend = jax.jvp(rise, (z,), (jnp.ones_like(z),))
-        step = (steepness - slope) / jnp.maximum(jnp.abs(bend), jnp.finfo(z.dtype).tiny)
-        return jnp.clip(z - jnp.clip(step, -reach, reach), near - reach, near + reach)
-
-    for _ in range(4):
-        rise = sign * (op.program(last, *held) - op.program(first, *held))
-        slope = rise / jnp.where(last > first, last - first, 1)
-        first = jnp.clip(move(first, near_first, slope), lower, middle)
-        last = jnp.clip(move(last, near_last, slope), middle, upper)
+    first, last = jax.lax.fori_loop(0, 4, move, near)
     # a point at an end moves with it; elsewhere the line does not change with its point of contact
     return jnp.clip(first, ends[0], ends[1]), jnp.clip(last, ends[1], ends[2])
 
 
-def support_range(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> Ends:
-    """The slopes of the convex hull of sign * sigma at the two ends: slopes outside gain nothing."""
+def support_range(op: Op, lower, upper, constants) -> Ends:
+    """The slopes of the convex hull of the graph at the two ends: lower slopes outside gain nothing."""
+    curvature = curvature_of(op)
     points = jnp.concatenate([_samples(curvature, lower, upper), _samples(curvature, upper, lower)])
-    values = sign * op.program(points, *constants)
+    values = op.program(points, *constants)
     ends = []
     for end, choose in ((lower, jnp.min), (upper, jnp.max)):
-        at_end = sign * op.program(end, *constants)
         away = points != end
-        chords = (values - at_end) / jnp.where(away, points - end, 1)
-        tangent = _derivative(op, sign, end, constants)
-        ends.append(_within(curvature, sign, choose(jnp.where(away, chords, tangent), axis=0)))
+        chords = (values - op.program(end, *constants)) / jnp.where(away, points - end, 1)
+        slopes = jnp.where(away, chords, _derivative(op, end, constants))
+        ends.append(_within(curvature, choose(slopes, axis=0)))
     return ends[0], jnp.maximum(ends[0], ends[1])
 
 
-def _lower_slope(rule: str, op: Op, curvature: Curvature, lower, upper, constants, above) -> jax.Array:
-    if rule == "adaptive":
-        return hull_slope(op, curvature, 1, lower, upper, constants)
-    if rule == "parallel":
-        return above
-    flattest, steepest = support_range(op, curvature, 1, lower, upper, constants)
+def _lower_slope(rule: str, op: Op, lower, upper, constants, hull: Ends) -> jax.Array:
+    if rule in ("adaptive", "parallel"):
+        return hull[0 if rule == "adaptive" else 1]
+    flattest, steepest = support_range(op, lower, upper, constants)
     return jnp.clip({"zero": 0.0, "one": 1.0}[rule], flattest, steepest).astype(jnp.result_type(lower))
 
 
@@ -194,19 +201,26 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     return jnp.where(jnp.isnan(least), -jnp.inf, least)
 
 
-def _bisect(op: Op, sign: int, piece, slope, lower, upper, constants) -> Ends:
-    """Near the minimum of sign * sigma(z) - slope * z over a convex piece: the point, and a bound of the minimum."""
-    low, high = jnp.clip(piece.left, lower, upper), jnp.clip(piece.right, lower, upper)
-    steps = 40 if jnp.result_type(lower) == jnp.float64 else 22
+def _bisect(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper, constants) -> Ends:
+    """Near the minima of sign * (sigma(z) - slope * z), each over one convex piece: the points, and bounds of them.
 
-    def gap_and_slope(z):
-        value, derivative = jax.jvp(lambda t: op.program(t, *constants), (z,), (jnp.ones_like(z),))
-        return sign * value - slope * z, sign * derivative - slope
+    All pieces are searched together; `curved` holds `(sign, piece)`, and a concave piece has the sign -1.
+    """
+    if not curved:
+        return jnp.zeros((0, *lower.shape)), jnp.zeros((0, *lower.shape))
+    held = jax.lax.stop_gradient(tuple(constants))
+    lower, upper = jax.lax.stop_gradient((lower, upper))
+    slopes = jnp.stack([jax.lax.stop_gradient(jnp.broadcast_to(sides[sign], lower.shape)) for sign, _ in curved])
+    low = jnp.stack([jnp.clip(piece.left, lower, upper) for _, piece in curved])
+    high = jnp.stack([jnp.clip(piece.right, lower, upper) for _, piece in curved])
+    signs = jnp.array([sign for sign, _ in curved], low.dtype).reshape(-1, *[1] * lower.ndim)
+    steps = 40 if low.dtype == jnp.float64 else 22
 
     def step(_, state):
         low, high, bound_low, bound_high, slope_low, slope_high = state
         middle = low / 2 + high / 2
-        value, rise = gap_and_slope(middle)
+        value, derivative = jax.jvp(lambda z: op.program(z, *held), (middle,), (jnp.ones_like(middle),))
+        value, rise = signs * (value - slopes * middle), signs * (derivative - slopes)
         up = rise > 0
         return (
             jnp.where(up, low, middle), jnp.where(up, middle, high),
@@ -214,10 +228,9 @@ def _bisect(op: Op, sign: int, piece, slope, lower, upper, constants) -> Ends:
             jnp.where(up, slope_low, rise), jnp.where(up, rise, slope_high),
         )  # fmt: skip
 
-    shape = jnp.broadcast_shapes(jnp.shape(slope), jnp.shape(lower))
-    unknown, flat = jnp.full(shape, -jnp.inf, low.dtype), jnp.zeros(shape, low.dtype)
-    start = jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape), unknown, unknown, flat, flat
-    low, high, bound_low, bound_high, slope_low, slope_high = jax.lax.fori_loop(0, steps, step, start)
+    unknown, flat = jnp.full_like(low, -jnp.inf), jnp.zeros_like(low)
+    state = jax.lax.fori_loop(0, steps, step, (low, high, unknown, unknown, flat, flat))
+    low, high, bound_low, bound_high, slope_low, slope_high = state
     # a convex function is above its tangents; only slopes met inside the piece count, its ends may be kinks
     bound = jnp.maximum(bound_low + slope_low * (high - low), bound_high - slope_high * (high - low))
     return jnp.where(bound_low > bound_high, low, high), bound
@@ -238,19 +251,14 @@ def _borders(curvature: Curvature) -> tuple[float, ...]:
     return tuple(sorted(end for end in ends if abs(end) < float("inf")))
 
 
-def _derivative(op: Op, sign: int, z, constants) -> jax.Array:
-    return sign * jax.jvp(lambda t: op.program(t, *constants), (z,), (jnp.ones_like(z),))[1]
+def _derivative(op: Op, z, constants) -> jax.Array:
+    return jax.jvp(lambda t: op.program(t, *constants), (z,), (jnp.ones_like(z),))[1]
 
 
-def _within(curvature: Curvature, sign: int, slope) -> jax.Array:
+def _within(curvature: Curvature, slope) -> jax.Array:
     """Slopes of difference quotients are noisy on short intervals; they stay within those of sigma."""
-    low, high = curvature.slope_range if sign > 0 else (-curvature.slope_range[1], -curvature.slope_range[0])
-    slope = jnp.clip(slope, low, high)
+    slope = jnp.clip(slope, *curvature.slope_range)
     return jnp.where(jnp.isfinite(slope), slope, 0)
-
-
-def _convex(sign: int) -> str:
-    return "convex" if sign > 0 else "concave"
 
 
 def _meets(cell, lower, upper) -> jax.Array:
