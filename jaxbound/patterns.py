@@ -5,7 +5,7 @@ place, so the interpreters never hear of it. Two kinds:
 
 * `match` looks at an equation as it is read: primitives with several outputs or odd parameters, and the groups that
   have no name in a jaxpr. Softmax, log-softmax and logsumexp are `exp`, `sum` and `div` (or `log`) around any shift;
-  their value does not depend on the shift, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
+  their value does not depend on it, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
   `E[x^2] - E[x]^2` becomes `E[(x - E[x])^2]`, whose interval cannot be negative.
 * `parts` says what to do with a nonlinear equation of several bounded operands that is not one scalar function:
   `max(x, y) = y + relu(x - y)`, `x / y = x * (1 / y)`.
@@ -219,7 +219,7 @@ def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
     count = np.prod([x.shape[axis] for axis in axes])
     factor = float(quotient.operands[1].value)
     scale = 1 / factor if quotient.name == "div" else factor
-    return (x, axes) if np.isclose(scale * count, 1.0, rtol=1e-6, atol=0) else None
+    return (x, axes) if abs(scale * count - 1) <= 4 * float(jnp.finfo(x.dtype).eps) else None
 
 
 def _squared(operand):

@@ -65,7 +65,11 @@ def _free(shapes: Sequence[Shape], _out: Shape, params: dict) -> int:
 
 
 def _kernel(shapes: Sequence[Shape], _out: Shape, _params: dict) -> int:
-    return max(math.prod(shapes[1]), math.prod(shapes[0]) if len(shapes[1]) == 0 else 0)
+    return math.prod(shapes[1])
+
+
+def _kernel_or_places(shapes: Sequence[Shape], out: Shape, _params: dict) -> int:
+    return max(math.prod(shapes[1]), math.prod(out))
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ AFFINE: dict[str, Affine] = {
     "mul": Affine(alone=True, scales=True, terms=_one, adjoint_terms=_one),
     "div": Affine(fixed=range(1, _ALL), scales=True, terms=_one, adjoint_terms=_one),
     "dot_general": Affine(alone=True, scales=True, terms=_contracted, adjoint_terms=_free),
-    "conv_general_dilated": Affine(alone=True, scales=True, terms=_kernel, adjoint_terms=_kernel),
+    "conv_general_dilated": Affine(alone=True, scales=True, terms=_kernel, adjoint_terms=_kernel_or_places),
     # sums
     "reduce_sum": Affine(terms=_reduced),
     "reduce_window_sum": Affine(terms=_window, adjoint_terms=_window),
@@ -122,7 +126,8 @@ AFFINE: dict[str, Affine] = {
     "slice": Affine(),
     "broadcast_in_dim": Affine(adjoint_terms=_expanded),
     "concatenate": Affine(additive=True),
-    "pad": Affine(additive=True),
+    "stack": Affine(additive=True),
+    "pad": Affine(additive=True, adjoint_terms=_output_size),
     "select_n": Affine(fixed=range(1), additive=True),
     "dynamic_slice": Affine(fixed=range(1, _ALL)),
     "dynamic_update_slice": Affine(fixed=range(2, _ALL), additive=True),

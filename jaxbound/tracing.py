@@ -130,7 +130,7 @@ class _Builder:
         if rewrite is not None:
             function, arguments = rewrite
             return self.inline(function, *arguments)
-        if primitive.name in ELEMENTWISE:
+        if primitive.name in ELEMENTWISE and not _narrows(primitive.name, operands, avals[0]):
             return [self._elementwise(primitive, params, operands, avals[0])]
         return [self.value(primitive, params, operands, aval) for aval in avals]
 
@@ -201,6 +201,12 @@ def _is_affine(name: str, operands: Sequence, aval) -> bool:
     if name == "convert_element_type" and not _widens(operands[0].dtype, aval.dtype):
         return False
     return AFFINE[name].allows([isinstance(o, Value) for o in operands])
+
+
+def _narrows(name: str, operands: Sequence, aval) -> bool:
+    """Whether a conversion rounds, so that it is no part of a scalar function."""
+    floating = name == "convert_element_type" and jnp.issubdtype(operands[0].dtype, jnp.floating)
+    return floating and not _widens(operands[0].dtype, aval.dtype)
 
 
 def _widens(old, new) -> bool:

@@ -128,6 +128,17 @@ def test_nan_and_ties_are_successes():
     assert np.all(cliff.margin == 1) and not np.any(cliff.success)
 
 
+def test_an_undefined_gradient_spoils_no_point():
+    x = np.full((1, 2), 0.5, "f")
+
+    def kink(x):  # the derivative in x0 is NaN at the start, the margin is not
+        return jnp.stack([jnp.sqrt(jnp.abs(x[0] - 0.5)) + 1 + x[1], 0.0])
+
+    found = attack(kink, x, Box(x - 0.5, x + 0.5), np.array([0]), key=KEY, steps=10)
+    np.testing.assert_array_equal(found.x, [[0.5, 0.0]])
+    assert found.margin[0] == 1 and not found.success[0]
+
+
 def test_start_outside_and_zero_radius():
     region = LpBall(X, 0.1, 2, batch_ndim=1)
     found = attack(wavy, X + 5, region, LABELS, key=KEY, steps=0)

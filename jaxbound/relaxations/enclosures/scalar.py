@@ -80,7 +80,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
 
 
 def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
-    """Bounds, exact up to rounding, of min of sigma(z) - below * z and max of sigma(z) - above * z over the interval."""
+    """Bounds, exact up to rounding, of min sigma(z) - below * z and max sigma(z) - above * z over the interval."""
     curvature = curvature_of(op)
     sides = {1: below, -1: above}
     shape = jnp.broadcast_shapes(jnp.shape(below), jnp.shape(above), jnp.shape(lower))
