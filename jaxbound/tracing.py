@@ -7,8 +7,8 @@ and, through elementwise equations, its *root*, the last single value of which i
 * with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
 * an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
   after the bias;
-* where an elementwise operation meets several roots that are themselves affine images, with array constants, of one
-  value, that value is the root (PReLU: `where(x >= 0, x, a * x)`).
+* where a nonlinear operation meets several roots that are themselves affine images, with array constants, of one value,
+  the last such value is the root (PReLU: `where(x >= 0, x, a * x)`).
 
 Nodes are made on demand, from the outputs, so nothing that the outputs do not need is ever refused. A fused chain whose
 curvature cannot be proved is made of its parts.
@@ -140,21 +140,14 @@ class _Builder:
         dependent = [o for o in operands if isinstance(o, Value)]
         arrays = any(isinstance(o, Constant) for o in operands)
         affine = _is_affine(primitive.name, operands, aval)
-        roots = {id(o.root): o.root for o in dependent}
-        bases = {id(o.base): o.base for o in dependent}
-        if len(roots) == 1 and not (arrays and affine):
-            bends = not affine or any(o.bends for o in dependent)
-            (root,) = roots.values()
-            made = self.value(primitive, params, operands, aval, root=root, base=root.base, bends=bends)
-        elif affine:
-            made = self.value(primitive, params, operands, aval)
-            made.base = next(iter(bases.values())) if len(bases) == 1 else made
-        elif len(bases) == 1:
-            (base,) = bases.values()
-            made = self.value(primitive, params, operands, aval, root=base, bends=True)
-        else:
-            made = self.value(primitive, params, operands, aval)
-        return made
+        shared = _nearest_shared(dependent)
+        one = all(o.root is shared for o in dependent)
+        if affine and (arrays or not one):
+            return self.value(primitive, params, operands, aval, before=shared)
+        if shared is None:
+            return self.value(primitive, params, operands, aval)
+        bends = not affine or any(o.bends for o in dependent)
+        return self.value(primitive, params, operands, aval, root=shared, bends=bends)
 
     def _expanded(self, operand: Value, shape: tuple[int, ...]) -> Value:
         """Make implicit broadcasting (scalars, axes of size 1) explicit."""
@@ -201,6 +194,12 @@ def _is_affine(name: str, operands: Sequence, aval) -> bool:
     if name == "convert_element_type" and not _widens(operands[0].dtype, aval.dtype):
         return False
     return AFFINE[name].allows([isinstance(o, Value) for o in operands])
+
+
+def _nearest_shared(values: Sequence[Value]) -> Value | None:
+    """The last single value of which all these are entry-by-entry functions, or None."""
+    first, *others = [value.lineage for value in values]
+    return next((root for root in first if all(any(root is r for r in other) for other in others)), None)
 
 
 def _narrows(name: str, operands: Sequence, aval) -> bool:

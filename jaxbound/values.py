@@ -50,8 +50,8 @@ class Value:
     source: str = ""
     root: Value = None  # pyright: ignore[reportAssignmentType]
     """The value of which this is an entry-by-entry function; itself if it starts a chain."""
-    base: Value = None  # pyright: ignore[reportAssignmentType]
-    """The value behind affine operations with array constants, for chains that meet again."""
+    before: Value | None = None
+    """For a root that is an elementwise affine image, with array constants, of an earlier root: that root."""
     bends: bool = False
     """Whether the chain from the root contains a nonlinear operation."""
     node: int = -1
@@ -59,12 +59,21 @@ class Value:
 
     def __post_init__(self):
         self.root = self.root or self
-        self.base = self.base or self
 
     @property
     def name(self) -> str:
         """The name of the primitive that makes it."""
         return self.primitive.name if self.primitive else "input"
+
+    @property
+    def lineage(self) -> list[Value]:
+        """The root, and the roots before it."""
+        roots: list[Value] = []
+        root: Value | None = self.root
+        while root is not None:
+            roots.append(root)
+            root = root.before
+        return roots
 
     @property
     def dependent(self) -> list[Value]:
