@@ -1,11 +1,23 @@
 """jaxbound: guaranteed bounds for JAX functions, as function transformations.
 
 `bound(fn, method)` maps regions to bounds as `fn` maps points to values; `crown(params, x, eps)` and its kin do it for
-Flax networks. See README.md.
+Flax networks; `certify` turns bounds into certificates. See README.md.
 """
 
-from jaxbound.attack import pgd
+from jaxbound.attack import Attack, pgd
 from jaxbound.bounds import Interval, LinearBounds
+from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    HostLoopError,
+    JaxboundError,
+    MiscompilationError,
+    MiscompilationWarning,
+    SoundnessError,
+    UnsupportedError,
+)
+from jaxbound.explanation import Explanation
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
 from jaxbound.network import crown, crown_ibp, fastlin, forward, ibp
 from jaxbound.regions import Box, LpBall
@@ -15,17 +27,30 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IBP",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Attack",
     "Best",
     "Box",
     "Crown",
     "CrownIBP",
+    "Explanation",
     "FastLin",
     "Forward",
+    "HostLoopError",
     "Interval",
+    "JaxboundError",
     "LinearBounds",
     "LpBall",
     "Method",
+    "MiscompilationError",
+    "MiscompilationWarning",
+    "Report",
+    "SoundnessError",
+    "UnsupportedError",
     "bound",
+    "certify",
+    "check_against_attack",
     "crown",
     "crown_ibp",
     "explain",
@@ -33,6 +58,8 @@ __all__ = [
     "forward",
     "ibp",
     "linear_bounds",
+    "margin_spec",
+    "margins",
     "pgd",
     "pre_activation_bounds",
 ]

@@ -201,7 +201,7 @@ ROWS = {
     "kink of curves": Row(lambda z: jnp.maximum(0.1 * z + 0.3, 0.7 * z * z - 1),
                           lambda z: np.maximum(0.1 * z + 0.3, 0.7 * z * z - 1), (CONVEX,)),
     "relu(z) - relu(-z)": Row(lambda z: jax.nn.relu(z) - jax.nn.relu(-z), lambda z: z, (LINEAR,), monotone=1),
-    "kink inside a root": Row(lambda z: jnp.sqrt((z - 0.25) ** 2), lambda z: np.abs(z - 0.25)),
+    "kink inside a root": Row(lambda z: jnp.sqrt((z - 0.375) ** 2), lambda z: np.abs(z - 0.375)),
     "constant": Row(lambda z: 0.0 * z + 2.0, lambda z: 0.0 * z + 2.0, (LINEAR,), monotone=1),
 }
 # fmt: on
@@ -387,7 +387,7 @@ def test_learned_slopes_are_linear_with_a_kink_at_zero():
     ("names", "reach"),
     [
         ("relu sigmoid tanh exp softplus elu soft_sign arctan square", math.inf),
-        ("gelu silu mish squareplus gauss gelu' silu'", 2.0**128),  # beyond every float32
+        ("gelu silu mish squareplus gauss gelu' silu'", np.finfo(np.float32).max),  # every float32
     ],
 )
 def test_domains(names, reach):
@@ -472,9 +472,8 @@ def test_nothing_proved_is_none():
 
 @pytest.mark.fast
 def test_results_are_cached_and_hashable():
-    first, second = analyse(program(jax.nn.silu)), analyse(program(jax.nn.silu))
-    assert first is second
-    assert hash(first) == hash(second)
+    assert analyse(program(jax.nn.silu)) is analyse(program(jax.nn.silu))
+    assert isinstance(hash(curvature(jax.nn.silu)), int)
 
 
 @pytest.mark.fast
@@ -566,7 +565,7 @@ RULES: dict[str, tuple[Callable, float, float]] = {
 def test_jets_hold_values_and_derivatives(rule):
     """Cells of all widths; derivatives by automatic differentiation, where no decision is open."""
     function, low, high = rule
-    rng = np.random.RandomState(0)
+    rng = np.random.default_rng(0)
     left = rng.uniform(low, high, 400)
     right = np.minimum(left + np.exp2(rng.uniform(-30, 2, 400)), high)
     left, right = left[left < right], right[left < right]
@@ -590,7 +589,6 @@ def test_jets_hold_values_and_derivatives(rule):
 
 @pytest.mark.fast
 def test_limits_at_the_ends_of_a_cell():
-    """One-sided values and slopes at a kink and at a jump, under the decisions of the cell."""
     left, right = np.array([-1.0, 0.0]), np.array([0.0, 1.0])
     orders = enclose(program(jax.nn.relu).instructions, left, right).orders
     assert orders.lower[1, 2, 0] == orders.upper[1, 2, 0] == 0.0
@@ -598,3 +596,5 @@ def test_limits_at_the_ends_of_a_cell():
     step = program(lambda z: jnp.where(z > 0, 1.0, 0.0))
     orders = enclose(step.instructions, left, right).orders
     assert (orders.upper[0, 2, 0], orders.lower[0, 1, 1]) == (0.0, 1.0)
+    assert not enclose(step.instructions, left[:1], right[1:]).continuous.any()
+    assert enclose(step.instructions, right[:1], right[:1]).orders.upper[0, 0, 0] == 0.0  # the jump belongs to its left

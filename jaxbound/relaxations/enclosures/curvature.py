@@ -126,8 +126,8 @@ class _Partition:
 
 
 def _grid() -> Array:
-    powers = [2.0**k for k in (-126, -32, -8, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 128)]
-    positive = np.array(sorted([*powers, 3.0, 6.0, math.inf]))
+    powers = [2.0**k for k in (-126, -32, -8, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 16, 32, 64)]
+    positive = np.array(sorted([*powers, 3.0, 6.0, float(np.finfo(np.float32).max), math.inf]))
     return np.concatenate([-positive[::-1], [0.0], positive])
 
 
