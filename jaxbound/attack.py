@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxbound._compat import is_tracer
 from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
     Box,
@@ -49,6 +49,9 @@ class Attack(NamedTuple):
         x: the worst points, shape `(batch, ...)`.
         margin: true logit - largest other logit there, shape `(batch,)`; NaN where network or label is undefined.
         success: bool `(batch,)`, True where the margin is not positive (a tie or NaN counts).
+
+    >>> Attack(jnp.zeros((1, 2)), jnp.array([-1.0]), jnp.array([True])).success
+    Array([ True], dtype=bool)
     """
 
     x: jax.Array
@@ -171,7 +174,7 @@ def pgd_on_function(
     if len(logits.shape) != 1:
         raise ValueError(f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}")
     classes = logits.shape[0]
-    if not isinstance(labels, Tracer):
+    if not is_tracer(labels):
         wrong = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= classes)]
         if wrong.size:
             raise ValueError(f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}")

@@ -54,6 +54,11 @@ class LinearBounds:
 
     Slopes are pytrees like the arguments: shape `value shape + leaf shape`, and None at leaves that are not regions.
     Coordinates are absolute (not relative to a centre).
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> box = jb.Box(jnp.zeros(1), jnp.ones(1))
+    >>> jb.linear_bounds(lambda x: 2 * x + 1, jb.Crown())(box).concretize(box).upper
+    Array([3.], dtype=float32)
     """
 
     lower_slope: object

@@ -15,6 +15,10 @@ class Explanation:
     """The nodes of a function's graph and what a method does with each.
 
     `rows` has one `(name, kind, rule, shape, source)` per node; `refusals` the reasons why it cannot be bounded.
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> jb.explain(jnp.sort, jb.IBP())(jb.Box(jnp.zeros(2), jnp.ones(2))).supported
+    False
     """
 
     method: str

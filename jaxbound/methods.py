@@ -1,5 +1,7 @@
 """The compositions: where pre-activation bounds come from, how slopes are chosen, how the output is bounded.
 
+Length: six methods whose code is short and whose documentation is not.
+
 A method is a frozen dataclass and a pytree. It answers two questions about a graph over regions,
 
     pre_activations(graph, leaves, request) -> {node: (lower, upper)} for every input of a nonlinear node, and
@@ -48,7 +50,11 @@ class Bounded(NamedTuple):
 
 
 class Method:
-    """What every bounding method is; see the module's head."""
+    """What every bounding method is; see the module's head.
+
+    >>> issubclass(Crown, Method), Crown().guarantee
+    (True, 'certified')
+    """
 
     guarantee: ClassVar[str] = "certified"
 

@@ -1,21 +1,14 @@
 r"""Regions: the input sets that bounds hold over, and what bounding asks of them.
 
+Length: two sets and the eight questions that are asked of both; the maths of balls is in `balls`.
+
 A region is a `Box`, {x : lower <= x <= upper}, or an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a
 clip box {x : low <= x <= high}. Both are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and
 `eval_shape` build them from things that are not arrays): `validate` checks where bounding starts.
 
 The one question a linear bound asks is the support function, `minimum`: min <s, x> over the region. For a box it is
-taken at an end per coordinate; for a ball it is s.center - radius * ||s||_q with 1/p + 1/q = 1. For ball and clip box
-together, put u = (x - center) / radius and let [a, b] be the clip box in those units, cut to [-1, 1]. For every
-multiplier m >= 0
-
-    min over u in [a, b], ||u||_p <= 1 of s.u  >=  sum_i min over u_i in [a_i, b_i] of (s_i u_i + m |u_i|^p / p) - m / p
-
-because the extra term is never positive inside the ball. The right side separates: each u_i is the unconstrained
-minimiser, -sign(s_i) (|s_i| / m)^(1 / (p - 1)), cut to [a_i, b_i] (for p = 1: the nearest point to 0 where |s_i| <= m,
-else an end). Both sides are equal at the best m, which bisection on log m finds because ||u||_p falls as m grows; this
-includes centres outside the clip box. A multiplier that is a little wrong costs tightness, never soundness, and by the
-envelope theorem the value is differentiated with the multiplier held.
+taken at an end per coordinate; for a ball it is s.center - radius * ||s||_q with 1/p + 1/q = 1; for a ball and a clip
+box together it is a Lagrangian bound (see `balls`).
 """
 
 from __future__ import annotations
@@ -23,15 +16,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
+
+from jaxbound import balls, errors
+from jaxbound._compat import is_tracer
 
 _REACH = 1000.0  # how far `sample` goes where a region has no end
 
@@ -146,7 +139,9 @@ def per_example(region: Region) -> Region:
         return Box(*enclosing_box(region))
     shape, dtype = np.shape(region.center), leaf_struct(region).dtype
     if region.batch_ndim < 1:
-        raise ValueError(f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1")
+        raise errors.ArgumentError(
+            f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1"
+        )
     radius, clip = _cast(region.radius, dtype, +1), region.clip
     radius = jnp.broadcast_to(radius, shape[: max(radius.ndim, region.batch_ndim)])
     if clip is not None and not isinstance(clip, _Constants):
@@ -178,8 +173,8 @@ def is_empty(region: Region) -> jax.Array:
     gap = nearest - ball.center
     # The ends were rounded when they were written down: 1.1 - 1.0 is not 0.1.
     doubt = jnp.where(gap == 0, 0, 2 * jnp.finfo(gap.dtype).eps * (jnp.abs(nearest) + jnp.abs(ball.center)))
-    reach = ball.radius * (1 + _slack(gap)) + _vector_norm(doubt, region.norm)
-    return empty | jnp.any(~(_vector_norm(gap, region.norm) <= reach))
+    reach = ball.radius * (1 + balls.slack(gap)) + balls.vector_norm(doubt, region.norm)
+    return empty | jnp.any(~(balls.vector_norm(gap, region.norm) <= reach))
 
 
 def minimum(region: Region, slope: ArrayLike) -> jax.Array:
@@ -210,10 +205,10 @@ def minimum(region: Region, slope: ArrayLike) -> jax.Array:
     slope = slope.reshape(leading + ball.center.shape)
     finite = jnp.isfinite(ball.radius)
     if region.clip is None:
-        spread = -_vector_norm(slope, _dual(region.norm))
+        spread = -balls.vector_norm(slope, balls.dual_exponent(region.norm))
         unbounded = jnp.where(spread == 0, 0, -jnp.inf)
     else:
-        spread = _clipped_spread(ball, slope, region.norm)
+        spread = balls.clipped_spread(ball, slope, region.norm)
         unbounded = _box_minimum(ball.low - ball.center, ball.high - ball.center, slope, 1)
     around = jnp.where(finite, jnp.where(finite, ball.radius, 0) * spread, unbounded)
     value = jnp.sum(slope * ball.center, axis=-1) + around
@@ -235,12 +230,9 @@ def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
         return _box_end(*_ends(region, slope.dtype, outward=False), slope)
     ball = _flat(region)
     rows = slope.reshape(leading + ball.center.shape)
-    weights, _ = _normalised(rows)
-    low, high = _unit_limits(ball)
-    multipliers = _multipliers(weights, low, high, region.norm)
-    unit = _meet(*(_step(weights, multiplier, low, high, region.norm) for multiplier in multipliers), norm=region.norm)
+    unit = balls.least_point(ball, rows, region.norm)
     radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
-    points = _into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
+    points = balls.into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
     endless = jnp.isinf(ball.radius)[..., None]
     return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
 
@@ -264,7 +256,7 @@ def project(region: Region, x: ArrayLike) -> jax.Array:
     if isinstance(region, Box) or is_box(region):
         return jnp.clip(x, *_ends(region, x.dtype, outward=False))
     ball = _flat(region)
-    return _into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
+    return balls.into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
 
 
 def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extremes: bool = False) -> jax.Array:
@@ -297,7 +289,7 @@ def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extre
     ball = _flat(region)
     *batch, features = ball.center.shape
     unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
-    return _into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
+    return balls.into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
 
 
 def validate(region: Region, name: str = "the region") -> None:
@@ -315,45 +307,54 @@ def validate(region: Region, name: str = "the region") -> None:
     for part, value in parts.items():
         dtype = jnp.result_type(value)
         if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(f"{name}.{part} is {dtype}, which has no order: bound the real and imaginary parts")
+            raise errors.ArgumentTypeError(
+                f"{name}.{part} is {dtype}, which has no order: bound the real and imaginary parts"
+            )
         if dtype == jnp.bool_ or (part in ("lower", "upper", "center") and jnp.issubdtype(dtype, jnp.integer)):
-            raise TypeError(f"{name}.{part} is {dtype}: integers have no neighbourhood: divide by 255, or use float32")
-    concrete = {part: v for part, v in parts.items() if not isinstance(v, Tracer | jax.ShapeDtypeStruct)}
-    with jax.ensure_compile_time_eval():
-        for part, value in concrete.items():
-            if bool(jnp.any(jnp.isnan(jnp.asarray(value)))):
-                raise ValueError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
-        if "radius" in concrete and bool(jnp.any(jnp.asarray(concrete["radius"]) < 0)):
-            raise ValueError(f"{name}.radius is negative; pass eps >= 0")
-        if len(concrete) == len(parts) and bool(is_empty(region)):
+            raise errors.ArgumentTypeError(
+                f"{name}.{part} is {dtype}: integers have no neighbourhood: divide by 255, or use float32"
+            )
+    concrete = {part: v for part, v in parts.items() if not is_tracer(v) and not isinstance(v, jax.ShapeDtypeStruct)}
+    for part, value in concrete.items():
+        if np.any(np.isnan(np.asarray(value))):
+            raise errors.ArgumentError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
+    if "radius" in concrete and np.any(np.asarray(concrete["radius"]) < 0):
+        raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
+    if len(concrete) == len(parts) and ("lower" in parts or region.clip is not None):
+        with jax.ensure_compile_time_eval():
+            void = bool(is_empty(region))
+        if void:
             reason = "the ball does not meet its clip box: is the center in its range?"
-            raise ValueError(f"{name}: {reason if 'center' in parts else 'lower > upper somewhere: swap the ends'}")
+            text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
+            raise errors.ArgumentError(f"{name}: {text}")
 
 
 def _check_shapes(region: Region, name: str) -> None:
     if isinstance(region, Box):
         lower, upper = np.shape(region.lower), np.shape(region.upper)
         if lower != upper:
-            raise ValueError(
+            raise errors.ArgumentError(
                 f"{name}: lower has shape {lower} and upper {upper}: broadcast both to the argument's shape"
             )
         return
     shape, radius, batch_ndim = np.shape(region.center), np.shape(region.radius), region.batch_ndim
     if not region.norm >= 1:
-        raise ValueError(f"{name}: norm={region.norm} is not a norm; pass p >= 1, such as 1, 2 or jnp.inf")
+        raise errors.ArgumentError(f"{name}: norm={region.norm} is not a norm; pass p >= 1, such as 1, 2 or jnp.inf")
     if not 0 <= batch_ndim <= len(shape):
-        raise ValueError(f"{name}: batch_ndim={batch_ndim} must lie in 0..{len(shape)} for center of shape {shape}")
+        raise errors.ArgumentError(
+            f"{name}: batch_ndim={batch_ndim} must lie in 0..{len(shape)} for center of shape {shape}"
+        )
     if radius not in ((), shape[:batch_ndim]) and not (radius == shape and is_box(region)):
-        raise ValueError(
+        raise errors.ArgumentError(
             f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
             f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
         )
     if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
-        raise ValueError(f"{name}: clip must be None or a pair (low, high), got {region.clip!r}")
+        raise errors.ArgumentError(f"{name}: clip must be None or a pair (low, high), got {region.clip!r}")
     for end in map(np.shape, region.clip or ()):
         pairs = zip(end[::-1], shape[::-1], strict=False)
         if len(end) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
-            raise ValueError(f"{name}: an end of clip has shape {end}, which does not broadcast to {shape}")
+            raise errors.ArgumentError(f"{name}: an end of clip has shape {end}, which does not broadcast to {shape}")
 
 
 def _parts(region: Region) -> dict[str, ArrayLike]:
@@ -411,20 +412,13 @@ def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]
     values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
     leading = values.ndim - len(struct.shape)
     if leading < 0 or values.shape[leading:] != struct.shape:
-        raise ValueError(f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf")
+        raise errors.ArgumentError(
+            f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf"
+        )
     return values, values.shape[:leading]
 
 
-class _Ball(NamedTuple):
-    """An `LpBall` with its norm axes flattened to one."""
-
-    center: jax.Array  # (*batch, features), as low and high
-    radius: jax.Array  # (*batch)
-    low: jax.Array
-    high: jax.Array
-
-
-def _flat(region: LpBall) -> _Ball:
+def _flat(region: LpBall) -> balls.Ball:
     struct = leaf_struct(region)
     batch = struct.shape[: region.batch_ndim]
     flat = (*batch, math.prod(struct.shape[region.batch_ndim :]))
@@ -432,7 +426,7 @@ def _flat(region: LpBall) -> _Ball:
     low, high = _cast(low, struct.dtype, -1), _cast(high, struct.dtype, +1)
     low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
     radius = jnp.broadcast_to(_cast(region.radius, struct.dtype, +1), batch)
-    return _Ball(_cast(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
+    return balls.Ball(_cast(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
 
 
 def _truncated(region: Region) -> Region:
@@ -443,31 +437,6 @@ def _truncated(region: Region) -> Region:
     lower, upper = enclosing_box(region)
     low, high = (jnp.where(jnp.isfinite(end), end, 0) for end in (lower, upper))
     return Box(jnp.where(low == lower, low, high - _REACH), jnp.where(high == upper, high, low + _REACH))
-
-
-def _dual(norm: float) -> float:
-    return math.inf if norm == 1 else norm / (norm - 1)
-
-
-def _slack(values: jax.Array) -> float:
-    """The relative error allowed to a distance measured over the last axis; XLA sums in blocks, hence log n, not n."""
-    return (4 + math.log2(max(values.shape[-1], 1))) * float(jnp.finfo(values.dtype).eps)
-
-
-def _vector_norm(values: jax.Array, order: float) -> jax.Array:
-    """The norm over the last axis, scaled so that it neither overflows nor underflows; its gradient at 0 is 0."""
-    if order in (1, math.inf):
-        size = jnp.abs(values)
-        return jnp.sum(size, axis=-1) if order == 1 else jnp.max(size, axis=-1, initial=0)
-    weights, peak = _normalised(values)
-    total = jnp.sum(jnp.abs(weights) ** order, axis=-1)
-    return peak * jnp.where(peak == 0, 1, total) ** (1 / order)
-
-
-def _normalised(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The values over their largest size on the last axis, which is held constant, and that size."""
-    peak = lax.stop_gradient(jnp.max(jnp.abs(values), axis=-1, initial=0))
-    return values / jnp.where(peak == 0, 1, peak)[..., None], peak
 
 
 def _box_end(lower: jax.Array, upper: jax.Array, slope: jax.Array) -> jax.Array:
@@ -485,116 +454,3 @@ def _box_minimum(lower: jax.Array, upper: jax.Array, slope: jax.Array, leaf_ndim
     terms = jnp.where(finite, slope * jnp.where(finite, end, 0), -jnp.inf)
     total = jnp.sum(terms, axis=tuple(range(slope.ndim - leaf_ndim, slope.ndim)))
     return jnp.where(jnp.isfinite(total), total, -jnp.inf)
-
-
-def _bisect(outside: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Halve [low, high], exponents of two, around where `outside` turns from true (low) to false (high)."""
-
-    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        middle = 0.5 * (ends[0] + ends[1])
-        beyond = outside(middle)
-        return jnp.where(beyond, middle, ends[0]), jnp.where(beyond, ends[1], middle)
-
-    # The exponents span less than 2^6 bits' worth of mantissas: this many steps resolve the number itself.
-    return lax.fori_loop(0, jnp.finfo(low.dtype).nmant + 6, halve, (low, high))
-
-
-def _unit_limits(ball: _Ball) -> tuple[jax.Array, jax.Array]:
-    """The clip box seen from the center in units of the radius, cut to [-1, 1] and rounded outward."""
-    radius = jnp.where((ball.radius > 0) & jnp.isfinite(ball.radius), ball.radius, 1)[..., None]
-
-    def limit(end: jax.Array, side: int) -> jax.Array:
-        cuts = side * (end - ball.center) < radius
-        distance = jnp.where(cuts, end - ball.center, 0)
-        ratio = lax.stop_gradient(distance / radius)
-        outward = side * 2 * jnp.finfo(ratio.dtype).eps * jnp.abs(ratio)
-        # The second term is 0 and has the ratio's derivative, without the square of a small radius.
-        ratio = ratio + (distance - ratio * radius) / lax.stop_gradient(radius) + outward
-        return side * jnp.where(cuts, jnp.minimum(side * ratio, 1), 1)
-
-    return limit(ball.low, -1), limit(ball.high, +1)
-
-
-def _step(weights: jax.Array, multiplier: jax.Array, low: jax.Array, high: jax.Array, norm: float) -> jax.Array:
-    """Where weights * u + multiplier * |u|^norm / norm is least over [low, high]; constant between the ends."""
-    size, multiplier = jnp.abs(weights), multiplier[..., None]
-    length = jnp.where(size > multiplier, jnp.inf, 0) if norm == 1 else (size / multiplier) ** (1 / (norm - 1))
-    free = jnp.where(size == 0, 0, -jnp.sign(weights) * length)
-    return jnp.clip(lax.stop_gradient(free), low, high)
-
-
-def _meet(outer: jax.Array, inner: jax.Array, norm: float) -> jax.Array:
-    """Between an outer and an inner point, where the unit sphere is; the outer point if the ball holds it."""
-    far, near = (jnp.sum(jnp.abs(point) ** norm, axis=-1, keepdims=True) for point in (outer, inner))
-    share = jnp.clip((1 - near) / jnp.maximum(far - near, jnp.finfo(far.dtype).tiny), 0, 1)
-    return inner + lax.stop_gradient(jnp.where(far <= 1, 1, share)) * (outer - inner)
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _multipliers(weights: jax.Array, low: jax.Array, high: jax.Array, norm: float) -> tuple[jax.Array, jax.Array]:
-    """Two multipliers that enclose the best one; the smaller is 0 where the box's own end lies in the ball."""
-    weights, low, high = lax.stop_gradient((weights, low, high))
-    dual = _vector_norm(weights, _dual(norm))
-    bits = jnp.finfo(weights.dtype).nmant
-    # Alone, the ball's multiplier is the dual norm; a cut ball's is smaller, unless the center is outside the box.
-    first, last = jnp.full_like(dual, -bits - 8), jnp.full_like(dual, bits)
-
-    def outside(exponent: jax.Array) -> jax.Array:
-        point = _step(weights, dual * jnp.exp2(exponent), low, high, norm)
-        return jnp.sum(jnp.abs(point) ** norm, axis=-1) > 1
-
-    near, far = _bisect(outside, first, last)
-    return jnp.where(near == first, 0, dual * jnp.exp2(near)), dual * jnp.exp2(far)
-
-
-def _clipped_spread(ball: _Ball, slope: jax.Array, norm: float) -> jax.Array:
-    """min <slope, u> over the unit ball cut by the clip box seen from the center (module docstring)."""
-    weights, peak = _normalised(slope)
-    low, high = _unit_limits(ball)
-    near, far = _multipliers(weights, low, high, norm)
-    choices = [(multiplier, _step(weights, multiplier, low, high, norm)) for multiplier in (near, far)]
-    if norm == 1:
-        # Piecewise linear in the multiplier: best at a corner, a weight's size, where that coordinate may go part way.
-        size = lax.stop_gradient(jnp.abs(weights))
-        corner = jnp.where(near == 0, 0, jnp.max(jnp.where(size <= far[..., None], size, 0), axis=-1, initial=0))
-        below = corner * (1 - 2 * jnp.finfo(size.dtype).eps)
-        choices = [(corner, _meet(*(_step(weights, m, low, high, norm) for m in (below, corner)), norm=norm))]
-
-    def value(multiplier: jax.Array, point: jax.Array) -> jax.Array:
-        excess = jnp.sum(jnp.abs(point) ** norm, axis=-1) - (1 + _slack(point))
-        return jnp.sum(weights * point, axis=-1) + multiplier * excess / norm
-
-    ball_alone = -_vector_norm(weights, _dual(norm))
-    least = functools.reduce(jnp.maximum, [value(*choice) for choice in choices], ball_alone)
-    # Where ball and box meet in one point but for rounding, the value above can pass what that point attains.
-    return peak * jnp.minimum(least, jnp.sum(weights * jnp.clip(0, low, high), axis=-1))
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _into_ball(ball: _Ball, points: jax.Array, norm: float) -> jax.Array:
-    """`project` on flattened axes: points (*leading, *batch, features)."""
-    offset = points - ball.center
-    size = _vector_norm(offset, norm)
-    inside = (size <= ball.radius * (1 + _slack(offset))) & jnp.all(points == jnp.clip(points, ball.low, ball.high), -1)
-    held, held_size = lax.stop_gradient((offset, size))
-    bits = jnp.finfo(offset.dtype).nmant
-    # log2 of the threshold over the largest offset for p = 1, else of what the offset is divided by.
-    first = jnp.full_like(held_size, -bits - 8 if norm == 1 else 0)
-    ratio = jnp.maximum(held_size / jnp.where(ball.radius > 0, ball.radius, 1), 1)
-    last = jnp.zeros_like(held_size) if norm == 1 else jnp.log2(ratio) + bits
-
-    def moved(offset: jax.Array, exponent: jax.Array) -> jax.Array:
-        scale = jnp.exp2(exponent)[..., None]
-        if norm == 1:
-            threshold = jnp.max(jnp.abs(offset), axis=-1, keepdims=True, initial=0) * scale
-            offset = jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - threshold, 0)
-        else:
-            offset = offset / scale
-        return jnp.clip(ball.center + offset, ball.low, ball.high)
-
-    def outside(exponent: jax.Array) -> jax.Array:
-        return _vector_norm(moved(held, exponent) - ball.center, norm) > ball.radius
-
-    _, far = _bisect(outside, first, last)
-    far = jnp.where(far == last, jnp.inf, far)  # never inside: left is the clip box's nearest point to the center
-    return jnp.where(inside[..., None], points, moved(offset, far))

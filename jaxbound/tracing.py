@@ -1,5 +1,7 @@
 """From a JAX function to a `Structure`: trace once, inline calls, sort values into kinds, fuse scalar chains.
 
+Length: one walk over the equations and one over the values that it leaves; neither is of use alone.
+
 Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
 `Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it
 and, through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:

@@ -66,7 +66,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "elu_steep": Activation(lambda x: jax.nn.elu(x, 2.0), lambda z: _elu(z, 2.0)),
     "selu": Activation(jax.nn.selu, lambda z: _SELU[0] * _elu(z, _SELU[1])),
     "celu": Activation(lambda x: jax.nn.celu(x, 2.0), lambda z: np.where(z > 0, z, 2 * np.expm1(np.minimum(z, 0) / 2))),
-    "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=False), lambda z: z * special.ndtr(z), (-1.4142, 0.0, 1.4142)),
+    "gelu": Activation(
+        lambda x: jax.nn.gelu(x, approximate=False), lambda z: z * special.ndtr(z), (-1.4142, 0.0, 1.4142)
+    ),
     "gelu_tanh": Activation(jax.nn.gelu, _gelu_tanh, (-1.4192, 0.0, 1.4192)),
     "silu": Activation(jax.nn.silu, lambda z: z * special.expit(z), (-2.3994, 0.0, 2.3994)),
     "mish": Activation(jax.nn.mish, lambda z: z * np.tanh(np.logaddexp(z, 0)), (-2.2563, 0.0, 1.4906)),
@@ -323,7 +325,7 @@ REGIONS: dict[str, dict[str, Callable[[np.random.Generator, tuple[int, ...]], ob
     **{
         f"l{name}{'_clip' if clip else ''}": {
             "ball": _ball(norm, 0.5, clip), "large": _ball(norm, 3.0, clip),
-            "point": _ball(norm, 0.0, None if clip is None else (-8.0, 8.0)), "huge": _ball(norm, 1e4, clip),
+            "point": _ball(norm, 0.0, clip), "huge": _ball(norm, 1e4, clip),
         }
         for name, norm in (("1", 1.0), ("2", 2.0), ("3", 3.0), ("inf", np.inf)) for clip in (None, _CLIP)
     },

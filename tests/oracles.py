@@ -157,7 +157,10 @@ def _scatter(equation, x, indices, updates):
 
 
 def _starts(x, starts, sizes):
-    return tuple(slice(s, s + n) for s, n in ((int(np.clip(s, 0, m - n)), n) for s, n, m in zip(starts, sizes, x.shape, strict=True)))
+    return tuple(
+        slice(s, s + n)
+        for s, n in ((int(np.clip(s, 0, m - n)), n) for s, n, m in zip(starts, sizes, x.shape, strict=True))
+    )
 
 
 def _slice_update(x, update, *starts):
@@ -296,8 +299,10 @@ def _frame(region) -> tuple[Array, Array]:
     """A finite box around (or, if the region is infinite, inside) the region."""
     if isinstance(region, Box):
         low, high = np.asarray(region.lower, float), np.asarray(region.upper, float)
-        return np.maximum(low, np.minimum(high, 0) - 1e3), np.minimum(high, np.maximum(low, 0) + 1e3)
-    center, radius = np.asarray(region.center, float), min(float(region.radius), 1e3)
+        least, most = np.minimum(high, 0) - 1e3, np.maximum(low, 0) + 1e3
+        return np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, most)
+    center, radius = np.asarray(region.center, float), float(region.radius)
+    radius = radius if np.isfinite(radius) else 1e3
     if region.norm != np.inf or region.clip is None:
         return center - radius, center + radius
     low, high = (np.broadcast_to(np.asarray(end, float), center.shape) for end in region.clip)

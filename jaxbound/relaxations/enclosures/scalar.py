@@ -21,13 +21,15 @@ Rounding: intercepts are widened by a bound on the error of evaluating sigma and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.curvature import Curvature, analyse
+from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
 from jaxbound.relaxations.planes import Planes
 
 Ends = tuple[jax.Array, jax.Array]
@@ -97,8 +99,9 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
         attained = jnp.min(jnp.stack(known + touched), axis=0)
         rigorous = jnp.min(jnp.stack(known + [bound for _, bound in own]), axis=0)
         for cell in curvature.cells:
-            left, right = jnp.clip(cell.left, lower, upper), jnp.clip(cell.right, lower, upper)
-            hull = (cell.lower if sign > 0 else -cell.upper) - jnp.maximum(sign * slope * left, sign * slope * right)
+            left = jnp.clip(_number(cell.left, lower, -1), lower, upper)
+            right = jnp.clip(_number(cell.right, lower, 1), lower, upper)
+            hull = _floor(cell, sign, lower) - jnp.maximum(sign * slope * left, sign * slope * right)
             rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
         size = jnp.max(jnp.abs(jnp.stack(known + touched)), axis=0) + 2 * jnp.abs(slope) * reach
         rigorous = rigorous - _error(curvature, reach, size)
@@ -196,7 +199,7 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
         _error(curvature, jnp.maximum(jnp.abs(lower), jnp.abs(upper)), jnp.abs(least))
     )
     for cell in curvature.cells:
-        hull = cell.lower if sign > 0 else -cell.upper
+        hull = _floor(cell, sign, lower)
         least = jnp.where(_meets(cell, lower, upper), jnp.minimum(least, hull), least)
     return jnp.where(jnp.isnan(least), -jnp.inf, least)
 
@@ -248,7 +251,7 @@ def _samples(curvature: Curvature, end, other) -> jax.Array:
 def _borders(curvature: Curvature) -> tuple[float, ...]:
     """The finite ends of the pieces, each once."""
     ends = {end for piece in curvature.pieces for end in (piece.left, piece.right)}
-    return tuple(sorted(end for end in ends if abs(end) < float("inf")))
+    return tuple(sorted(end for end in ends if abs(end) < float(np.finfo(np.float32).max)))
 
 
 def _derivative(op: Op, z, constants) -> jax.Array:
@@ -261,13 +264,31 @@ def _within(curvature: Curvature, slope) -> jax.Array:
     return jnp.where(jnp.isfinite(slope), slope, 0)
 
 
-def _meets(cell, lower, upper) -> jax.Array:
-    return (lower <= cell.right) & (upper >= cell.left)
+def _meets(cell: Cell, lower, upper) -> jax.Array:
+    """Whether an interval meets a cell, which is open."""
+    return (lower < _number(cell.right, lower, 1)) & (upper > _number(cell.left, lower, -1))
+
+
+def _floor(cell: Cell, sign: int, like) -> float:
+    """A lower bound of sign * sigma in a cell."""
+    return _number(cell.lower, like, -1) if sign > 0 else -_number(cell.upper, like, 1)
+
+
+def _number(value: float, like, direction: int) -> float:
+    """A float64 number in the dtype of an array, rounded down (-1) or up (+1) where it does not fit."""
+    limits = jnp.finfo(jnp.result_type(like))
+    if abs(value) > float(limits.max):
+        return math.copysign(math.inf if value * direction > 0 else float(limits.max), value)
+    rounded = np.asarray(value, limits.dtype)
+    if (float(rounded) - value) * direction >= 0:
+        return float(rounded)
+    return float(np.nextafter(rounded, np.asarray(direction * np.inf, limits.dtype)))
 
 
 def _error(curvature: Curvature, reach, size) -> jax.Array:
     """A bound on the rounding error of values of this size at points of this reach."""
     eps = jnp.finfo(jnp.result_type(size)).eps
     if curvature.is_piecewise_linear:
-        return 2 * eps * size
-    return _EVALUATION_ERROR * eps * (1 + reach + size) + curvature.slack
+        steepest = min(max(map(abs, curvature.slope_range)), float(jnp.finfo(jnp.result_type(size)).max))
+        return 2 * eps * (size + steepest * reach)
+    return _EVALUATION_ERROR * eps * (1 + reach + size) + curvature.slack * jnp.maximum(1, reach)

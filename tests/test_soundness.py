@@ -1,0 +1,439 @@
+"""Every bound holds at every point tried: networks x methods x regions x points, in float64 and in float32 with rounding.
+
+A check is one point of one region of one network, evaluated in float64 and compared with the bounds of every method that
+bounded that region. The quick run rotates methods and regions; `make soundness` takes them all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import oracles
+import pytest
+from networks import ACTIVATIONS, NETWORKS, REGIONS
+
+import jaxbound as jb
+
+METHODS = {
+    "IBP": jb.IBP(),
+    "Forward": jb.Forward(),
+    "CrownIBP": jb.CrownIBP(),
+    "Crown": jb.Crown(),
+    "Crown zero": jb.Crown(lower_slope="zero"),
+    "Crown one": jb.Crown(lower_slope="one"),
+    "FastLin": jb.FastLin(),
+    "Crown alone": jb.Crown(intersect=False),
+    "Best": jb.Best(jb.IBP(), jb.Forward(), jb.Crown(pre_activation=jb.Best(jb.IBP(), jb.Forward()))),
+}
+LINEAR = tuple(name for name in METHODS if name not in ("IBP", "Best"))
+
+STRUCTURED = [name for name in NETWORKS if name not in ACTIVATIONS]
+QUICK = [name for name in STRUCTURED if not NETWORKS[name].slow]
+QUICK_POINTS, LONG_POINTS = 700, 3000
+ATTACK_STEPS = 3
+
+_tally: Counter = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _summary(pytestconfig):
+    """What this process checked, on the terminal even under xdist (which passes stderr through)."""
+    yield
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        counts = f"{_tally['points']:,} points of {_tally['regions']:,} regions, {_tally['comparisons']:,} comparisons"
+        print(f"\nsoundness: {counts}, {_tally['violations']:,} violations", file=sys.__stderr__, flush=True)
+
+
+# --- evaluating and attacking -----------------------------------------------------------------------------------------
+
+
+class _Evaluator:
+    """A network's flat outputs, and their derivatives, at batches of points in float64."""
+
+    def __init__(self, name: str):
+        network = NETWORKS[name]
+
+        def flat(params, *leaves):
+            results = jax.tree.leaves(network.function(params, *network.pack(list(leaves))))
+            return jnp.concatenate([jnp.ravel(result) for result in results])
+
+        with jax.enable_x64(True):
+            self.params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), network.params)
+            axes = (None, *(0 for _ in network.shapes))
+            self._values = jax.jit(jax.vmap(flat, axes))
+            positions = tuple(range(1, len(network.shapes) + 1))
+            self._slopes = jax.jit(jax.vmap(jax.jacrev(flat, positions), axes))
+
+    def values(self, points: list) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(self._values(self.params, *points))
+
+    def attack(self, regions: list, points: list, values: np.ndarray) -> list:
+        """Frank-Wolfe steps down and up every output, from its best points; they never leave a convex region."""
+        outputs = np.arange(values.shape[1])
+        best = np.concatenate([np.argmin(values, axis=0), np.argmax(values, axis=0)])
+        sign = np.repeat([-1.0, 1.0], len(outputs))
+        at, seen = [leaf[best] for leaf in points], []
+        for step in range(ATTACK_STEPS):
+            with jax.enable_x64(True):
+                slopes = [np.asarray(s) for s in self._slopes(self.params, *at)]
+            rows = np.arange(len(sign)), np.tile(outputs, 2)
+            moved = []
+            for region, leaf, slope in zip(regions, at, slopes, strict=True):
+                direction = np.nan_to_num(sign.reshape(-1, *(1,) * (leaf.ndim - 1)) * slope[rows])
+                far = oracles.vertex(region, direction)
+                moved.append(leaf + (far - leaf) / (1 + step))
+            seen.append(moved)
+            at = moved
+        return [np.concatenate([part[k] for part in seen]) for k in range(len(at))]
+
+
+def _points(name: str, evaluator: _Evaluator, family: str, count: int) -> dict[str, tuple[list, np.ndarray]]:
+    """For each region of a family, points of its leaves and the network's values there."""
+    found = {}
+    for label, leaves in networks.regions(name, family).items():
+        rng = np.random.default_rng(7)
+        points = [oracles.points(leaf, rng, count) for leaf in leaves]
+        values = evaluator.values(points)
+        attacked = evaluator.attack(leaves, points, values)
+        points = [np.concatenate(parts) for parts in zip(points, attacked, strict=True)]
+        assert all(oracles.contains(leaf, part).all() for leaf, part in zip(leaves, points, strict=True))
+        found[label] = points, np.concatenate([values, evaluator.values(attacked)])
+    return found
+
+
+# --- bounding ---------------------------------------------------------------------------------------------------------
+
+
+def _flat_bounds(bounds) -> tuple[jax.Array, jax.Array]:
+    leaves = jax.tree.leaves(bounds, is_leaf=lambda leaf: isinstance(leaf, jb.Interval))
+    ends = [(jnp.ravel(leaf.lower), jnp.ravel(leaf.upper)) for leaf in leaves]
+    return jnp.concatenate([low for low, _ in ends]), jnp.concatenate([high for _, high in ends])
+
+
+def _bounds_at_once(name: str, method, family: str, dtype) -> dict[str, tuple]:
+    """Bounds over a family's regions by one compiled program: how bounds behave under `jit` and `vmap`."""
+    network, regions = NETWORKS[name], networks.regions(name, family)
+    stacked = networks.cast(jax.tree.map(lambda *parts: np.stack(parts), *regions.values()), dtype)
+
+    def one(*leaves):
+        return _flat_bounds(jb.bound(network.function, method)(*network.arguments(leaves, dtype)))
+
+    # a quarter of the time to compile, and the same mathematics
+    program = jax.jit(jax.vmap(one)).lower(*stacked).compile({"xla_backend_optimization_level": 0})
+    lower, upper = map(np.asarray, program(*stacked))
+    return {label: (lower[k], upper[k]) for k, label in enumerate(regions)}
+
+
+def _bounds_one_by_one(name: str, method, family: str, dtype, *, rounding: bool = False) -> dict[str, tuple]:
+    """Bounds over a family's regions by the eager driver, which selects rows by value."""
+    network = NETWORKS[name]
+    bounded = jb.bound(network.function, method, rounding=rounding)
+    found = {}
+    for label, leaves in networks.regions(name, family).items():
+        lower, upper = _flat_bounds(bounded(*network.arguments(networks.cast(leaves, dtype), dtype)))
+        found[label] = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    return found
+
+
+def _check(what: str, bounds: dict[str, tuple], points: dict[str, tuple], tolerance: float) -> None:
+    """Compare bounds with values; `tolerance` is relative to the largest finite bound or value."""
+    for label, (lower, upper) in bounds.items():
+        values = points[label][1]
+        ends = np.where(np.isfinite([lower, upper]), [lower, upper], 0)
+        scale = np.maximum(1, np.maximum(np.abs(ends).max(axis=0), np.abs(values).max(axis=0)))
+        with np.errstate(invalid="ignore"):
+            wrong = ~((lower - tolerance * scale <= values) & (values <= upper + tolerance * scale))
+        _tally["comparisons"] += values.shape[0]
+        _tally["violations"] += int(wrong.any(axis=1).sum())
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise AssertionError(
+                f"{what}, region {label}: output {column} is {values[row, column]!r} at "
+                f"{[leaf[row].tolist() for leaf in points[label][0]]}, outside [{lower[column]!r}, {upper[column]!r}]; "
+                f"{int(wrong.sum())} of {wrong.size} values are outside"
+            )
+
+
+def _count(points: dict[str, tuple]) -> None:
+    _tally["regions"] += len(points)
+    _tally["points"] += sum(len(values) for _, values in points.values())
+
+
+# --- float64 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("name", QUICK)
+def test_bounds_hold(name):
+    turn = QUICK.index(name)
+    families = list(REGIONS)
+    evaluator = _Evaluator(name)
+    for family, method in (
+        (families[turn % len(families)], "IBP"),
+        ("box" if turn % 2 else families[1 + turn % (len(families) - 1)], LINEAR[turn % len(LINEAR)]),
+    ):
+        points = _points(name, evaluator, family, QUICK_POINTS)
+        _count(points)
+        bounds = _bounds_at_once(name, METHODS[method], family, jnp.float64)
+        _check(f"{name}, {method}, {family}", bounds, points, 1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.x64
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bounds_hold_everywhere(name):
+    evaluator = _Evaluator(name)
+    for family in REGIONS:
+        points = _points(name, evaluator, family, LONG_POINTS)
+        _count(points)
+        for label, method in METHODS.items():
+            bounds = _bounds_one_by_one(name, method, family, jnp.float64)
+            _check(f"{name}, {label}, {family}", bounds, points, 1e-11)
+
+
+def test_the_long_run_makes_ten_million_checks():
+    regions = sum(map(len, REGIONS.values()))
+    assert len(NETWORKS) * regions * LONG_POINTS >= 10**7
+    assert len(QUICK) * 2 * min(map(len, REGIONS.values())) * QUICK_POINTS >= 10**5
+
+
+# --- float32 with rounding ----------------------------------------------------------------------------------------------
+
+ROUNDED = (
+    "affine",
+    "mlp_relu",
+    "conv_lax",
+    "average_pool",
+    "max_pool_overlap",
+    "softmax",
+    "product",
+    "prelu",
+    "input_skip",
+)
+
+
+def _exact_values(name: str, points: dict[str, tuple]) -> dict[str, tuple]:
+    """Values of the float32 function, its numbers as given, in exact arithmetic (NumPy float64)."""
+    network = NETWORKS[name]
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), network.params)
+
+    def flat(params, *leaves):
+        return network.function(params, *network.pack(list(leaves)))
+
+    function = jax.vmap(flat, (None, *(0 for _ in network.shapes)))
+    found = {}
+    for label, (leaves, _) in points.items():
+        results = oracles.exactly(function, params, *leaves)
+        found[label] = leaves, np.concatenate([r.reshape(len(leaves[0]), -1) for r in results], axis=1)
+    return found
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_float32_bounds_with_rounding_hold_in_exact_arithmetic(name):
+    family = ("box", "l2", "linf_clip")[ROUNDED.index(name) % 3]
+    points = _exact_values(name, _points(name, _Evaluator(name), family, QUICK_POINTS // 2))
+    for method in ("IBP", LINEAR[ROUNDED.index(name) % len(LINEAR)]):
+        bounds = _bounds_one_by_one(name, METHODS[method], family, jnp.float32, rounding=True)
+        _check(f"{name}, {method}, {family}, float32", bounds, points, 1e-14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_bounds_with_rounding_hold_everywhere(name):
+    evaluator = _Evaluator(name)
+    for family in ("box", "l1_clip", "l2", "l3", "linf_clip"):
+        points = _exact_values(name, _points(name, evaluator, family, LONG_POINTS // 5))
+        for label in ("IBP", "Forward", "Crown", "FastLin", "Crown alone"):
+            bounds = _bounds_one_by_one(name, METHODS[label], family, jnp.float32, rounding=True)
+            _check(f"{name}, {label}, {family}, float32", bounds, points, 1e-14)
+
+
+# --- pre-activation bounds and planes -----------------------------------------------------------------------------------
+
+
+def _layered(params, x):
+    """A network whose pre-activations are outputs too."""
+    first = params["w"] @ x + params["b"]
+    second = params["v"] @ jnp.tanh(first)
+    return first, second, jax.nn.relu(second).sum()
+
+
+_LAYERED = {"w": networks._normal("l", 5, 4), "b": networks._normal("m", 5), "v": networks._normal("n", 3, 5)}
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("method", ["IBP", "Forward", "CrownIBP", "Crown", "FastLin", "Best"])
+def test_pre_activation_bounds_hold(method):
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), _LAYERED)
+    for family, label in (("box", "box"), ("box", "wide"), ("l2", "ball"), ("l1_clip", "large")):
+        (region,) = [REGIONS[family][label](np.random.default_rng(3), (4,))]
+        (region,) = [networks._meeting(region) if isinstance(region, jb.LpBall) else region]
+        points = oracles.points(region, np.random.default_rng(4), 2000)
+        first, second, _ = jax.vmap(_layered, (None, 0))(params, points)
+        found = jb.pre_activation_bounds(_layered, METHODS[method])(params, networks.cast(region, jnp.float64))
+        assert [name.split("/")[-1] for name in found] == ["tanh", "relu"]
+        for interval, values in zip(found.values(), (first, second), strict=True):
+            assert np.all(interval.lower - 1e-11 <= values)
+            assert np.all(values <= interval.upper + 1e-11)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    ("name", "method", "family"),
+    [
+        ("mlp_relu", "Crown", "box"), ("input_skip", "Forward", "l2"), ("dictionary", "Crown", "l1"),
+        ("max_min", "FastLin", "linf_clip"), ("prelu", "Crown zero", "l3_clip"), ("constant", "Crown", "box"),
+    ],
+)  # fmt: skip
+def test_planes_hold_pointwise_and_give_no_more_than_the_bounds(name, method, family):
+    network = NETWORKS[name]
+    points = _points(name, _Evaluator(name), family, 300)
+    for label, leaves in networks.regions(name, family).items():
+        arguments = network.arguments(networks.cast(leaves, jnp.float64), jnp.float64)
+        planes = jb.linear_bounds(network.function, METHODS[method])(*arguments)
+        bounds = jb.bound(network.function, METHODS[method])(*arguments)
+        is_planes = lambda leaf: isinstance(leaf, jb.LinearBounds)  # noqa: E731
+        where, values = points[label]
+        low, high = [], []
+        for part in jax.tree.leaves(planes, is_leaf=is_planes):
+            for slopes, intercept, side in (
+                (part.lower_slope, part.lower_intercept, low), (part.upper_slope, part.upper_intercept, high)
+            ):  # fmt: skip
+                columns = jax.tree.leaves(slopes)
+                total = np.broadcast_to(np.ravel(intercept), (len(values), np.size(intercept)))
+                for column, leaf in zip(columns, where, strict=True):
+                    column = np.reshape(column, (np.size(intercept), -1))
+                    total = total + leaf.reshape(len(leaf), -1) @ column.T
+                side.append(total)
+        scale = 1e-11 * (1 + np.abs(values).max())
+        assert np.all(np.concatenate(low, axis=1) <= values + scale), label
+        assert np.all(np.concatenate(high, axis=1) >= values - scale), label
+        concrete = [part.concretize(*arguments) for part in jax.tree.leaves(planes, is_leaf=is_planes)]
+        lower, upper = _flat_bounds(concrete)
+        best_lower, best_upper = _flat_bounds(bounds)
+        assert np.all(lower <= best_lower + scale), label
+        assert np.all(upper >= best_upper - scale), label
+
+
+# --- what cannot be bounded -----------------------------------------------------------------------------------------------
+
+ABNORMAL = {
+    "IBP": METHODS["IBP"],
+    "Forward": METHODS["Forward"],
+    "Crown": METHODS["Crown"],
+    "alone": METHODS["Crown alone"],
+}
+
+
+def _small(p, x):
+    return p["w"] @ jax.nn.relu(p["w"] @ x + p["b"])
+
+
+def _under_jit(method, make, *numbers, function=_small, params=None):
+    params = {"w": jnp.eye(2), "b": jnp.ones(2)} if params is None else params
+    return jax.jit(lambda p, *n: jb.bound(function, method)(p, make(*n)))(params, *numbers)
+
+
+@pytest.mark.parametrize("method", ABNORMAL)
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        pytest.param(jb.Box, (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])), id="lower above upper"),
+        pytest.param(lambda c, r: jb.LpBall(c, r, 2), (jnp.zeros(2), -1.0), id="negative radius"),
+        pytest.param(lambda c, r: jb.LpBall(c, r, jnp.inf), (jnp.zeros(2), -1.0), id="negative radius, box"),
+        pytest.param(lambda c, r: jb.LpBall(c, r, 2), (jnp.zeros(2), jnp.nan), id="radius NaN"),
+        pytest.param(lambda c, r: jb.LpBall(c, r, 2), (jnp.array([jnp.nan, 0]), 1.0), id="center NaN"),
+        pytest.param(
+            lambda c, r: jb.LpBall(c, r, 2, clip=(0.0, 1.0)), (jnp.full(2, 3.0), 0.5), id="misses its clip box"
+        ),
+        pytest.param(lambda c, r: jb.LpBall(c, r, 1, clip=(0.0, 1.0)), (jnp.full(2, 3.0), 0.5), id="misses it, norm 1"),
+        pytest.param(
+            lambda c, r: jb.LpBall(c, r, jnp.inf, clip=(0.0, 1.0)), (jnp.full(2, 3.0), 0.5), id="misses it, box"
+        ),
+    ],
+)
+def test_an_empty_region_is_never_verified(method, make, numbers):
+    bounds = _under_jit(ABNORMAL[method], make, *numbers)
+    assert np.all(bounds.lower == -np.inf)
+    assert np.all(bounds.upper == np.inf)
+
+
+@pytest.mark.parametrize("method", ABNORMAL)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_abnormal_parameters_never_give_wrong_finite_bounds(method, bad):
+    params = {"w": jnp.array([[1.0, bad], [1.0, 1.0]]), "b": jnp.ones(2)}
+    region = jb.Box(jnp.array([-1.0, 0.5]), jnp.array([1.0, 2.0]))
+    for arguments in ((params, region), ({"w": jnp.eye(2), "b": jnp.array([bad, 1.0])}, region)):
+        bounds = jb.bound(_small, ABNORMAL[method])(*arguments)
+        with np.errstate(all="ignore"):
+            points = np.random.default_rng(0).uniform(region.lower, region.upper, (200, 2)).astype(np.float32)
+            values = np.asarray(jax.vmap(_small, (None, 0))(arguments[0], points))
+        undefined = np.isnan(values).any(axis=0)
+        assert np.all(np.where(undefined, np.asarray(bounds.lower) == -np.inf, True))
+        assert np.all(np.where(undefined, np.asarray(bounds.upper) == np.inf, True))
+        assert not np.isnan(bounds.lower).any()
+        assert not np.isnan(bounds.upper).any()
+        assert np.all((values >= bounds.lower) | np.isnan(values))
+        assert np.all((values <= bounds.upper) | np.isnan(values))
+
+
+@pytest.mark.parametrize("method", ABNORMAL)
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_an_infinite_radius_is_bounded_only_where_the_function_is(method, norm):
+    function = lambda p, x: (jax.nn.sigmoid(p["w"] @ x), jax.nn.relu(x), x[0] * 0 + jnp.tanh(x[1]))  # noqa: E731
+    region = jb.LpBall(jnp.zeros(2), jnp.inf, norm)
+    sigmoid, relu, tanh = jb.bound(function, ABNORMAL[method])({"w": jnp.eye(2)}, region)
+    assert np.all(sigmoid.lower <= 0)
+    assert np.all(sigmoid.upper >= 1)
+    assert np.all(relu.lower <= 0)
+    assert np.all(relu.upper == np.inf)
+    assert tanh.lower <= -1
+    assert tanh.upper >= 1
+    if method in ("IBP", "Crown"):
+        assert np.all(sigmoid.upper < 1.01)
+        assert np.all(relu.lower > -0.01)
+
+
+@pytest.mark.parametrize("method", ABNORMAL)
+def test_overflow_widens(method):
+    region = jb.Box(jnp.array([80.0, 1e20]), jnp.array([100.0, 1e30]))
+    function = lambda p, x: (jnp.exp(x[0]), x[1] * x[1], 1e20 * x[1])  # noqa: E731
+    for interval in jb.bound(function, ABNORMAL[method])({}, region):
+        assert interval.upper == np.inf
+        assert interval.lower <= 1e36
+        assert not np.isnan(interval.lower)
+
+
+def test_the_attack_and_the_points_reach_known_extremes():
+    """The tests above can only fail if points come near the extremes: on an affine network they must reach them."""
+    evaluator = _Evaluator("affine")
+    weights = np.asarray(NETWORKS["affine"].params["w"], float)
+    matrix = 3.5 * weights - 1 / 7
+    for family, dual in (("l1", np.inf), ("l2", 2.0), ("linf", 1.0)):
+        points = _points("affine", evaluator, family, 100)
+        for label, leaves in networks.regions("affine", family).items():
+            reach = float(leaves[0].radius) * np.linalg.norm(matrix, dual, axis=1)
+            center = matrix @ np.asarray(leaves[0].center, float)
+            values = points[label][1]
+            assert np.allclose(values.max(axis=0), center + reach, rtol=1e-6), (family, label)
+            assert np.allclose(values.min(axis=0), center - reach, rtol=1e-6), (family, label)
+
+
+def test_every_kind_of_region_occurs():
+    norms = {
+        leaf.norm
+        for family in REGIONS
+        for (leaf,) in networks.regions("affine", family).values()
+        if hasattr(leaf, "norm")
+    }
+    assert norms == {1.0, 2.0, 3.0, math.inf}
+    assert len(list(itertools.chain.from_iterable(REGIONS.values()))) >= 39
