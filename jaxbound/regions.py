@@ -320,7 +320,7 @@ def validate(region: Region, name: str = "the region") -> None:
             raise errors.ArgumentError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
     if "radius" in concrete and np.any(np.asarray(concrete["radius"]) < 0):
         raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
-    if len(concrete) == len(parts) and ("lower" in parts or region.clip is not None):
+    if len(concrete) == len(parts) and (isinstance(region, Box) or region.clip is not None):
         with jax.ensure_compile_time_eval():
             void = bool(is_empty(region))
         if void:

@@ -87,7 +87,8 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
     sides = {1: below, -1: above}
     shape = jnp.broadcast_shapes(jnp.shape(below), jnp.shape(above), jnp.shape(lower))
     curved = [(_CONVEX[piece.kind], piece) for piece in curvature.pieces if piece.kind in _CONVEX]
-    found = _bisect(op, curved, sides, *(jnp.broadcast_to(end, shape) for end in (lower, upper)), constants)
+    low, high = jnp.broadcast_to(lower, shape), jnp.broadcast_to(upper, shape)
+    found = _bisect(op, curved, sides, low, high, constants)
     points = [lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature))]
     heights = op.program(jnp.stack(points), *constants)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
