@@ -175,7 +175,7 @@ def evaluate(model: MLP, params: Params, data: Digits, settings: Settings) -> li
 
 
 def _row(name: str, norm: float, eps: float, report: Report, pgd_error: float) -> dict:
-    later = len(report.verified) // 2
+    later = len(report.verified) - report.batch_size
     return {
         "norm": f"l{norm:g}",
         "radius": eps,

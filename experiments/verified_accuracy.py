@@ -2,8 +2,8 @@
 
     python -m experiments.verified_accuracy --network NET.npz --images IMAGES.npz --eps 0.1 0.2 --count 1000
 
-NET.npz and NET.json: see `experiments.networks`. IMAGES.npz: `image` (count, height, width, channels), uint8 or floating
-in [0, 1], and `label`. Radii are in units of pixels in [0, 1]; the network normalises for itself.
+NET.npz and NET.json: see `experiments.networks`. IMAGES.npz: `image` (count, height, width, channels), uint8 or in
+[0, 1], and `label`. Radii are in units of pixels in [0, 1]; the network normalises for itself.
 
 verified accuracy <= true robust accuracy <= PGD accuracy <= clean accuracy for every radius; an attack that breaks a
 certificate stops the run. With --results a run that was killed continues after its last batch.
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import jaxbound as jb
-from experiments import networks, require, write_csv
+from experiments import networks, write_csv
 from jaxbound.attack import Attack
 from jaxbound.certify import Report, certify, check_against_attack
 
@@ -31,7 +31,6 @@ METHODS: dict[str, jb.Method] = {
     "crown_ibp": jb.CrownIBP(),
     "crown": jb.Crown(),
 }
-COLUMNS = ("radius", "clean", "PGD", "verified", "first batch s", "then s/image")
 
 
 def load_images(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,28 +54,21 @@ def attack_in_batches(attack: Callable[..., Attack], x: np.ndarray, labels: np.n
     for first in range(0, len(x), size):
         index = np.minimum(np.arange(first, first + size), len(x) - 1)
         found = attack(x=x[index], labels=labels[index], eps=eps, key=keys[index])
-        parts.append(jax.tree.map(lambda leaf, n=len(x) - first: np.asarray(leaf)[:n], found))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        parts.append(jax.tree.map(np.asarray, found))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
 
 
 def row(eps: float, report: Report, found: Attack) -> dict:
     """What is printed and saved for one radius."""
-    later = len(report.verified) - batch_of(report)
-    seconds = (report.seconds - report.first_batch_seconds) / later if later else float("nan")
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                eps,
-                1 - report.clean_error,
-                1 - float(np.asarray(found.success).mean()),
-                report.verified_accuracy,
-                report.first_batch_seconds,
-                seconds,
-            ),
-            strict=True,
-        )
-    )
+    later = len(report.verified) - report.batch_size
+    return {
+        "radius": eps,
+        "clean": 1 - report.clean_error,
+        "PGD": 1 - float(np.asarray(found.success).mean()),
+        "verified": report.verified_accuracy,
+        "first batch s": report.first_batch_seconds,
+        "then s/image": (report.seconds - report.first_batch_seconds) / later if later else float("nan"),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,8 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for partial results, to continue a run that was killed")
     parser.add_argument("--output", type=Path, default=Path("results/verified_accuracy"), help="folder for the CSV")
     options = parser.parse_args(arguments)
-    require("tqdm")
-
     apply_fn, params = networks.load(options.network)
     x, labels = load_images(options.images, options.count)
     clip = tuple(options.clip)
@@ -123,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = attack_in_batches(attack, x, labels, np.float32(eps), keys, min(100, len(x)))
         check_against_attack(report, found)
         rows.append(row(eps, report, found))
-    print(" ".join(f"{column:>13s}" for column in COLUMNS))
+    print(" ".join(f"{column:>13s}" for column in rows[0]))
     for values in rows:
         print("{:13g} {:13.2%} {:13.2%} {:13.2%} {:13.2f} {:13.4f}".format(*values.values()))
     path = options.output / f"{name}.csv"

@@ -45,8 +45,7 @@ from jaxbound.methods import Forward, Method
 from jaxbound.network import MEMORY_LIMIT, Network, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Box, LpBall, Region, is_region
 
-_LARGEST_BATCH = 256
-_ROWS = 256  # of coefficients that a batch of the automatic size leaves room for
+_LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
 
 
 # --- margins ----------------------------------------------------------------------------------------------------------
@@ -193,8 +192,9 @@ class Report:
         eps: the radius, () or (N,), rounded up to the dtype of the computation; None for a `Box`.
         norm: the p of the balls; inf for a `Box`.
         method: the method's repr.
+        batch_size: examples at once; the last batch may hold fewer.
         first_batch_seconds: wall time of the first batch: compiling and running.
-        seconds: wall time of all batches; of a resumed run, its earlier parts included.
+        seconds: wall time of all batches, those of an earlier run included.
 
     >>> from jaxbound import IBP
     >>> report = certify([(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0]), 0.5, method=IBP())
@@ -209,6 +209,7 @@ class Report:
     eps: np.ndarray | None
     norm: float
     method: str
+    batch_size: int
     first_batch_seconds: float
     seconds: float
 
@@ -325,7 +326,8 @@ def certify(
         done.margins, done.rounding, _verified(done), done.correct,
         eps=None if isinstance(region, Box) else np.asarray(region.radius),
         norm=math.inf if isinstance(region, Box) else region.norm,
-        method=repr(method), first_batch_seconds=done.first_batch_seconds, seconds=done.seconds,
+        method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
+        seconds=done.seconds,
     )  # fmt: skip
 
 

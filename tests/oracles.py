@@ -278,6 +278,11 @@ def vertex(region, direction: Array) -> Array:
     return _into(region, np.asarray(region.center, float) + float(region.radius) * step)
 
 
+def between(region, x: Array, far: Array, share: float) -> Array:
+    """A share of the way from points of the region to others, inside the region despite rounding."""
+    return _into(region, x + share * (far - x))
+
+
 def contains(region, x: Array) -> Array:
     """Whether each point is in the region, with the region's own numbers."""
     axes = tuple(range(1, x.ndim))

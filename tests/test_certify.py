@@ -519,7 +519,7 @@ def test_the_report_reads_well():
     text = str(report)
     assert text.startswith("IBP(): 3 examples, linf radius 0\n")
     assert "clean error       33.33%  (1 examples)" in text and "verified error    33.33%" in text
-    assert 0 < report.first_batch_seconds <= report.seconds
+    assert 0 < report.first_batch_seconds <= report.seconds and report.batch_size == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.seconds = 0
     assert isinstance(report, Report) and isinstance(report.margins, np.ndarray)

@@ -21,6 +21,7 @@ Rounding: intercepts are widened by a bound on the error of evaluating sigma and
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -105,7 +106,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
             hull = _floor(cell, sign, lower) - jnp.maximum(sign * slope * left, sign * slope * right)
             rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
         size = jnp.max(jnp.abs(jnp.stack(known + touched)), axis=0) + 2 * jnp.abs(slope) * reach
-        rigorous = rigorous - _error(curvature, reach, size)
+        rigorous = rigorous - _error(op, curvature, constants, reach, size)
         rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
         finite = jnp.isfinite(attained)
         exact = attained + jax.lax.stop_gradient(jnp.where(finite, rigorous - attained, 0))
@@ -196,9 +197,8 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
     values = jnp.stack([sign * op.program(z, *constants) for z in points])
     least = jnp.min(values, axis=0)
-    least = least - jax.lax.stop_gradient(
-        _error(curvature, jnp.maximum(jnp.abs(lower), jnp.abs(upper)), jnp.abs(least))
-    )
+    reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    least = least - jax.lax.stop_gradient(_error(op, curvature, constants, reach, jnp.abs(least)))
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
         least = jnp.where(_meets(cell, lower, upper), jnp.minimum(least, hull), least)
@@ -286,10 +286,35 @@ def _number(value: float, like, direction: int) -> float:
     return float(np.nextafter(rounded, np.asarray(direction * np.inf, limits.dtype)))
 
 
-def _error(curvature: Curvature, reach, size) -> jax.Array:
+def _error(op: Op, curvature: Curvature, constants: Sequence, reach, size) -> jax.Array:
     """A bound on the rounding error of values of this size at points of this reach."""
     eps = jnp.finfo(jnp.result_type(size)).eps
     if curvature.is_piecewise_linear:
-        steepest = min(max(map(abs, curvature.slope_range)), float(jnp.finfo(jnp.result_type(size)).max))
-        return 2 * eps * (size + steepest * reach)
+        return len(op.program.instructions) * eps * _running_size(op, reach, constants) + 2 * eps * size
     return _EVALUATION_ERROR * eps * (1 + reach + size) + curvature.slack * jnp.maximum(1, reach)
+
+
+def _running_size(op: Op, reach, constants: Sequence) -> jax.Array:
+    """The largest absolute value that a piecewise linear function goes through at points of this reach."""
+    sizes: list = []
+
+    def read(operand):
+        if operand[0] == "z":
+            return reach
+        if operand[0] == "var":
+            return sizes[operand[1]]
+        if operand[0] == "const":
+            return jnp.abs(constants[operand[1]])
+        return abs(float(operand[1])) if math.isfinite(operand[1]) else 0.0  # an infinite operand is never selected
+
+    for name, _, operands in op.program.instructions:
+        values = [read(operand) for operand in operands]
+        if name == "mul":
+            sizes.append(values[0] * values[1])
+        elif name == "div":
+            sizes.append(values[0] / values[1])
+        elif name in ("add", "sub"):
+            sizes.append(values[0] + values[1])
+        else:  # a selection among its operands, or a comparison
+            sizes.append(functools.reduce(jnp.maximum, values))
+    return functools.reduce(jnp.maximum, sizes)
