@@ -439,7 +439,7 @@ def _automatic_batch_size(network: Network, region: Region, logits, method: Meth
     largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
     parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
     forward = any(isinstance(part, Forward) for part in parts)
-    rows = 2 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
+    rows = 6 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
     limit = MEMORY_LIMIT if memory_limit is None else memory_limit
     return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
 

@@ -170,7 +170,7 @@ class Structure:
     def blocks(self) -> tuple[Block, ...]:
         """The blocks, in order; together they hold every node that is not a region leaf."""
         starts = sorted({self.num_inputs, *self.nonlinear} - {len(self.nodes)})
-        stops = [*starts[1:], len(self.nodes)]
+        stops = [*starts[1:], len(self.nodes)][: len(starts)]
         return tuple(_block(self.nodes, start, stop) for start, stop in zip(starts, stops, strict=True))
 
     @cached_property

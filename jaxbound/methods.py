@@ -198,7 +198,9 @@ class Crown(Method):
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""
-        _refuse_estimates(self.pre_activation)
+        _checked(self.lower_slope)
+        if self.pre_activation is not None:
+            _certified("pre_activation", self.pre_activation)
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         given = None
         if self.pre_activation is not None:
@@ -286,8 +288,12 @@ class Best(Method):
     methods: tuple[Method, ...]
 
     def __init__(self, *methods: Method):
+        if not methods:
+            raise errors.argument(
+                "Best", "has no method to choose from", "pass one or more, such as Best(IBP(), Crown())"
+            )
         for method in methods:
-            _refuse_estimates(method)
+            _certified("a method of Best", method)
         object.__setattr__(self, "methods", methods)
 
     def tree_flatten(self):
@@ -325,8 +331,20 @@ def _checked(lower_slope: str) -> str:
     return lower_slope
 
 
-def _refuse_estimates(method: Method | None) -> None:
-    if method is not None and getattr(method, "guarantee", "certified") != "certified":
+def check_method(name: str, method: object) -> None:
+    """Refuse what is not a method object, and say what to pass.
+
+    Raises:
+        ArgumentTypeError: a name, a class or anything else.
+    """
+    if not isinstance(method, Method):
+        hint = f"{method.__name__}()" if isinstance(method, type) else "jaxbound.Crown()"
+        raise errors.argument_type(name, f"is {method!r}", f"pass a method object such as {hint}")
+
+
+def _certified(name: str, method: object) -> None:
+    check_method(name, method)
+    if getattr(method, "guarantee", "certified") != "certified":
         raise errors.estimate_refused(type(method).__name__)
 
 

@@ -194,7 +194,7 @@ def _hashable(apply_fn: Callable) -> Callable:
 def _activation(activation: str | Callable) -> Callable:
     if callable(activation):
         return activation
-    for module in (jax.nn, jnp):
+    for module in (jax.nn, jnp) if isinstance(activation, str) else ():
         if callable(getattr(module, activation, None)):
             return getattr(module, activation)
     raise errors.ArgumentError(f"activation={activation!r} is not a function of jax.nn or jax.numpy: pass a callable")
@@ -249,12 +249,24 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
         ArgumentError: x is an array and eps is missing, or x is a region and eps is given.
     """
     if is_region(x):
-        if eps is not None:
-            raise errors.ArgumentError("x is a region already: leave eps out")
+        given = [
+            name
+            for name, set_ in (("eps", eps is not None), ("norm", norm != np.inf), ("clip", clip is not None))
+            if set_
+        ]
+        if given:
+            raise errors.ArgumentError(f"x is a region already: leave {' and '.join(given)} out")
         regions.validate(x, "x")
         return x
     if eps is None:
         raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
+    for name, value in (("x", x), ("eps", eps)):
+        if not hasattr(value, "dtype") and (name == "x" or not isinstance(value, int | float)):
+            raise errors.argument_type(name, f"is a {type(value).__name__}", "pass an array")
+    if not isinstance(norm, int | float | np.number):
+        raise errors.argument("norm", f"is {norm!r}", "pass a number p >= 1, such as 1, 2 or jnp.inf")
+    if batched and np.shape(x)[:1] == (0,):
+        raise errors.argument("x", "is a batch of no examples", "pass at least one")
     given = jnp.result_type(x)
     if not jnp.issubdtype(given, jnp.floating):
         raise errors.ArgumentTypeError(
@@ -282,8 +294,21 @@ def problem_of(network: Network, region: Region, spec) -> Problem:
         return prepare(network.function, arguments, batch)
     if np.ndim(spec) not in (2, 3):
         raise errors.ArgumentError(f"spec has shape {np.shape(spec)}: pass (specs, outputs) or (batch, specs, outputs)")
+    _check_spec(network, region, np.shape(spec))
     batch = None if batch is None else [*batch, np.ndim(spec) == 3]
     return prepare(Specified(network.function), (*arguments, spec), batch)
+
+
+def _check_spec(network: Network, region: Region, shape: tuple[int, ...]) -> None:
+    struct = regions.leaf_struct(region)
+    example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
+    outputs = jax.eval_shape(network.function, network.variables, example)
+    size = int(np.prod(outputs.shape))
+    if shape[-1] != size:
+        raise errors.ArgumentError(f"spec has shape {shape}, but the network has {size} outputs")
+    batch = jax.tree.leaves(region)[0].shape[:1] if network.batched else ()
+    if len(shape) == 3 and shape[:1] != batch:
+        raise errors.ArgumentError(f"spec has shape {shape}, but x has {batch[0] if batch else 'no'} examples")
 
 
 def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both", rounding: bool = False) -> Request:

@@ -24,7 +24,7 @@ from jaxbound.bounds import Interval, LinearBounds
 from jaxbound.explanation import Explanation
 from jaxbound.explanation import explain as _explain
 from jaxbound.graph import Graph, Structure
-from jaxbound.methods import Bounded, Method, Request
+from jaxbound.methods import Bounded, Method, Request, check_method
 from jaxbound.regions import is_region
 
 
@@ -46,9 +46,7 @@ def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> P
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
     """
     leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
-    chosen = tuple(map(is_region, leaves))
-    if not any(chosen):
-        raise errors.ArgumentError("none of the arguments is a region: wrap one in jaxbound.Box or jaxbound.LpBall")
+    chosen = _regions_among(leaves)
     single = leaves if batch is None else [_first(leaf) if b else leaf for leaf, b in zip(leaves, batch, strict=True)]
     avals = tuple(_aval(leaf, region) for leaf, region in zip(single, chosen, strict=True))
     structure = structure_of(fn, tree, avals, chosen)
@@ -120,6 +118,7 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
 
     @functools.wraps(fn, updated=())
     def bounded(*args):
+        check_method("method", method)
         _validate(args)
         problem = prepare(fn, args)
         results = iter(method.bound(problem.graph, problem.leaves, Request(rounding=rounding)))
@@ -153,6 +152,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
 
     @functools.wraps(fn, updated=())
     def bounded(*args):
+        check_method("method", method)
         _validate(args)
         problem = prepare(fn, args)
         results = iter(method.planes(problem.graph, problem.leaves, Request()))
@@ -197,6 +197,7 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
 
     @functools.wraps(fn, updated=())
     def bounded(*args):
+        check_method("method", method)
         _validate(args)
         problem = prepare(fn, args)
         known = method.pre_activations(problem.graph, problem.leaves, Request())
@@ -230,7 +231,7 @@ def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
     @functools.wraps(fn, updated=())
     def explained(*args):
         leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
-        chosen = tuple(map(is_region, leaves))
+        chosen = _regions_among(leaves)
         avals = tuple(_aval(leaf, region) for leaf, region in zip(leaves, chosen, strict=True))
         return _explain(_flat(fn, tree), avals, chosen, method)
 
@@ -238,6 +239,13 @@ def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
 
 
 # --- shared pieces ----------------------------------------------------------------------------------------------------
+
+
+def _regions_among(leaves: Sequence) -> tuple[bool, ...]:
+    chosen = tuple(map(is_region, leaves))
+    if not any(chosen):
+        raise errors.ArgumentError("none of the arguments is a region: wrap one in jaxbound.Box or jaxbound.LpBall")
+    return chosen
 
 
 def _flat(fn: Callable, tree) -> Callable:

@@ -290,7 +290,7 @@ def test_pre_activation_bounds_hold(method):
     ("name", "method", "family"),
     [
         ("mlp_relu", "Crown", "box"), ("input_skip", "Forward", "l2"), ("dictionary", "Crown", "l1"),
-        ("max_min", "FastLin", "linf_clip"), ("constant", "Crown", "l3_clip"),
+        ("clip", "FastLin", "linf_clip"), ("constant", "Crown", "box"),
     ],
 )  # fmt: skip
 def test_planes_hold_pointwise_and_give_no_more_than_the_bounds(name, method, family):
