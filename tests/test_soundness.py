@@ -325,7 +325,12 @@ def test_planes_hold_pointwise_and_give_no_more_than_the_bounds(name, method, fa
 
 # --- what cannot be bounded -----------------------------------------------------------------------------------------------
 
-ABNORMAL = {"IBP": METHODS["IBP"], "Forward": METHODS["Forward"], "Crown": METHODS["Crown"], "alone": METHODS["Crown alone"]}
+ABNORMAL = {
+    "IBP": METHODS["IBP"],
+    "Forward": METHODS["Forward"],
+    "Crown": METHODS["Crown"],
+    "alone": METHODS["Crown alone"],
+}
 
 
 def _small(p, x):

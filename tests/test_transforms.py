@@ -1,0 +1,673 @@
+"""Bounds under JAX's transformations: one table of functions x methods, and the same numbers whatever the wrapping.
+
+Functions take `(params, example)`. Everything runs in float64 where numbers are compared, so that only rounding may
+differ, and differences are at most 1e-9. Compiling dominates the cost: the whole matrix is for `make soundness`, the
+quick run takes every method on the smallest function and a few methods on the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbound as jb
+from jaxbound.network import bound_network
+from jaxbound.regions import Box, LpBall
+
+RANDOM = np.random.default_rng(0)
+EPS = 0.05
+BATCH = 3
+METHODS = {
+    "IBP": jb.IBP(),
+    "CrownIBP": jb.CrownIBP(),
+    "Crown": jb.Crown(),
+    "FastLin": jb.FastLin(),
+    "Forward": jb.Forward(),
+    "Best": jb.Best(jb.IBP(), jb.CrownIBP()),
+}
+
+# --- the functions ----------------------------------------------------------------------------------------------------
+
+
+def dense(layer, h):
+    return h @ layer["kernel"] + layer["bias"]
+
+
+def shallow(p, x):
+    return dense(p["b"], jax.nn.relu(dense(p["a"], x)))
+
+
+def mlp(p, x):
+    return dense(p["c"], jax.nn.relu(dense(p["b"], jax.nn.relu(dense(p["a"], x)))))
+
+
+def cnn(p, x):
+    h = jax.lax.conv_general_dilated(x[None], p["k"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return dense(p["b"], jax.nn.relu(h).reshape(-1))
+
+
+def residual(p, x):
+    h = dense(p["a"], x)
+    h = h + jnp.tanh(dense(p["b"], h))
+    return dense(p["c"], h + jnp.tanh(dense(p["b"], h)))
+
+
+def normalised(p, x):
+    h = nn.LayerNorm(use_bias=False).apply({"params": p["norm"]}, dense(p["a"], x))
+    return dense(p["b"], jax.nn.gelu(h))
+
+
+def layer(n, m):
+    return {"kernel": RANDOM.normal(size=(n, m)) / np.sqrt(n), "bias": RANDOM.normal(size=m) / 4}
+
+
+FUNCTIONS: dict[str, tuple[Callable, dict, tuple[int, ...]]] = {
+    "shallow": (shallow, {"a": layer(3, 5), "b": layer(5, 2)}, (3,)),
+    "mlp": (mlp, {"a": layer(3, 4), "b": layer(4, 4), "c": layer(4, 2)}, (3,)),
+    "cnn": (cnn, {"k": RANDOM.normal(size=(3, 3, 1, 2)) / 3, "b": layer(18, 2)}, (5, 5, 1)),
+    "residual": (residual, {"a": layer(3, 4), "b": layer(4, 4), "c": layer(4, 2)}, (3,)),
+    "normalised": (normalised, {"a": layer(3, 4), "norm": {"scale": np.linspace(0.5, 1.5, 4)}, "b": layer(4, 2)}, (3,)),
+}
+BATCHES = {name: RANDOM.normal(size=(BATCH, *shape)) for name, (_, _, shape) in FUNCTIONS.items()}
+
+QUICK = {
+    *(("shallow", method) for method in METHODS),
+    ("mlp", "Crown"),
+    ("mlp", "FastLin"),
+    ("cnn", "Crown"),
+    ("residual", "CrownIBP"),
+    ("normalised", "IBP"),
+}
+
+
+def cases(quick):
+    """All pairs of a function and a method; those that are not quick are slow."""
+    return pytest.mark.parametrize(
+        ("name", "method"),
+        [
+            pytest.param(f, m, id=f"{f}-{m}", marks=[] if (f, m) in quick else pytest.mark.slow)
+            for f in FUNCTIONS
+            for m in METHODS
+        ],
+    )
+
+
+def setting(name, dtype=np.float64):
+    """A function, its parameters and a batch."""
+    fn, params, _ = FUNCTIONS[name]
+    params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, BATCHES[name]))
+    return fn, params, x
+
+
+@functools.cache
+def batched(fn):
+    """An `apply_fn`, the same object at each call."""
+    return jax.vmap(fn, in_axes=(None, 0))
+
+
+def bounds_of_batch(fn, method, norm=np.inf):
+    return lambda params, x, eps: bound_network(method, params, x, eps, apply_fn=batched(fn), norm=norm)
+
+
+def assert_same(found, expected, atol=1e-9):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), found, expected)
+
+
+# --- jit, vmap, lax.map -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.x64
+@cases(QUICK)
+def test_eager_is_jit(name, method):
+    fn, params, x = setting(name)
+    run = bounds_of_batch(fn, METHODS[method])
+    assert_same(jax.jit(run)(params, x, EPS), run(params, x, EPS))
+
+
+@pytest.mark.x64
+@cases({("shallow", "Crown"), ("shallow", "Forward"), ("mlp", "Crown"), ("residual", "IBP"), ("normalised", "IBP")})
+def test_a_batch_is_a_loop_is_a_vmap_is_a_map(name, method):
+    fn, params, x = setting(name)
+    transformed = jb.bound(fn, METHODS[method])
+    balls = LpBall(x, jnp.asarray(EPS), 2)
+    axes = LpBall(0, None, 2)
+    loop = [transformed(params, LpBall(c, EPS, 2)) for c in x]
+    loop = jax.tree.map(lambda *leaves: jnp.stack(leaves), *loop)
+    assert_same(bounds_of_batch(fn, METHODS[method], norm=2)(params, x, EPS), loop)
+    assert_same(jax.jit(jax.vmap(transformed, in_axes=(None, axes)))(params, balls), loop)
+    assert_same(jax.lax.map(lambda c: transformed(params, LpBall(c, EPS, 2)), x), loop)
+
+
+@pytest.mark.x64
+def test_vmap_without_jit_and_inside_another_vmap():
+    fn, params, x = setting("shallow")
+    transformed = jb.bound(fn, jb.CrownIBP())
+    radii = jnp.array([0.0, 0.1])
+    table = jax.vmap(lambda c: jax.vmap(lambda r: transformed(params, LpBall(c, r, np.inf)))(radii))(x)
+    assert table.lower.shape == (BATCH, 2, 2)
+    assert_same(table.lower[1, 1], transformed(params, LpBall(x[1], 0.1, np.inf)).lower)
+    assert_same(table.upper[:, 0], jax.vmap(fn, (None, 0))(params, x))
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    ("balls", "axes"),
+    [
+        (LpBall(BATCHES["mlp"], 0.1, 2), LpBall(0, None, 2)),
+        (LpBall(BATCHES["mlp"], np.array([0.1, 0.2, 0.0]), 2), LpBall(0, 0, 2)),
+        (LpBall(BATCHES["mlp"], np.array([0.1, 0.2, 0.0]), 2), 0),
+        (LpBall(BATCHES["mlp"], np.full((3, 3), 0.1), np.inf), LpBall(0, 1, np.inf)),
+        (LpBall(BATCHES["mlp"], 0.1, 2, clip=(np.full(3, -2.0), np.full(3, 2.0))), LpBall(0, None, 2, clip=(None, None))),
+        (LpBall(BATCHES["mlp"], 0.1, 2, clip=(np.full((3, 3), -2.0), np.full((3, 3), 2.0))), LpBall(0, None, 2, clip=(0, 0))),
+        (LpBall(BATCHES["mlp"], 0.1, 2, clip=(-2.0, 2.0)), LpBall(0, None, 2, clip=(-2.0, 2.0))),
+        (Box(BATCHES["mlp"] - 0.1, BATCHES["mlp"] + 0.1), 0),
+        (Box(BATCHES["mlp"] - 0.1, BATCHES["mlp"] + 0.1), Box(0, 0)),
+    ],
+    ids=["shared", "each", "prefix", "per feature", "shared ends", "ends each", "numbers", "box prefix", "box"],
+)  # fmt: skip
+def test_regions_are_mapped_by_in_axes(balls, axes):
+    fn, params, _ = setting("shallow")
+    transformed = jb.bound(fn, jb.IBP())
+    found = jax.vmap(transformed, in_axes=(None, axes))(params, balls)
+    if isinstance(balls, Box):
+        expected = [transformed(params, Box(lo, hi)) for lo, hi in zip(balls.lower, balls.upper, strict=True)]
+    else:
+        radii = np.broadcast_to(balls.radius, (3,) + np.shape(balls.radius)[1:])
+        expected = [
+            transformed(params, LpBall(c, r, balls.norm, clip=None if balls.clip is None else (-2.0, 2.0)))
+            for c, r in zip(balls.center, radii, strict=True)
+        ]
+    assert_same(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
+
+
+@pytest.mark.x64
+def test_balls_of_two_batch_axes_are_mapped_one_axis_at_a_time():
+    """`in_axes` over an `LpBall` with `batch_ndim` takes an axis of the batch away by hand."""
+    fn, params, x = setting("shallow")
+    grid = jnp.stack([x, x + 0.1])
+    radius = jnp.array([[0.1, 0.2, 0.0], [0.0, 0.1, 0.3]])
+
+    def rows(p, batch):
+        return jax.vmap(lambda c: fn(p, c))(batch)
+
+    found = jax.vmap(lambda c, r: jb.bound(rows, jb.CrownIBP())(params, LpBall(c, r, 2, batch_ndim=1)), in_axes=(0, 0))(
+        grid, radius
+    )
+    assert_same(found, bounds_of_grid(fn, params, grid, radius))
+
+
+def bounds_of_grid(fn, params, grid, radius):
+    one = jax.vmap(lambda c, r: jb.bound(fn, jb.CrownIBP())(params, LpBall(c, r, 2)))
+    return jax.vmap(one)(grid, radius)
+
+
+# --- functions made by transformations --------------------------------------------------------------------------------
+
+
+def unrolled(p, x):
+    h = x
+    for _ in range(3):
+        h = jnp.tanh(h @ p + 0.1)
+    return h
+
+
+REWRITTEN = {
+    "jit": jax.jit(unrolled),
+    "remat": jax.checkpoint(unrolled),
+    "vmap": lambda p, x: jax.vmap(unrolled, (None, 0))(p, x[None])[0],
+    "custom_jvp": jax.custom_jvp(unrolled),
+    "custom_vjp": jax.custom_vjp(unrolled),
+    "primal of jvp": lambda p, x: jax.jvp(lambda c: unrolled(p, c), (x,), (jnp.ones_like(x),))[0],
+    "primal of vjp": lambda p, x: jax.vjp(lambda c: unrolled(p, c), x)[0],
+    "two calls of one jit": lambda p, x: step(p, step(p, step(p, x))),
+    "scan": lambda p, x: jax.lax.scan(lambda h, _: (step(p, h), None), x, length=3)[0],
+    "scan over weights": lambda p, x: jax.lax.scan(lambda h, q: (step(q, h), None), x, jnp.stack([p, p, p]))[0],
+    "fori_loop": lambda p, x: jax.lax.fori_loop(0, 3, lambda _, h: step(p, h), x),
+    "cond on a constant": lambda p, x: jax.lax.cond(jnp.sum(p) < 100, unrolled, lambda p, h: h, p, x),
+    "switch on a constant": lambda p, x: jax.lax.switch(1, [lambda p, h: h, unrolled], p, x),
+}
+
+
+@jax.jit
+def step(p, h):
+    return jnp.tanh(h @ p + 0.1)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_calls_inside_the_function_are_inlined(name):
+    p, region = jnp.asarray(RANDOM.normal(size=(3, 3))), LpBall(jnp.arange(3.0), 0.1, np.inf)
+    expected = jb.bound(unrolled, jb.Crown())(p, region)
+    assert_same(jb.bound(REWRITTEN[name], jb.Crown())(p, region), expected)
+
+
+@pytest.mark.x64
+def test_bounds_of_a_derivative():
+    """`bound` composes with `jax.grad` inside: the derivative of a smooth function is a function like any other."""
+
+    def energy(p, x):
+        return jnp.sum(jnp.tanh(x @ p["a"]["kernel"]))
+
+    _, params, x = setting("shallow")
+    found = jb.bound(jax.grad(energy, argnums=1), jb.CrownIBP())(params, LpBall(x[0], 0.2, np.inf))
+    points = x[0] + 0.2 * jax.random.uniform(jax.random.key(0), (500, 3), minval=-1, maxval=1)
+    slopes = jax.vmap(jax.grad(energy, argnums=1), (None, 0))(params, points)
+    assert np.all(np.asarray(found.lower <= slopes.min(axis=0)))
+    assert np.all(np.asarray(slopes.max(axis=0) <= found.upper))
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP"])
+def test_bounds_of_the_jacobian_of_a_relu_network(method):
+    """relu's derivative is a step of the pre-activation times what comes from above."""
+    fn, params, x = setting("mlp")
+    jacobian = jax.jacrev(fn, argnums=1)
+    found = jb.bound(jacobian, METHODS[method])(params, LpBall(x[0], 0.3, np.inf))
+    points = x[0] + 0.3 * jax.random.uniform(jax.random.key(0), (500, 3), minval=-1, maxval=1)
+    slopes = jax.vmap(jacobian, (None, 0))(params, points)
+    assert np.all(np.asarray(found.lower <= slopes.min(axis=0) + 1e-12))
+    assert np.all(np.asarray(slopes.max(axis=0) - 1e-12 <= found.upper))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def weighted(found):
+    """A sum in which both sides of every output count differently."""
+    weights = jnp.arange(1, 1 + found.lower.size, dtype=found.lower.dtype).reshape(found.lower.shape)
+    return jnp.sum(weights * found.lower - (1 + weights) * found.upper)
+
+
+@functools.cache
+def loss_and_gradient(name, method, norm, dtype=np.float64):
+    fn, _, _ = setting(name, dtype)
+    run = bounds_of_batch(fn, METHODS[method], norm)
+    return jax.jit(jax.value_and_grad(lambda *args: weighted(run(*args)), argnums=(0, 1, 2)))
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("norm", [np.inf, pytest.param(2.0, marks=pytest.mark.slow)])
+@cases({("shallow", "IBP"), ("shallow", "CrownIBP"), ("mlp", "Crown"), ("normalised", "IBP")})
+def test_gradients_are_finite_differences(name, method, norm):
+    """With respect to parameters, centre and radius, in three random directions, at a point away from kinks."""
+    _, params, x = setting(name)
+    arguments = params, x, jnp.full(BATCH, EPS)
+    loss = loss_and_gradient(name, method, norm)
+    value, gradient = loss(*arguments)
+    assert np.isfinite(value)
+    for seed in range(3):
+        keys = iter(jax.random.split(jax.random.key(seed), 20))
+        direction = jax.tree.map(lambda leaf, keys=keys: jax.random.normal(next(keys), leaf.shape), arguments)
+        along = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+
+        def at(step, direction=direction):
+            return loss(*jax.tree.map(lambda a, d: a + step * d, arguments, direction))[0]
+
+        np.testing.assert_allclose((at(1e-6) - at(-1e-6)) / 2e-6, along, rtol=1e-5)
+
+
+DEGENERATE = {
+    "zero radius": lambda p, x: (p, x, np.zeros(BATCH)),
+    "tiny radius": lambda p, x: (p, x, np.full(BATCH, 1e-30)),
+    "huge radius": lambda p, x: (p, x, np.full(BATCH, 1e6)),
+    "all dead": lambda p, x: (jax.tree.map(lambda leaf: -jnp.abs(leaf), p), jnp.abs(x), np.full(BATCH, EPS)),
+    "zero parameters": lambda p, x: (jax.tree.map(jnp.zeros_like, p), x, np.full(BATCH, EPS)),
+    "zero parameters and radius": lambda p, x: (jax.tree.map(jnp.zeros_like, p), x, np.zeros(BATCH)),
+    "zero image": lambda p, x: (p, jnp.zeros_like(x), np.full(BATCH, EPS)),
+    "zero image and radius": lambda p, x: (p, jnp.zeros_like(x), np.zeros(BATCH)),
+}
+
+
+@pytest.mark.parametrize("norm", [np.inf, pytest.param(2.0, marks=pytest.mark.slow)])
+@cases({("shallow", "IBP"), ("shallow", "CrownIBP"), ("normalised", "IBP")})
+def test_gradients_are_finite_where_relaxations_degenerate(name, method, norm):
+    """One NaN would spoil a whole training step: zero radius, l = u, dead neurons, in float32 as training runs."""
+    _, params, x = setting(name, np.float32)
+    loss = loss_and_gradient(name, method, norm, np.float32)
+    for case, make in DEGENERATE.items():
+        arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), make(params, x))
+        value, gradient = loss(*arguments)
+        assert np.isfinite(value), case
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient)), case
+
+
+@pytest.mark.x64
+def test_gradients_without_jit_through_a_region_of_weights():
+    fn, params, x = setting("shallow")
+
+    def loss(radius, kernel):
+        regions = {**params, "a": {**params["a"], "kernel": LpBall(kernel, radius, np.inf)}}
+        return weighted(jb.bound(fn, jb.CrownIBP())(regions, x[0]))
+
+    kernel = params["a"]["kernel"]
+    slope, slopes = jax.grad(loss, argnums=(0, 1))(0.1, kernel)
+    np.testing.assert_allclose((loss(0.1 + 1e-6, kernel) - loss(0.1 - 1e-6, kernel)) / 2e-6, slope, rtol=1e-5)
+    change = 1e-6 * jnp.ones_like(kernel)
+    along = (loss(0.1, kernel + change) - loss(0.1, kernel - change)) / 2e-6
+    np.testing.assert_allclose(along, slopes.sum(), rtol=1e-5)
+
+
+@pytest.mark.x64
+def test_forward_and_reverse_mode_agree():
+    fn, params, x = setting("shallow")
+
+    def lower(c):
+        return jb.bound(fn, jb.CrownIBP())(params, LpBall(c, 0.1, 2)).lower
+
+    reverse = jax.jacrev(lower)(x[0])
+    assert reverse.shape == (2, 3)
+    assert_same(jax.jacfwd(lower)(x[0]), reverse)
+    assert_same(jax.grad(lambda c: jax.checkpoint(lower)(c).sum())(x[0]), reverse.sum(axis=0))
+
+
+# --- no retracing -----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A network that counts how often it is traced."""
+
+    def __init__(self, fn):
+        self.fn, self.traces = fn, 0
+
+    def __call__(self, params, x):
+        self.traces += 1
+        return self.fn(params, x)
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP", "Crown"])
+def test_a_second_call_of_the_same_shapes_traces_nothing(method, jitted):
+    """New parameters, images, labels, radii, and an equal but new method object: not one new trace or program."""
+    _, params, x = setting("shallow", np.float32)
+    network = Counted(batched(shallow))
+
+    def run(method, params, x, labels, eps):
+        spec = jb.margin_spec(labels, 2)
+        return bound_network(method, params, x, eps, apply_fn=network, spec=spec)
+
+    run = jax.jit(run) if jitted else run
+    labels = jnp.array([0, 1, 1])
+    run(fresh(METHODS[method]), params, x, labels, 0.1)
+    count = network.traces
+    with jax.log_compiles(False), assert_no_compilation():
+        again = run(fresh(METHODS[method]), jax.tree.map(lambda leaf: leaf * 1.01, params), x + 0.01, 1 - labels, 0.2)
+    assert count == network.traces == 1
+    assert np.isfinite(again.lower).all()
+
+
+def fresh(method):
+    """An equal method that is another object."""
+    return jax.tree.map(lambda leaf: leaf, method)
+
+
+class assert_no_compilation:  # noqa: N801 - reads like a function
+    """Fails if XLA compiles anything inside."""
+
+    def __enter__(self):
+        self.events = []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            self.events.append(event)
+
+    def __exit__(self, *raised):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+        assert raised[0] or not self.events, f"{len(self.events)} programs were compiled"
+
+
+def test_transformations_of_a_function_share_its_graph():
+    """`bound` makes a new function at each call; the graph is kept by the function that is bounded."""
+    _, params, x = setting("shallow", np.float32)
+    network = Counted(shallow)
+    for scale in (1.0, 2.0, 3.0):
+        jb.bound(network, jb.IBP())(params, LpBall(scale * x[0], 0.1, 2))
+    assert network.traces == 1
+    jb.bound(network, jb.CrownIBP())(params, LpBall(x[0], 0.3, 2))
+    jb.pre_activation_bounds(network, jb.IBP())(params, Box(x[0], x[0]))
+    assert network.traces == 1
+    jb.bound(network, jb.IBP())(params, Box(jnp.zeros((1, 3)), jnp.ones((1, 3))))
+    assert network.traces == 2
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP"])
+def test_eight_devices_are_one(method):
+    assert jax.local_device_count() == 8
+    fn, params, _ = setting("shallow", np.float32)
+    x = jnp.asarray(RANDOM.normal(size=(8, 2, 3)), jnp.float32)
+    run = bounds_of_batch(fn, METHODS[method])
+    many = jax.pmap(run, in_axes=(None, 0, None))(params, x, EPS)
+    one = jax.jit(run)(params, x.reshape(16, 3), EPS)
+    assert_same(jax.tree.map(lambda leaf: leaf.reshape(16, 2), many), one, atol=1e-6)
+
+
+def test_gradients_are_averaged_over_devices():
+    fn, params, _ = setting("shallow", np.float32)
+    x = jnp.asarray(RANDOM.normal(size=(8, 2, 3)), jnp.float32)
+    run = bounds_of_batch(fn, jb.IBP())
+
+    def loss(p, images):
+        return jnp.mean(run(p, images, EPS).width)
+
+    def shard(p, images):
+        return jax.lax.pmean(jax.grad(loss)(p, images), "devices")
+
+    many = jax.pmap(shard, "devices", in_axes=(None, 0))(params, x)
+    one = jax.grad(loss)(params, x.reshape(16, 3))
+    assert_same(jax.tree.map(lambda leaf: leaf[5], many), one, atol=1e-6)
+
+
+def test_sharded_batches_are_one_batch():
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    fn, params, _ = setting("shallow", np.float32)
+    x = jnp.asarray(RANDOM.normal(size=(16, 3)), jnp.float32)
+    spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices")))
+    run = bounds_of_batch(fn, jb.CrownIBP())
+    assert_same(jax.jit(run)(params, spread, EPS), run(params, x, EPS), atol=1e-6)
+    assert_same(run(params, spread, EPS), run(params, x, EPS), atol=1e-6)
+
+
+# --- shapes, dtypes, precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eval_shape_needs_no_numbers(method):
+    fn, params, x = setting("mlp", np.float32)
+    ball = LpBall(jax.ShapeDtypeStruct((3,), np.float32), jax.ShapeDtypeStruct((), np.float32), 2)
+    found = jax.eval_shape(jb.bound(fn, METHODS[method]), params, ball)
+    assert found.lower.shape == found.upper.shape == (2,)
+    assert found.lower.dtype == np.float32
+    batch = jax.eval_shape(bounds_of_batch(fn, METHODS[method]), params, x, EPS)
+    assert batch.upper.shape == (BATCH, 2)
+
+
+def test_eval_shape_of_linear_and_pre_activation_bounds():
+    fn, params, x = setting("mlp", np.float32)
+    planes = jax.eval_shape(jb.linear_bounds(fn, jb.Crown()), params, LpBall(x[0], 0.1, 2))
+    assert planes.lower_slope[1].shape == (2, 3)
+    assert planes.upper_intercept.shape == (2,)
+    layers = jax.eval_shape(jb.pre_activation_bounds(fn, jb.Crown()), params, LpBall(x[0], 0.1, 2))
+    assert [found.lower.shape for found in layers.values()] == [(4,), (4,)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matrix_products_have_full_precision(method):
+    """The default may be TF32 or bfloat16 on accelerators, which is a rounding error of one per mille."""
+    for name in ("mlp", "cnn"):
+        fn, params, x = setting(name, np.float32)
+        run = bounds_of_batch(fn, METHODS[method], norm=2)
+        found = jax.make_jaxpr(lambda *args, run=run: jax.grad(lambda *a: weighted(run(*a)))(*args))(params, x, EPS)
+        products = [e for e in equations(found.jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+        assert products
+        for equation in products:
+            precision = equation.params["precision"]
+            both = precision if isinstance(precision, tuple) else (precision, precision)
+            assert both == (jax.lax.Precision.HIGHEST,) * 2, f"{name}: {equation}"
+
+
+def equations(jaxpr):
+    """All equations, those of inner jaxprs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP", "Crown"])
+def test_single_precision_is_double_precision_rounded(method):
+    found = {}
+    for dtype in (np.float32, np.float64):
+        fn, params, x = setting("shallow", dtype)
+        found[dtype] = bounds_of_batch(fn, METHODS[method], norm=2)(params, x, dtype(EPS))
+        assert found[dtype].lower.dtype == found[dtype].upper.dtype == dtype
+    assert_same(found[np.float32], found[np.float64], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP", "Crown", "Forward"])
+def test_a_double_box_is_rounded_outward_in_single_precision(method):
+    """Half of all float64 numbers round inward when they are rounded to nearest."""
+    lower, upper = RANDOM.normal(size=200) - 0.5, RANDOM.normal(size=200) + 3.0
+    assert np.any(np.float32(lower) > lower)
+    assert np.any(np.float32(upper) < upper)
+    found = jb.bound(lambda x: -(-x), METHODS[method])(Box(lower, upper))
+    assert found.lower.dtype == np.float32
+    assert np.all(np.asarray(found.lower, np.float64) <= lower)
+    assert np.all(np.asarray(found.upper, np.float64) >= upper)
+    np.testing.assert_allclose(found.lower, lower, rtol=1e-6)
+
+
+# --- regions on any leaf ----------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layer:
+    """A user's own container."""
+
+    kernel: object
+    bias: object
+
+
+def nested(tree, scale, x):
+    hidden = jax.nn.relu(x @ tree["layers"][0].kernel + tree["layers"][0].bias)
+    return {"out": scale * hidden @ tree["layers"][1], "sum": (hidden.sum(), tree["offset"])}
+
+
+PLACES = {
+    "input": (False, False, False, True),
+    "weights": (True, False, False, False),
+    "bias and input": (False, True, False, True),
+    "scalar": (False, False, True, False),
+    "everything": (True, True, True, True),
+}
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", ["IBP", "CrownIBP", "Crown", "Forward"])
+def test_any_leaf_may_be_a_region(method, place):
+    kernel, bias, scale, x = (RANDOM.normal(size=shape) for shape in ((3, 4), (4,), (), (3,)))
+    makers = (
+        lambda leaf: LpBall(leaf, 0.1, np.inf),
+        lambda leaf: LpBall(leaf, 0.2, 1),
+        lambda leaf: Box(leaf - 0.1, leaf + 0.2),
+        lambda leaf: LpBall(leaf, 0.1, 2),
+    )
+    points = (kernel, bias, scale, x)
+    regions = [make(p) if chosen else p for make, p, chosen in zip(makers, points, PLACES[place], strict=True)]
+
+    def arguments(kernel, bias, scale, x):
+        return {"layers": [Layer(kernel, bias), np.eye(4)[:, :2]], "offset": 3.0}, scale, x
+
+    found = jb.bound(nested, METHODS[method])(*arguments(*regions))
+    assert set(found) == {"out", "sum"}
+    keys = jax.random.split(jax.random.key(0), 4)
+    drawn = [
+        jb.regions.sample(r, k, (200,)) if chosen else jnp.broadcast_to(jnp.asarray(p), (200, *np.shape(p)))
+        for r, p, k, chosen in zip(regions, points, keys, PLACES[place], strict=True)
+    ]
+    values = jax.vmap(lambda *leaves: nested(*arguments(*leaves)))(*drawn)
+    bounds = jax.tree.leaves(found, is_leaf=lambda leaf: isinstance(leaf, jb.Interval))
+    for interval, value in zip(bounds, jax.tree.leaves(values), strict=True):
+        assert np.all(np.asarray(interval.lower) <= np.asarray(value.min(axis=0)) + 1e-12)
+        assert np.all(np.asarray(interval.upper) >= np.asarray(value.max(axis=0)) - 1e-12)
+
+
+@pytest.mark.x64
+def test_linear_bounds_have_a_slope_per_region_and_concretize_over_them():
+    kernel, x = RANDOM.normal(size=(3, 4)), RANDOM.normal(size=3)
+    arguments = (
+        {"layers": [Layer(LpBall(kernel, 0.1, 2), np.zeros(4)), np.eye(4)[:, :2]], "offset": 3.0},
+        2.0,
+        Box(x, x + 0.1),
+    )
+    planes = jb.linear_bounds(nested, jb.Crown())(*arguments)["out"]
+    (tree, scale, slope) = planes.lower_slope
+    assert tree["layers"][0].kernel.shape == (2, 3, 4)
+    assert tree["layers"][0].bias is tree["layers"][1] is tree["offset"] is scale is None
+    assert slope.shape == (2, 3)
+    interval = planes.concretize(*arguments)
+    found = jb.bound(nested, jb.Crown(intersect=False))(*arguments)["out"]
+    assert_same((interval.lower, interval.upper), (found.lower, found.upper))
+
+
+# --- closures ---------------------------------------------------------------------------------------------------------
+
+
+def test_functions_that_close_over_tracers_do_not_leak():
+    """Their graphs hold tracers, so they are not kept; the function object itself may live on."""
+    _, params, x = setting("shallow", np.float32)
+
+    class Closure:
+        def __call__(self, c):
+            return shallow(self.params, c)
+
+    kept = Closure()
+
+    @jax.jit
+    def run(params, c):
+        kept.params = params
+        found = jb.bound(kept, jb.Crown())(LpBall(c, 0.1, 2))
+        kept.params = None
+        return found
+
+    with jax.checking_leaks():
+        first = run(params, x[0])
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
+    assert_same(first, jb.bound(shallow, jb.Crown())(params, LpBall(x[0], 0.1, 2)), atol=1e-5)
+    assert_same(run(doubled, x[0]), jb.bound(shallow, jb.Crown())(doubled, LpBall(x[0], 0.1, 2)), atol=1e-4)
+
+
+def test_a_closure_over_a_tracer_is_differentiated():
+    _, params, x = setting("shallow", np.float32)
+
+    def loss(params):
+        return jb.bound(lambda c: shallow(params, c), jb.CrownIBP())(LpBall(x[0], 0.1, 2)).lower.sum()
+
+    expected = jax.grad(lambda p: jb.bound(shallow, jb.CrownIBP())(p, LpBall(x[0], 0.1, 2)).lower.sum())(params)
+    assert_same(jax.grad(loss)(params), expected, atol=1e-5)
+
+
+def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
+    """A lambda in a loop is a new function each time; the cache is bounded."""
+    from jaxbound import transform
+
+    for k in range(300):
+        jb.explain(lambda x, k=k: x * k, jb.IBP())(Box(np.zeros(2, "f"), np.ones(2, "f")))
+        transform.prepare(lambda x, k=k: x * k, (Box(np.zeros(2, "f"), np.ones(2, "f")),))
+    gc.collect()
+    assert len(transform._STRUCTURES.entries) <= transform._STRUCTURES.size
