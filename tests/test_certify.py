@@ -465,7 +465,7 @@ def test_certify_under_a_trace_names_margins():
         ({"labels": np.zeros(2, int)}, ValueError, r"labels have shape \(2,\) for 3 examples"),
         ({"labels": np.full(3, 3)}, ValueError, "labels hold 3"),
         ({"labels": np.zeros(3)}, TypeError, "pass class indices"),
-        ({"x": np.zeros((0, 4), np.float32), "labels": np.zeros(0, int)}, ValueError, "for 0 examples"),
+        ({"x": np.zeros((0, 4), np.float32), "labels": np.zeros(0, int)}, ValueError, "no examples; pass at least one"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; pass at least 1"),
         ({"rounding": "inward"}, ValueError, "rounding is 'inward'; pass \"outward\" or None"),
         ({"norm": 0.5}, ValueError, "norm=0.5 is not a norm"),
