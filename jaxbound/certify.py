@@ -8,27 +8,23 @@ no point of R changes the class where every m_j > 0. Margins are linear in the l
 (`margin_spec`) is composed with the network's last affine map, and they are bounded directly, not as differences.
 
 `margins` is a pure function, for any trace. `certify` is its host loop: batches of one size (the last one padded), so
-that memory is bounded and nothing compiles twice, partial results on disk, and strict arithmetic: with
+that memory is bounded and nothing compiles twice, partial results on disk (`records`), and strict arithmetic: with
 rounding="outward" a bound e_j on the rounding error of the whole computation goes with each m_j, and
 
     verified  =  m_j > e_j for every j, in comparisons that NaN fails.
 
 Nothing is clamped to look consistent: where an attack breaks a verified example, `check_against_attack` raises.
 
-Length: the second half is the host's side (one batch, results on disk, progress), which only `certify` uses.
+Length: the second half is the host's side of one batch, which only `certify` uses; its disk and screen are `records`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 import os
-import re
-import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxbound import _compat, errors, regions
+from jaxbound import _compat, errors, records, regions
 from jaxbound.attack import Attack
 from jaxbound.methods import Forward, Method
 from jaxbound.network import MEMORY_LIMIT, Network, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
@@ -110,7 +107,7 @@ def margins(
 
     Args:
         params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
-        x: floating, (batch, *example shape); one example for a Dense chain; or a region, and then no eps.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         labels: true classes, int (batch,); () for one example.
         eps: radius in the given norm, shape () or (batch,).
         method: how to bound, e.g. `jaxbound.Crown()`.
@@ -314,16 +311,18 @@ def certify(
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
     work = _Work(network, region, labels, logits, method, min(batch_size, total), memory_limit, rounding == "outward")
     path = None if results is None else Path(results)
-    fingerprint = "" if path is None else _fingerprint(work)
-    done = _nothing_done(work) if path is None else _load(path, fingerprint, work)
-    with _Progress(progress, work, done) as shown:
-        for first in range(len(done.margins), total, work.batch_size):
+    done, mark = Record.empty(logits), ""
+    if path is not None:
+        mark = records.fingerprint(network, region, labels, method, work.batch_size, work.outward)
+        done = records.load(path, mark, done)
+    with records.Progress(progress, total, done) as shown:
+        for first in range(done.examples, total, work.batch_size):
             done = _extended(done, work, first)
             if path is not None:
-                _save(path, fingerprint, done)
+                records.save(path, mark, done)
             shown.show(done)
     return Report(
-        done.margins, done.rounding, _verified(done), done.correct,
+        done.margins, done.rounding, done.verified, done.correct,
         eps=None if isinstance(region, Box) else np.asarray(region.radius),
         norm=math.inf if isinstance(region, Box) else region.norm,
         method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
@@ -377,16 +376,6 @@ class _Work(NamedTuple):
     batch_size: int
     memory_limit: int | None
     outward: bool
-
-
-class _Done(NamedTuple):
-    """What is known of the first examples, and what it cost."""
-
-    margins: np.ndarray
-    rounding: np.ndarray
-    correct: np.ndarray
-    first_batch_seconds: float
-    seconds: float
 
 
 def _check_certified(method: Method) -> None:
@@ -454,7 +443,7 @@ def _rows(region: Region, index: np.ndarray) -> Region:
     return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
 
 
-def _extended(done: _Done, work: _Work, first: int) -> _Done:
+def _extended(done: Record, work: _Work, first: int) -> Record:
     """What is known after the batch that begins at example `first`."""
     started = time.perf_counter()
     stop = min(first + work.batch_size, len(work.labels))
@@ -465,18 +454,13 @@ def _extended(done: _Done, work: _Work, first: int) -> _Done:
     lower, error = (np.asarray(values)[: stop - first] for values in bounds)
     correct = _is_correct(network, region, labels)[: stop - first]
     seconds = time.perf_counter() - started
-    return _Done(
+    return Record(
         np.concatenate([done.margins, lower]),
         np.concatenate([done.rounding, error]),
         np.concatenate([done.correct, correct]),
         seconds if first == 0 else done.first_batch_seconds,
         done.seconds + seconds,
     )
-
-
-def _verified(done: _Done) -> np.ndarray:
-    """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
-    return np.all(np.isfinite(done.margins) & (done.margins > done.rounding), axis=1)
 
 
 def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndarray:
@@ -496,105 +480,3 @@ def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndar
 @functools.lru_cache(maxsize=64)
 def _compiled_prediction(function: Callable) -> Callable:
     return _compat.eager_jit(jax.vmap(function, in_axes=(None, 0)))
-
-
-# --- results on disk, and progress ------------------------------------------------------------------------------------
-
-
-def _nothing_done(work: _Work) -> _Done:
-    empty = np.zeros((0, work.logits.shape[0] - 1), work.logits.dtype)
-    return _Done(empty, empty, np.zeros(0, bool), 0.0, 0.0)
-
-
-def _fingerprint(work: _Work) -> str:
-    """A hash of everything that the numbers depend on: the network's program, all arrays, and the options."""
-    struct = regions.leaf_struct(work.region)
-    example = jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
-    program = jax.make_jaxpr(work.network.function)(work.network.variables, example)
-    given = work.network.variables, work.region, work.labels, work.method, list(program.consts)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program}\n{structure}\n{work.batch_size} {work.outward} {struct.dtype}"
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
-    for path, leaf in leaves:
-        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _load(path: Path, fingerprint: str, work: _Work) -> _Done:
-    """The finished batches that a file holds; an empty file of results is made where there is none."""
-    if not path.exists():
-        done = _nothing_done(work)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save(path, fingerprint, done)  # fails now, not after the first batch
-        return done
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = str(stored["fingerprint"])
-            parts = {name: stored[name] for name in _Done._fields}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise errors.argument("results", f"is {path}, which certify did not write", "pass another path") from error
-    if found != fingerprint:
-        problem = (
-            f"is {path}, which holds certificates of another computation: params, x, labels, eps, norm, clip, method, "
-            "batch_size, rounding, the network's code or the version of JAX differ"
-        )
-        raise errors.argument("results", problem, "pass another path, or delete the file to start again")
-    first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
-    return _Done(parts["margins"], parts["rounding"], parts["correct"], first, seconds)
-
-
-def _save(path: Path, fingerprint: str, done: _Done) -> None:
-    """Write the file in one step: whoever reads it, or kills this process, sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), **done._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class _Progress:
-    """A tqdm bar, plain lines where tqdm is not installed, or nothing."""
-
-    def __init__(self, wanted: bool, work: _Work, done: _Done):
-        self.wanted, self.bar = wanted, None
-        count, self.total = len(done.margins), len(work.labels)
-        if not wanted:
-            return
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:
-            self._line(f"{count} of {self.total} examples done; the first batch compiles (pip install tqdm for a bar)")
-            return
-        self.bar = tqdm(total=self.total, initial=count, unit="example", desc="certify")
-        self.bar.set_postfix_str("the first batch compiles" if count < self.total else "all done by an earlier run")
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def show(self, done: _Done) -> None:
-        """After a batch."""
-        if not self.wanted:
-            return
-        count, text = (
-            len(done.margins),
-            f"{_verified(done).sum()} verified, first batch {done.first_batch_seconds:.1f} s",
-        )
-        if self.bar is None:
-            self._line(f"{count} of {self.total} examples, {text}, in all {done.seconds:.1f} s")
-            return
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(count - self.bar.n)
-
-    def _line(self, text: str) -> None:
-        print(f"certify: {text}", file=sys.stderr)

@@ -41,8 +41,8 @@ class Rows(NamedTuple):
 class Run:
     """One call: a graph, its regions, and what is known so far.
 
-    `ends[i]` bounds node i, `planes[i]` relaxes it, and `pairs[i]` are linear functions of the region around it, at
-    which a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of
+    `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, and
+    `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of
     each pass. `void` says whether a region is empty, malformed or NaN, so that nothing is certified of it.
     """
 
@@ -57,6 +57,7 @@ class Run:
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
         boxes, self.void = self.call(_boxes, None, ((), ()), self.regions)
         self.ends: dict[int, Ends] = dict(enumerate(boxes))
+        self.base: dict[int, Ends] = dict(self.ends)
         self.planes: dict[int, Planes] = {}
         self.pairs: dict[int, forward.Pair] = {}
         self.tightened: set[int] = set()
@@ -66,7 +67,8 @@ class Run:
     def fork(self, constants: dict[int, Constants]) -> Run:
         """The same call with other constants for some blocks (by their first node), apart from this one."""
         other = copy.copy(self)
-        other.ends, other.planes, other.segments = dict(self.ends), dict(self.planes), list(self.segments)
+        other.ends, other.base, other.planes = dict(self.ends), dict(self.base), dict(self.planes)
+        other.segments = list(self.segments)
         other.tightened = set()
         other._given = {**self._given, **constants}
         return other
@@ -93,10 +95,11 @@ class Run:
     # --- intervals and planes ---------------------------------------------------------------------------------------
 
     def propagate(self, block: Block) -> None:
-        """Bound every node of a block from what the block reads."""
-        outer = [self.ends[k] for k in block.outer]
-        found = self.call(_propagate, (block.template, self.outward), self.constants(block), outer)
-        self.ends.update(zip(range(block.start, block.stop), found, strict=True))
+        """Bound every node of a block by interval arithmetic, a nonlinear one also from the best known of its inputs."""
+        known = [self.ends[k] for k in block.outer], [self.base[k] for k in block.outer]
+        first, found = self.call(_propagate, (block.template, self.outward), self.constants(block), *known)
+        self.base.update(zip(range(block.start, block.stop), found, strict=True))
+        self.ends.update(zip(range(block.start, block.stop), [first, *found[1:]], strict=True))
 
     def enclose(self, block: Block, lower_slope: str, slopes=None) -> None:
         """Relax the nonlinear node that begins a block, from the bounds of its inputs."""
@@ -117,24 +120,31 @@ class Run:
         return node.affine_in_region and boxes and self.graph.structure.exact_on_boxes[number]
 
     def tighten(self, number: int, *, skip_exact: bool = True, intersect: bool = True) -> None:
-        """Bound a node by a backward pass, and keep the better of this and what was known.
+        """Bound a node by a backward pass, and keep the better of this and what interval arithmetic says.
 
-        With concrete values, entries whose relaxation is exact already are skipped.
+        Entries whose relaxation is exact already keep what was known; with concrete values they cost nothing. An affine
+        image of the region is bounded by the region itself, not by its enclosing box, also for interval arithmetic.
         """
-        needed = self._open_entries(number) if skip_exact and self.eager else None
-        if needed is not None and not needed.any():
+        prefix = self.graph.nodes[number].affine_in_region
+        needed = self._open_entries(number) if skip_exact and not prefix else None
+        chosen = np.asarray(needed) if needed is not None and self.eager else None
+        if chosen is not None and not chosen.any():
             return
-        found, errors = self.bound_node(number, needed=needed)
-        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], found, errors)
+        found, errors = self.bound_node(number, needed=chosen)
+        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], found, errors, needed)
+        if prefix:
+            self.base[number] = self.ends[number]
 
-    def _open_entries(self, number: int) -> np.ndarray:
-        """Entries of a node for which some reader's relaxation could still gain."""
-        masks = []
-        for reader in self.graph.structure.consumers[number]:
-            op, inputs = self.graph.nodes[reader].op, self.graph.nodes[reader].inputs
-            if op.kind in NONLINEAR:
-                masks.append(self.call(_open, op, ((), ()), [self.ends[k] for k in inputs]))
-        return np.logical_or.reduce([np.asarray(mask) for mask in masks])
+    def _open_entries(self, number: int) -> jax.Array:
+        """Entries of a node for which some reader's relaxation could still gain.
+
+        All of them where a nonlinear node reads such a reader's own bounds.
+        """
+        kinds, consumers = [node.op.kind for node in self.graph.nodes], self.graph.structure.consumers
+        readers = [k for k in consumers[number] if kinds[k] in NONLINEAR]
+        deep = any(kinds[k] in NONLINEAR for reader in readers for k in consumers[reader])
+        ops = None if deep else tuple(self.graph.nodes[k].op for k in readers)
+        return self.call(_open, ops, ((), ()), self.ends[number])
 
     # --- backward passes --------------------------------------------------------------------------------------------
 
@@ -267,9 +277,13 @@ def _unless_void(_static, _constants, ends, void):
     return jnp.where(void, -jnp.inf, ends[0]), jnp.where(void, jnp.inf, ends[1])
 
 
-def _propagate(static, constants, outer):
+def _propagate(static, constants, ends, base):
     template, outward = static
-    return interval.propagate(template, outer, constants, outward=outward)
+    found = interval.propagate(template, base, constants, outward=outward)
+    op, inputs, used = template.nodes[0]
+    if op.kind == "affine":
+        return found[0], found
+    return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
 
 
 def _enclose(static, constants, inputs, slopes):
@@ -277,13 +291,17 @@ def _enclose(static, constants, inputs, slopes):
     return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
 
 
-def _open(op, _constants, inputs):
-    return jnp.broadcast_to(~enclosures.of(op).is_exact(op, inputs), op.input_shapes[0])
+def _open(readers, _constants, ends):
+    if readers is None:
+        return jnp.ones(ends[0].shape, bool)
+    exact = [enclosures.of(op).is_exact(op, ends) for op in readers]
+    return ~functools.reduce(jnp.logical_and, exact)
 
 
-def _merge(intersect, _constants, known, found, errors):
+def _merge(intersect, _constants, known, found, errors, needed):
     widened = found[0] - errors[0], found[1] + errors[1]
-    return interval.intersect(known, widened) if intersect else interval.hull(widened)
+    merged = interval.intersect(known, widened) if intersect else interval.hull(widened)
+    return merged if needed is None else tuple(jnp.where(needed, *pair) for pair in zip(merged, known, strict=True))
 
 
 def _begin(static, _constants, index):

@@ -349,7 +349,6 @@ def _certified(name: str, method: object) -> None:
 
 
 def _tighten_prefix(run: Run, number: int) -> None:
-    """The affine prefix: an affine image of the region is bounded by the region itself, not by its enclosing box."""
     if run.graph.nodes[number].affine_in_region and not run.exact(number):
         run.tighten(number, skip_exact=False)
 

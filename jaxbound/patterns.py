@@ -13,12 +13,14 @@ place, so the interpreters never hear of it. Two kinds:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import jaxpr_as_fun, scan_counts
 from jaxbound.values import Literal, Value
 
 Rewrite = tuple[Callable, Sequence]
@@ -54,6 +56,68 @@ def _split(params: dict, operands: Sequence) -> Rewrite:
     def function(x):
         starts = [0, *stops[:-1]]
         return [jax.lax.slice_in_dim(x, int(i), int(j), axis=axis) for i, j in zip(starts, stops, strict=True)]
+
+    return function, operands
+
+
+def _reshape(params: dict, operands: Sequence) -> Rewrite | None:
+    """A reshape that reads its operand's axes in another order is a transpose first."""
+    axes, shape = params["dimensions"], params["new_sizes"]
+    return None if axes is None else (lambda x: jnp.reshape(jnp.transpose(x, axes), shape), operands)
+
+
+def _pad(params: dict, operands: Sequence) -> Rewrite | None:
+    """A bounded padding value is a product with where it is put (its transpose is broken in JAX)."""
+    if not isinstance(operands[1], Value):
+        return None
+    pad = functools.partial(jax.lax.pad, padding_config=params["padding_config"])
+
+    def function(x, value):
+        zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+        return pad(x, zero) + value * pad(jnp.zeros_like(x), one)
+
+    return function, operands
+
+
+def _gather(params: dict, operands: Sequence) -> Rewrite | None:
+    """What is out of bounds is filled with a constant: gathering with zeros there is linear, and the constant adds."""
+    if params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP or params["fill_value"] == 0:
+        return None
+    gather = functools.partial(jax.lax.gather, **{k: v for k, v in params.items() if k != "fill_value"})
+
+    def function(x, indices):
+        filled = gather(jnp.zeros(x.shape, x.dtype), indices, fill_value=params["fill_value"])
+        return gather(x, indices, fill_value=0) + filled
+
+    return function, operands
+
+
+def _scan(params: dict, operands: Sequence) -> Rewrite:
+    """A loop of fixed length, unrolled."""
+    step, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
+    fixed, carried = scan_counts(params)
+
+    def function(*arguments):
+        constants, carry, rows = arguments[:fixed], arguments[fixed : fixed + carried], arguments[fixed + carried :]
+        made = [None] * length
+        for k in reversed(range(length)) if params["reverse"] else range(length):
+            results = step(*constants, *carry, *(jax.lax.index_in_dim(row, k, keepdims=False) for row in rows))
+            carry, made[k] = results[:carried], results[carried:]
+        return [*carry, *(jnp.stack(parts) for parts in zip(*made, strict=True))]
+
+    return function, operands
+
+
+def _cond(params: dict, operands: Sequence) -> Rewrite | None:
+    """Branches chosen by what no region reaches: all of them, and a selection."""
+    if isinstance(operands[0], Value):
+        return None
+    branches = [jaxpr_as_fun(branch) for branch in params["branches"]]
+
+    def function(index, *arguments):
+        results = [branch(*arguments) for branch in branches]
+        index = jnp.clip(index, 0, len(branches) - 1)
+        return [jax.lax.select_n(index, *parts) for parts in zip(*results, strict=True)]
 
     return function, operands
 
@@ -120,7 +184,7 @@ def _made_by(operand, *names: str) -> Value | None:
 
 def _unbroadcast(operand):
     """What a value is before it was repeated or reshaped, without its gradient marks."""
-    while _made_by(operand, "broadcast_in_dim", "reshape", "expand_dims", "stop_gradient", "convert_element_type"):
+    while _made_by(operand, "broadcast_in_dim", "reshape", "squeeze", "stop_gradient"):
         operand = operand.operands[0]
     return operand
 
@@ -238,6 +302,11 @@ def _fast_variance(operands: Sequence) -> Rewrite | None:
 
 
 _MATCHES: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
+    "reshape": _reshape,
+    "pad": _pad,
+    "gather": _gather,
+    "scan": _scan,
+    "cond": _cond,
     "split": _split,
     "dot_general": _dot_general,
     "reduce_min": _reduce_min,

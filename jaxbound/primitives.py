@@ -117,7 +117,6 @@ AFFINE: dict[str, Affine] = {
     # structure: entries are moved, repeated or dropped, never changed
     "reshape": Affine(order_preserving=True),
     "squeeze": Affine(order_preserving=True),
-    "expand_dims": Affine(order_preserving=True),
     "copy": Affine(order_preserving=True),
     "stop_gradient": Affine(order_preserving=True),
     "convert_element_type": Affine(order_preserving=True),
@@ -127,7 +126,7 @@ AFFINE: dict[str, Affine] = {
     "broadcast_in_dim": Affine(adjoint_terms=_expanded),
     "concatenate": Affine(additive=True),
     "stack": Affine(additive=True),
-    "pad": Affine(additive=True, adjoint_terms=_output_size),
+    "pad": Affine(additive=True),
     "select_n": Affine(fixed=range(1), additive=True),
     "dynamic_slice": Affine(fixed=range(1, _ALL)),
     "dynamic_update_slice": Affine(fixed=range(2, _ALL), additive=True),
@@ -147,9 +146,8 @@ ELEMENTWISE = frozenset({
 """Applied entry by entry (operands are scalars or of one shape)."""
 
 REFUSED: dict[str, tuple[str, str]] = {
-    "while": ("its number of iterations may depend on the region", "use a Python loop of fixed length"),
-    "cond": ("its predicate may depend on the region", "use jnp.where, or bound each branch on its own"),
-    "scan": ("its carry depends on the region", "unroll the loop in Python"),
+    "while": ("its number of iterations may depend on the region", "use a loop of fixed length (jax.lax.scan)"),
+    "cond": ("its predicate depends on the region", "use jnp.where, or bound each branch on its own"),
     "pure_callback": ("a callback's result is unknown to JAX", "write the function in JAX"),
     "io_callback": ("a callback's result is unknown to JAX", "write the function in JAX"),
     "ffi_call": ("foreign code cannot be traced", "write the function in JAX"),

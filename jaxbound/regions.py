@@ -77,9 +77,10 @@ class LpBall:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", float(self.norm))
-        # An `in_axes` tree has numbers everywhere: beside a center that is not an array they stay leaves.
-        clip = self.clip if isinstance(self.clip, tuple | list) and hasattr(self.center, "shape") else (None,)
-        if all(type(end) in (int, float) for end in clip):
+        # An `in_axes` tree has integers everywhere: beside a center that is not an array they stay leaves.
+        numbers = (int, float) if hasattr(self.center, "shape") else (float,)
+        clip = self.clip if isinstance(self.clip, tuple | list) else (None,)
+        if all(type(end) in numbers for end in clip):
             object.__setattr__(self, "clip", _Constants(clip))
 
 

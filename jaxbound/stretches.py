@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.driver import Run
-from jaxbound.graph import Block, Graph, Structure
+from jaxbound.graph import NONLINEAR, Block, Graph, Structure
 from jaxbound.relaxations import backward, coefficients
 from jaxbound.relaxations.coefficients import Coefficients
 
@@ -72,32 +72,35 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], None])
     axes = [run.constants(block)[1] for block in first]
     before = list(run.segments)
 
-    def one(ends, index, buffers, arrays):
+    def one(known, index, buffers, arrays):
         inner = run.fork({block.start: pair for block, pair in zip(first, zip(arrays, axes, strict=True), strict=True)})
-        inner.ends[stretch.read] = ends
+        inner.ends[stretch.read], inner.base[stretch.read] = known
         inner.segments = before
         if buffers is not None:
             inner.segments = [*before, Scanned(stretch, constants, axes, *buffers, entry=stretch.read, count=index)]
         for block in first:
             relax_block(inner, block)
             inner.segments.append(block)
-        return tuple(inner.planes[block.start] for block in first), tuple(inner.ends[number] for number in numbers)
+        planes = tuple(inner.planes[block.start] for block in first)
+        ends = tuple(inner.ends[number] for number in numbers)
+        return (planes, ends), (inner.ends[stretch.made], inner.base[stretch.made])
 
     def step(state, scanned):
-        ends, buffers = state
+        known, buffers = state
         index, arrays = scanned
-        made = one(ends, index, buffers, arrays)
+        made, known = one(known, index, buffers, arrays)
         buffers = jax.tree.map(lambda buffer, new: buffer.at[index].set(new), buffers, made)
-        return (made[1][stretch.made - numbers.start], buffers), None
+        return (known, buffers), None
 
-    count = len(stretch.blocks)
-    shapes = jax.eval_shape(lambda ends, arrays: one(ends, 0, None, arrays), run.ends[stretch.read], _at(constants, 0))
+    count, known = len(stretch.blocks), (run.ends[stretch.read], run.base[stretch.read])
+    shapes, _ = jax.eval_shape(lambda known, arrays: one(known, 0, None, arrays), known, _at(constants, 0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
     scanned = jnp.arange(count), tuple(constants)
-    (_, buffers), _ = jax.lax.scan(step, (run.ends[stretch.read], empty), scanned)
+    (known, buffers), _ = jax.lax.scan(step, (known, empty), scanned)
     for repeat in range(count):
         for offset, ends in enumerate(_at(buffers[1], repeat)):
             run.ends[numbers.start + repeat * stretch.span + offset] = ends
+    run.ends[stretch.last_made], run.base[stretch.last_made] = known
     run.segments.append(Scanned(stretch, constants, axes, *buffers, entry=stretch.last_made, count=None))
 
 
@@ -161,8 +164,10 @@ def _stretch(graph: Graph, first: int, period: int) -> Stretch | None:
         if len(outside) != 1 or (groups and _described(graph, group) != _described(graph, groups[0])):
             break
         (read,) = outside
-        if not groups and graph.nodes[read].affine_in_region:
-            break  # bounded without a pass where the region is a box, unlike the values that take its place
+        if graph.nodes[read].op.kind in NONLINEAR or (not groups and graph.nodes[read].affine_in_region):
+            break  # bounded without a pass, unlike (perhaps) the values that take its place
+        if not groups and any(graph.nodes[k].op.kind in NONLINEAR for k in _readers_outside(structure, read, group)):
+            break  # their relaxations take part in the choice of its rows
         inside = bool(groups) and groups[-1][0].start <= read
         if groups and not (inside and (len(groups) == 1 or read - group[0].start == reads[1] - groups[1][0].start)):
             break
@@ -172,6 +177,10 @@ def _stretch(graph: Graph, first: int, period: int) -> Stretch | None:
         groups.pop()
         reads.pop()
     return Stretch(tuple(groups), reads[0], reads[1]) if len(groups) >= FEWEST_REPEATS else None
+
+
+def _readers_outside(structure: Structure, number: int, group: tuple[Block, ...]) -> list[int]:
+    return [k for k in structure.consumers[number] if not group[0].start <= k < group[-1].stop]
 
 
 def _described(graph: Graph, group: tuple[Block, ...]) -> list:

@@ -132,7 +132,8 @@ class _Builder:
         if rewrite is not None:
             function, arguments = rewrite
             return self.inline(function, *arguments)
-        if primitive.name in ELEMENTWISE and not _narrows(primitive.name, operands, avals[0]):
+        narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
+        if primitive.name in ELEMENTWISE and not narrowed:
             return [self._elementwise(primitive, params, operands, avals[0])]
         return [self.value(primitive, params, operands, aval) for aval in avals]
 
@@ -193,7 +194,8 @@ def _highest(name: str, params: dict) -> dict:
 def _is_affine(name: str, operands: Sequence, aval) -> bool:
     if name not in AFFINE:
         return False
-    if name == "convert_element_type" and not _widens(operands[0].dtype, aval.dtype):
+    dependent = [o.dtype for o in operands if isinstance(o, Value)]
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in (*dependent, aval.dtype)):
         return False
     return AFFINE[name].allows([isinstance(o, Value) for o in operands])
 
@@ -204,15 +206,10 @@ def _nearest_shared(values: Sequence[Value]) -> Value | None:
     return next((root for root in first if all(any(root is r for r in other) for other in others)), None)
 
 
-def _narrows(name: str, operands: Sequence, aval) -> bool:
-    """Whether a conversion rounds, so that it is no part of a scalar function."""
-    floating = name == "convert_element_type" and jnp.issubdtype(operands[0].dtype, jnp.floating)
-    return floating and not _widens(operands[0].dtype, aval.dtype)
-
-
-def _widens(old, new) -> bool:
+def _rounds(old, new) -> bool:
+    """Whether floating-point numbers of one type are rounded to another."""
     floats = jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)
-    return bool(floats and jnp.promote_types(old, new) == new)
+    return bool(floats and jnp.promote_types(old, new) != new)
 
 
 def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_region: Sequence[bool]) -> Structure:
@@ -248,13 +245,8 @@ def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_regi
 def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -> Structure:
     """Make the nodes that the outputs need, in the order of the equations."""
     plans: dict[Value, tuple[Op, list]] = {}
-    pending = [output for output in outputs if isinstance(output, Value)]
-    while pending:
-        value = pending.pop()
-        if value in plans or value.primitive is None:
-            continue
-        plans[value] = _plan(builder, value)
-        pending.extend(operand for operand in plans[value][1] if isinstance(operand, Value))
+    _demand(builder, plans, outputs)
+    _share(builder, plans)
     ordered = inputs + sorted(plans, key=lambda value: value.order)
     for number, value in enumerate(ordered):
         value.node = number
@@ -290,6 +282,40 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
     return Structure(tuple(nodes), len(inputs), tuple(results), out_tree, builder.constants)
 
 
+def _demand(builder: _Builder, plans: dict[Value, tuple[Op, list]], wanted: Sequence) -> None:
+    """Plan nodes for values, and for all that they need."""
+    pending = [value for value in wanted if isinstance(value, Value)]
+    while pending:
+        value = pending.pop()
+        if value not in plans and value.primitive is not None:
+            plans[value] = _plan(builder, value)
+            pending.extend(operand for operand in plans[value][1] if isinstance(operand, Value))
+
+
+def _share(builder: _Builder, plans: dict[Value, tuple[Op, list]]) -> None:
+    """Where several scalar nodes are affine images of one bent value, let them share its relaxation."""
+    images: dict[Value, list[Value]] = {}
+    for value, (op, _) in plans.items():
+        if op.kind == "scalar":
+            images.setdefault(_tail(value)[-1], []).append(value)
+    for bent, values in images.items():
+        if len(values) > 1:
+            for image in {image for value in values for image in _tail(value)[:-1]}:
+                plans[image] = _op("affine", image), list(image.operands)
+            _demand(builder, plans, [bent])
+
+
+def _tail(value: Value) -> list[Value]:
+    """A bending value and what it is an affine image of, by literals alone, down to the last that is not one."""
+    tail = [value]
+    while value.bends and len(value.dependent) == 1 and _is_affine(value.name, value.operands, value):
+        (value,) = value.dependent
+        if not value.bends:
+            break
+        tail.append(value)
+    return tail
+
+
 def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
     """The node for a value: its op, and the values and constants that it reads."""
     for root in _roots(value):
@@ -298,6 +324,10 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
             op = Op("scalar", value.label.rpartition("/")[2], value.shape, value.dtype, (value.shape,), program=program)
             return op, [root, *constants]
     name = value.name
+    rounded = [o for o in value.dependent if _rounds(o.dtype, value.dtype)]
+    if rounded:
+        reason = f"its result of dtype {value.dtype} rounds its operand of {rounded[0].dtype}"
+        raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
     if value.dtype == np.bool_ or not jnp.issubdtype(value.dtype, jnp.floating):
         reason = f"its result has dtype {value.dtype}, which cannot carry a bound"
         way_out = "use jnp.where on a fixed predicate, or keep comparisons inside one elementwise function"
@@ -308,9 +338,6 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
         return _op("product", value), list(value.operands)
     if name == "reduce_max":
         return _op("maximum", value), list(value.operands)
-    if name == "convert_element_type":
-        reason = f"converting {value.operands[0].dtype} to {value.dtype} rounds"
-        raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
     parts = patterns.parts(name, value.operands)
     if parts is not None:
         return _plan(builder, builder.replaced(value, *parts))

@@ -114,10 +114,11 @@ def _conv(x, kernel, p):
 
 def _window(reduce: Callable, start: float) -> Callable:
     def rule(x, p):
-        assert all(d == 1 for d in (*p["base_dilation"], *p["window_dilation"]))
-        x = _pad(x, start, {"padding_config": [(low, high, 0) for low, high in p["padding"]]})
-        windows = np.lib.stride_tricks.sliding_window_view(x, p["window_dimensions"])
-        windows = windows[tuple(slice(None, None, s) for s in p["window_strides"])]
+        dilated = [(low, high, d - 1) for (low, high), d in zip(p["padding"], p["base_dilation"], strict=True)]
+        spans = [(n - 1) * d + 1 for n, d in zip(p["window_dimensions"], p["window_dilation"], strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(_pad(x, start, {"padding_config": dilated}), spans)
+        steps = [slice(None, None, s) for s in p["window_strides"]]
+        windows = windows[(*steps, *(slice(None, None, d) for d in p["window_dilation"]))]
         return reduce(windows, axis=tuple(range(x.ndim, 2 * x.ndim)))
 
     return _shaped(rule)
@@ -376,7 +377,8 @@ def relu_linear_program(layers: Layers, low: Array, high: Array, lines: Sequence
     for j, side in itertools.product(range(len(bias)), range(2)):
         cost = np.zeros(offsets[-1])
         cost[offsets[-2] :] = kernel[:, j] * (1, -1)[side]
-        solved = linprog(cost, A_ub=np.array(rows), b_ub=np.array(limits), bounds=ends, method="highs")
+        matrix = np.array(rows).reshape(-1, len(cost))
+        solved = linprog(cost, A_ub=matrix, b_ub=np.array(limits), bounds=ends, method="highs")
         assert solved.status == 0, solved.message
         found[side, j] = (1, -1)[side] * solved.fun + bias[j]
     return found[0], found[1]

@@ -38,7 +38,8 @@ ROOMS = (
     ("exact",),
     ("jacobian",),
     ("network",),
-    ("attack", "certify"),
+    ("attack", "records"),
+    ("certify",),
     ("training",),
     ("",),  # jaxbound/__init__.py
 )

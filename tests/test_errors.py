@@ -305,33 +305,56 @@ def test_what_the_result_does_not_need_is_not_refused():
     np.testing.assert_allclose(found.upper, 2.0)
 
 
-def assert_refused_or_enclosed(narrow, start, stop, method):
-    """Rounding is a staircase: a line through its ends is on neither side of it in between."""
-
-    def residue(x):
-        return x.astype(narrow).astype(x.dtype) - x @ jnp.eye(1, dtype=x.dtype)
-
-    values = jax.vmap(residue)(jnp.linspace(start, stop, 4001)[:, None])
+def assert_refused_or_enclosed(fn, primitive, start, stop, method):
+    """Either a refusal that names the primitive, or bounds that hold on a grid."""
+    values = jax.vmap(fn)(jnp.linspace(start, stop, 4001)[:, None])
     try:
-        found = bounded(residue, Box(jnp.full(1, start), jnp.full(1, stop)), method=method)
+        found = jb.bound(fn, method)(Box(jnp.full(1, start), jnp.full(1, stop)))
     except UnsupportedError as refusal:
-        if "convert_element_type" not in str(refusal):
+        if f"`{primitive}`" not in str(refusal):
             raise
         return
-    assert float(found.lower[0]) <= float(values.min())
-    assert float(found.upper[0]) >= float(values.max())
+    assert np.all(np.asarray(found.lower <= values.min(axis=0)))
+    assert np.all(np.asarray(found.upper >= values.max(axis=0)))
+
+
+def residue_of_rounding(narrow):
+    """Rounding is a staircase: a line through its ends is on neither side of it in between."""
+    return lambda x: x.astype(narrow).astype(x.dtype) - x @ jnp.eye(1, dtype=x.dtype)
 
 
 @by_name("method", ALL_METHODS)
 @pytest.mark.parametrize("narrow", [jnp.float16, jnp.bfloat16])
 def test_a_narrowing_cast_is_refused_or_enclosed(narrow, method):
-    assert_refused_or_enclosed(narrow, 1.0, 2.0, method)
+    assert_refused_or_enclosed(residue_of_rounding(narrow), "convert_element_type", 1.0, 2.0, method)
 
 
 @pytest.mark.x64
 @by_name("method", ALL_METHODS)
 def test_a_cast_from_float64_to_float32_is_refused_or_enclosed(method):
-    assert_refused_or_enclosed(jnp.float32, 1.0, 1.0 + 1e-6, method)
+    assert_refused_or_enclosed(residue_of_rounding(jnp.float32), "convert_element_type", 1.0, 1.0 + 1e-6, method)
+
+
+@by_name("method", ALL_METHODS)
+def test_a_product_in_less_precision_is_refused_or_enclosed(method):
+    def residue(x):
+        product = jnp.dot(x, jnp.eye(1), preferred_element_type=jnp.bfloat16)
+        return product.astype(jnp.float32) - x @ jnp.eye(1)
+
+    assert_refused_or_enclosed(residue, "dot_general", 1.0, 2.0, method)
+
+
+@by_name("method", ALL_METHODS)
+@pytest.mark.parametrize("fill", [5.0, -5.0])
+def test_indexing_that_fills_what_is_missing_is_refused_or_enclosed(fill, method):
+    """The fill value is a constant that a linear transpose forgets."""
+    assert_refused_or_enclosed(lambda x: jnp.take(x, np.array([0, 7]), fill_value=fill), "gather", 0.0, 1.0, method)
+
+
+@by_name("method", ALL_METHODS)
+def test_indexing_that_fills_with_nan_certifies_nothing(method):
+    found = bounded(lambda x: jnp.take(x, np.array([7])), box(0.0, 1.0), method=method)
+    assert_certifies_nothing(found)
 
 
 # --- under a trace, values are not known: what cannot be bounded certifies nothing ------------------------------------

@@ -3,7 +3,7 @@
 An enclosure is a module with three functions; it never knows which interpreter asks.
 
     interval(op, inputs, constants) -> (lower, upper)             of the node, from (lower, upper) of its inputs
-    is_exact(op, inputs) -> mask                                  entries of the inputs whose tightening gains nothing
+    is_exact(op, ends) -> mask                                    entries of an input whose tightening gains nothing
     planes(op, inputs, constants, lower_slope, slopes) -> Planes  with the slopes chosen by a rule, or given
 """
 

@@ -87,6 +87,8 @@ class Curvature:
             the tails beyond the domain. A cell matters for `[l, u]` if `left < u` and `right > l`, with strict signs:
             jumps lie well inside their cells, also in float32, and ends belong to the pieces.
         critical: between neighbours among these, the ends of pieces and of cells, sigma is monotone.
+        switches: points within pieces where the program takes another branch, so that its derivative as computed there
+            may not be sigma's (`|z|` inside softplus, at 0).
         slack: what convexity and monotonicity may lack, to be multiplied by `max(1, |l|, |u|)`; some 1e-14, more for
             functions that are steep around 0.
         is_piecewise_linear: every piece is linear, there are no cells.
@@ -99,6 +101,7 @@ class Curvature:
     pieces: tuple[Piece, ...]
     cells: tuple[Cell, ...]
     critical: tuple[float, ...]
+    switches: tuple[float, ...]
     slack: float
     is_piecewise_linear: bool
     is_monotone: int
@@ -548,12 +551,20 @@ def _describe(
         pieces=tuple(Piece(piece.left, piece.right, _KINDS[piece.kind]) for piece in pieces),
         cells=tuple(Cell(left, right, *map(float, _values(cells, left, right))) for left, right in holes),
         critical=tuple(point for turn in turns for point in turn[0]),
+        switches=_switches(cells, pieces),
         slack=2.001 * slack,  # a line at z0 and its value at z
         is_piecewise_linear=not holes and all(piece.kind == _LINEAR for piece in pieces),
         is_monotone=direction,
         is_continuous=continuous,
         slope_range=slope_range,
     )
+
+
+def _switches(cells: _Partition, pieces: list[_Span]) -> tuple[float, ...]:
+    """The joints that are not smooth within pieces; the nearest to zero if there are many."""
+    inside = [i for piece in pieces for i in range(piece.first + 1, piece.last + 1) if not cells.smooth[i]]
+    points = sorted({float(cells.left[i]) for i in inside}, key=abs)
+    return tuple(sorted(points[:_MOST_PIECES]))
 
 
 def _direction(cells: _Partition, joints: Array, slopes: Interval) -> tuple[int, float]:

@@ -33,9 +33,9 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return jnp.max(lower, axis=axes(op)), jnp.max(upper, axis=axes(op))
 
 
-def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
+def is_exact(op: Op, ends: Ends) -> jax.Array:
     """Entries that certainly are not the maximum need no tighter bounds."""
-    ((lower, upper),) = inputs
+    lower, upper = ends
     return upper < jnp.max(lower, axis=axes(op), keepdims=True)
 
 

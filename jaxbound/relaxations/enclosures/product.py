@@ -32,10 +32,9 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
 
 
-def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
-    """Only where a factor is a single number."""
-    (low_x, high_x), (low_y, high_y) = inputs
-    return (low_x == high_x) | (low_y == high_y)
+def is_exact(op: Op, ends: Ends) -> jax.Array:
+    """Never: either factor's bounds are the slopes of the other."""
+    return jnp.zeros(jnp.shape(ends[0]), bool)
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:

@@ -6,22 +6,21 @@ A line is a slope; its intercept is then exact,
 
 so every slope gives a sound line and methods differ only in the slopes they choose. The upper line is the lower line of
 -sigma, negated. From the proved curvature of sigma (`curvature.analyse`) the minimum is at an end, at the border of a
-piece, or in a convex piece where sigma'(z) = s. There a fixed number of bisections brackets the point; the tangent at
-the bracket's end is below the convex piece, which makes the result rigorous, not merely close. Cells in which nothing
-could be proved contribute their hull. By the envelope theorem the derivative is -z* in s and sigma'(z*) - s in the end
-at which the minimum lies; it comes out by holding z* fixed.
+piece, or within a convex piece, where a search from values alone bounds it rigorously (`search.minimize`). Cells in
+which nothing could be proved contribute their hull. By the envelope theorem the derivative is -z* in s and
+sigma'(z*) - s in the end at which the minimum lies; it comes out by holding z* fixed.
 
 The slope by default ("adaptive") is that of the convex hull of the graph at the midpoint of [l, u]: among all valid
 lines the one with the smallest gap there, and in total. For ReLU it is CROWN's choice (the chord above; below 1 if
 u > -l, else 0; Zhang et al. 2018), for S-shaped functions the chord or a tangent. It is found from chords between
-sample points, moved to where they touch; what is left of their distance costs tightness, never soundness.
+sample points, moved to where they touch; what is left of their distance costs tightness, never soundness. At a kink in the
+middle the flattest slope between those of both sides is taken.
 
-Rounding: intercepts are widened by a bound on the error of evaluating sigma and the line in floating point.
+Rounding: intercepts are widened by a bound on the error of evaluating sigma (`evaluation.error`) and the line.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
 from jaxbound.relaxations.planes import Planes
 
@@ -39,8 +39,10 @@ _CONVEX = {"convex": 1, "concave": -1}
 """The sign that makes a piece convex."""
 _SAMPLES = 8
 """Sample points on each side of the midpoint, for curved functions."""
-_EVALUATION_ERROR = 8
-"""Error of one evaluation of a curved function, in units of eps (1 + |z| + |sigma(z)|); tested per activation."""
+_CLOSE = 1 / 512
+"""Part of the interval below which a point of contact is the midpoint: the line there is the tangent."""
+_NEAR = 16
+"""Units in the last place around a switch within which sigma's derivative is taken beside it."""
 
 
 def curvature_of(op: Op) -> Curvature:
@@ -58,9 +60,9 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return least, -_least(op, curvature, -1, lower, upper, constants)
 
 
-def is_exact(op: Op, inputs: Sequence[Ends]) -> jax.Array:
+def is_exact(op: Op, ends: Ends) -> jax.Array:
     """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines."""
-    ((lower, upper),) = inputs
+    lower, upper = ends
     linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]
     inside = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
     return jnp.any(jnp.stack(inside), axis=0) if inside else jnp.zeros(jnp.shape(lower), bool)
@@ -85,31 +87,38 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
 def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
     """Bounds, exact up to rounding, of min sigma(z) - below * z and max sigma(z) - above * z over the interval."""
     curvature = curvature_of(op)
-    sides = {1: below, -1: above}
     shape = jnp.broadcast_shapes(jnp.shape(below), jnp.shape(above), jnp.shape(lower))
+    lower, upper = jnp.broadcast_to(lower, shape), jnp.broadcast_to(upper, shape)
+    sides = {1: jnp.broadcast_to(below, shape), -1: jnp.broadcast_to(above, shape)}
     curved = [(_CONVEX[piece.kind], piece) for piece in curvature.pieces if piece.kind in _CONVEX]
-    low, high = jnp.broadcast_to(lower, shape), jnp.broadcast_to(upper, shape)
-    found = _bisect(op, curved, sides, low, high, constants)
-    points = [lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature))]
-    heights = op.program(jnp.stack(points), *constants)
+    within, bounds = _minima(op, curved, sides, lower, upper, constants)
+    points = jnp.stack([lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature)), *within])
+    heights = op.program(points, *constants)
+    known = len(points) - len(within)
+    error = _error(op, points, constants)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     results = []
     for sign, slope in sides.items():
-        own = [(z, bound) for (side, _), z, bound in zip(curved, *found, strict=True) if side == sign]
-        known = [sign * (height - slope * z) for height, z in zip(heights, points, strict=True)]
-        touched = [sign * (op.program(z, *constants) - slope * z) for z, _ in own]
-        attained = jnp.min(jnp.stack(known + touched), axis=0)
-        rigorous = jnp.min(jnp.stack(known + [bound for _, bound in own]), axis=0)
+        own = [k for k, (side, _) in enumerate(curved) if side == sign]
+        above_line = sign * (heights - slope * points)
+        attained = above_line[np.array([*range(known), *(known + k for k in own)])]
+        first = jnp.argmin(attained, axis=0)[None]  # at equal heights the end, which moves, before the held point
+        least = jnp.take_along_axis(attained, first, axis=0)[0]
+        loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
+        rigorous = jnp.min(above_line[:known], axis=0) - loss
+        if own:
+            searched = jnp.min(bounds[np.array(own)], axis=0) - search.LOSS * loss
+            rigorous = jnp.minimum(rigorous, searched)
+        rigorous = rigorous - _slack(curvature, reach)
         for cell in curvature.cells:
             left = jnp.clip(_number(cell.left, lower, -1), lower, upper)
             right = jnp.clip(_number(cell.right, lower, 1), lower, upper)
             hull = _floor(cell, sign, lower) - jnp.maximum(sign * slope * left, sign * slope * right)
+            hull = hull - _unit(op) * (jnp.abs(hull) + 2 * jnp.abs(slope) * reach)
             rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
-        size = jnp.max(jnp.abs(jnp.stack(known + touched)), axis=0) + 2 * jnp.abs(slope) * reach
-        rigorous = rigorous - _error(op, curvature, constants, reach, size)
         rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
-        finite = jnp.isfinite(attained)
-        exact = attained + jax.lax.stop_gradient(jnp.where(finite, rigorous - attained, 0))
+        finite = jnp.isfinite(least)
+        exact = least + jax.lax.stop_gradient(jnp.where(finite, rigorous - least, 0))
         results.append(sign * jnp.where(finite, exact, rigorous))
     return results[0], results[1]
 
@@ -133,13 +142,15 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     best = jnp.stack([lowest, highest])
     start = jnp.take_along_axis(left, best // len(right), axis=0)
     stop = jnp.take_along_axis(right, best % len(right), axis=0)
+    near = 0
     if not curvature.is_piecewise_linear:
         start, stop = _touch(op, start, stop, (lower, middle, upper), constants)
-    apart = (start < middle) & (stop > middle)
+        near = _CLOSE * (upper - lower)
+    apart = (start < middle - near) & (stop > middle + near)
     chord = (value(stop) - value(start)) / jnp.where(apart, stop - start, 1)
     line, graph = value(start) + chord * (middle - start), value(middle)
     bridged = apart & jnp.stack([line[0] <= graph, line[1] >= graph])
-    slopes = _within(curvature, jnp.where(bridged, chord, _derivative(op, middle, constants)))
+    slopes = _within(curvature, jnp.where(bridged, chord, _flattest(op, middle, constants)))
     return slopes[0], slopes[1]
 
 
@@ -166,7 +177,7 @@ def _touch(op: Op, start, stop, ends, constants) -> Ends:
 
     first, last = jax.lax.fori_loop(0, 4, move, near)
     # a point at an end moves with it; elsewhere the line does not change with its point of contact
-    return jnp.clip(first, ends[0], ends[1]), jnp.clip(last, ends[1], ends[2])
+    return jnp.where(first <= lower, ends[0], first), jnp.where(last >= upper, ends[2], last)
 
 
 def support_range(op: Op, lower, upper, constants) -> Ends:
@@ -178,7 +189,7 @@ def support_range(op: Op, lower, upper, constants) -> Ends:
     for end, choose in ((lower, jnp.min), (upper, jnp.max)):
         away = points != end
         chords = (values - op.program(end, *constants)) / jnp.where(away, points - end, 1)
-        slopes = jnp.where(away, chords, _derivative(op, end, constants))
+        slopes = jnp.where(away, chords, _flattest(op, end, constants))
         ends.append(_within(curvature, choose(slopes, axis=0)))
     return ends[0], jnp.maximum(ends[0], ends[1])
 
@@ -195,49 +206,37 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     points = [lower, upper]
     if not curvature.is_monotone:
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
-    values = jnp.stack([sign * op.program(z, *constants) for z in points])
-    least = jnp.min(values, axis=0)
+    points = jnp.stack(jnp.broadcast_arrays(*points))
+    least = jnp.min(sign * op.program(points, *constants), axis=0)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    least = least - jax.lax.stop_gradient(_error(op, curvature, constants, reach, jnp.abs(least)))
+    loss = _error(op, points, constants) + _slack(curvature, reach)
+    least = least - jax.lax.stop_gradient(loss)
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
         least = jnp.where(_meets(cell, lower, upper), jnp.minimum(least, hull), least)
     return jnp.where(jnp.isnan(least), -jnp.inf, least)
 
 
-def _bisect(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper, constants) -> Ends:
+def _minima(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper, constants) -> Ends:
     """Near the minima of sign * (sigma(z) - slope * z), each over one convex piece: the points, and bounds of them.
 
     All pieces are searched together; `curved` holds `(sign, piece)`, and a concave piece has the sign -1.
     """
     if not curved:
-        return jnp.zeros((0, *lower.shape)), jnp.zeros((0, *lower.shape))
+        return jnp.zeros((0, *lower.shape), lower.dtype), jnp.zeros((0, *lower.shape), lower.dtype)
     held = jax.lax.stop_gradient(tuple(constants))
     lower, upper = jax.lax.stop_gradient((lower, upper))
-    slopes = jnp.stack([jax.lax.stop_gradient(jnp.broadcast_to(sides[sign], lower.shape)) for sign, _ in curved])
-    low = jnp.stack([jnp.clip(piece.left, lower, upper) for _, piece in curved])
-    high = jnp.stack([jnp.clip(piece.right, lower, upper) for _, piece in curved])
-    signs = jnp.array([sign for sign, _ in curved], low.dtype).reshape(-1, *[1] * lower.ndim)
-    steps = 40 if low.dtype == jnp.float64 else 22
-
-    def step(_, state):
-        low, high, bound_low, bound_high, slope_low, slope_high = state
-        middle = low / 2 + high / 2
-        value, derivative = jax.jvp(lambda z: op.program(z, *held), (middle,), (jnp.ones_like(middle),))
-        value, rise = signs * (value - slopes * middle), signs * (derivative - slopes)
-        up = rise > 0
-        return (
-            jnp.where(up, low, middle), jnp.where(up, middle, high),
-            jnp.where(up, bound_low, value), jnp.where(up, value, bound_high),
-            jnp.where(up, slope_low, rise), jnp.where(up, rise, slope_high),
-        )  # fmt: skip
-
-    unknown, flat = jnp.full_like(low, -jnp.inf), jnp.zeros_like(low)
-    state = jax.lax.fori_loop(0, steps, step, (low, high, unknown, unknown, flat, flat))
-    low, high, bound_low, bound_high, slope_low, slope_high = state
-    # a convex function is above its tangents; only slopes met inside the piece count, its ends may be kinks
-    bound = jnp.maximum(bound_low + slope_low * (high - low), bound_high - slope_high * (high - low))
-    return jnp.where(bound_low > bound_high, low, high), bound
+    column = lambda values: jnp.array(values, lower.dtype).reshape(-1, *[1] * lower.ndim)  # noqa: E731
+    slopes = jax.lax.stop_gradient(jnp.stack([sides[sign] for sign, _ in curved]))
+    signs = column([sign for sign, _ in curved])
+    limits = (
+        column([_number(piece.left, lower, 1) for _, piece in curved]),
+        column([_number(piece.right, lower, -1) for _, piece in curved]),
+    )
+    return search.minimize(
+        lambda z: signs * (op.program(z, *held) - slopes * z),
+        jnp.clip(limits[0], lower, upper), jnp.clip(limits[1], lower, upper), limits,
+    )  # fmt: skip
 
 
 def _samples(curvature: Curvature, end, other) -> jax.Array:
@@ -257,6 +256,19 @@ def _borders(curvature: Curvature) -> tuple[float, ...]:
 
 def _derivative(op: Op, z, constants) -> jax.Array:
     return jax.jvp(lambda t: op.program(t, *constants), (z,), (jnp.ones_like(z),))[1]
+
+
+def _flattest(op: Op, z, constants) -> jax.Array:
+    """The slope nearest to 0 between those on both sides of a point; the derivative where it is not at a switch."""
+    curvature = curvature_of(op)
+    switches = (*_borders(curvature), *curvature.switches)
+    if not switches:
+        return _derivative(op, z, constants)
+    unit = _NEAR * _unit(op)
+    scale = unit * jnp.stack([jnp.where(jnp.abs(z - p) < unit * max(1, abs(p)), max(1, abs(p)), 0) for p in switches])
+    step = jax.lax.stop_gradient(jnp.max(scale, axis=0))
+    sides = _derivative(op, jnp.stack([z - step, z + step]), constants)
+    return jnp.clip(0, jnp.min(sides, axis=0), jnp.max(sides, axis=0))
 
 
 def _within(curvature: Curvature, slope) -> jax.Array:
@@ -286,35 +298,15 @@ def _number(value: float, like, direction: int) -> float:
     return float(np.nextafter(rounded, np.asarray(direction * np.inf, limits.dtype)))
 
 
-def _error(op: Op, curvature: Curvature, constants: Sequence, reach, size) -> jax.Array:
-    """A bound on the rounding error of values of this size at points of this reach."""
-    eps = jnp.finfo(jnp.result_type(size)).eps
-    if curvature.is_piecewise_linear:
-        return len(op.program.instructions) * eps * _running_size(op, reach, constants) + 2 * eps * size
-    return _EVALUATION_ERROR * eps * (1 + reach + size) + curvature.slack * jnp.maximum(1, reach)
+def _error(op: Op, points, constants: Sequence) -> jax.Array:
+    """A bound on the error of evaluating sigma at any of these points (along the first axis)."""
+    held = jax.lax.stop_gradient((points, tuple(constants)))
+    return jnp.max(evaluation.error(op.program, *held), axis=0)
 
 
-def _running_size(op: Op, reach, constants: Sequence) -> jax.Array:
-    """The largest absolute value that a piecewise linear function goes through at points of this reach."""
-    sizes: list = []
+def _slack(curvature: Curvature, reach):
+    return curvature.slack * jnp.maximum(1, reach) if curvature.slack else 0.0
 
-    def read(operand):
-        if operand[0] == "z":
-            return reach
-        if operand[0] == "var":
-            return sizes[operand[1]]
-        if operand[0] == "const":
-            return jnp.abs(constants[operand[1]])
-        return abs(float(operand[1])) if math.isfinite(operand[1]) else 0.0  # an infinite operand is never selected
 
-    for name, _, operands in op.program.instructions:
-        values = [read(operand) for operand in operands]
-        if name == "mul":
-            sizes.append(values[0] * values[1])
-        elif name == "div":
-            sizes.append(values[0] / values[1])
-        elif name in ("add", "sub"):
-            sizes.append(values[0] + values[1])
-        else:  # a selection among its operands, or a comparison
-            sizes.append(functools.reduce(jnp.maximum, values))
-    return functools.reduce(jnp.maximum, sizes)
+def _unit(op: Op) -> float:
+    return float(jnp.finfo(op.dtype).eps)
