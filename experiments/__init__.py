@@ -15,6 +15,14 @@ def require(*modules: str) -> None:
         raise SystemExit(f"this experiment needs {', '.join(missing)}: pip install 'jaxbound[experiments]'")
 
 
+def require_files(*paths: Path) -> None:
+    """Leave with a sentence instead of a traceback where a file that the user named is missing."""
+    for path in paths:
+        if not path.is_file():
+            where = f"no file {path.name} in {path.parent}" if path.parent.is_dir() else f"no folder {path.parent}"
+            raise SystemExit(f"{path}: there is {where}")
+
+
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
     """Write rows with equal keys, with a header."""
     path.parent.mkdir(parents=True, exist_ok=True)

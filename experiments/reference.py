@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -135,18 +135,33 @@ def compare(path: Path) -> Iterator[tuple[str, str, float, float]]:
             yield name, norm, ratio, float(max(np.max(found.lower - low), np.max(high - found.upper)))
 
 
-def main() -> None:
+def files(folder: Path, only: str) -> list[Path]:
+    """The networks to compare.
+
+    Raises:
+        SystemExit: the folder is missing or holds none: a comparison of nothing must not pass.
+    """
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: there is no such folder; pass the one with rival_*.npz")
+    found = [path for path in sorted(folder.glob("rival_*.npz")) if "jacobian" not in path.name and only in path.name]
+    if not found:
+        raise SystemExit(
+            f"{folder}: there is no rival_*.npz in it" + (f" whose name contains {only!r}" if only else "")
+        )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 if a ratio is above the limit or a sample violates a bound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder with rival_*.npz")
     parser.add_argument("--only", default="", help="only files whose name contains this")
     parser.add_argument("--limit", type=float, default=1.001, help="the largest ratio that passes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    paths = files(options.folder, options.only)
     jax.config.update("jax_enable_x64", True)
     failures = 0
-    for path in sorted(options.folder.glob("rival_*.npz")):
-        if "jacobian" in path.name or options.only not in path.name:
-            continue
+    for path in paths:
         for name, norm, ratio, violation in compare(path):
             failed = ratio > options.limit or violation > 1e-9
             failures += failed

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import jaxbound as jb
-from experiments import networks, write_csv
+from experiments import networks, require_files, write_csv
 from jaxbound.attack import Attack
 from jaxbound.certify import Report, certify, check_against_attack
 
@@ -91,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder for partial results, to continue a run that was killed")
     parser.add_argument("--output", type=Path, default=Path("results/verified_accuracy"), help="folder for the CSV")
     options = parser.parse_args(arguments)
-    apply_fn, params = networks.load(options.network)
+    network = options.network.with_suffix(".npz")
+    require_files(network, network.with_suffix(".json"), options.images)
+    apply_fn, params = networks.load(network)
     x, labels = load_images(options.images, options.count)
     clip = tuple(options.clip)
     attack = jax.jit(

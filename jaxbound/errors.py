@@ -18,7 +18,14 @@ class JaxboundError(Exception):
 
 
 class UnsupportedError(JaxboundError):
-    """A primitive, function or composition that cannot be bounded."""
+    """Primitives, functions or compositions that cannot be bounded.
+
+    `refusals` has one message each; the text holds them all.
+    """
+
+    def __init__(self, *refusals: str):
+        super().__init__("\n".join(refusals))
+        self.refusals = refusals
 
 
 class ArgumentError(JaxboundError, ValueError):

@@ -46,7 +46,7 @@ def explain(function: Callable, avals: Sequence, is_region: Sequence[bool], meth
     try:
         structure = tracing.build(function, avals, is_region)
     except errors.UnsupportedError as error:
-        return Explanation(name, guarantee, (), (str(error),))
+        return Explanation(name, guarantee, (), error.refusals)
     rows = tuple((n.name, n.op.kind, _rule(n), n.op.shape, n.source) for n in structure.nodes)
     return Explanation(name, guarantee, rows, ())
 

@@ -159,7 +159,7 @@ class Forward(Method):
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
         run = self._run(graph, leaves, request)
-        return [_better(_pass(run, k, request), _of_ends(run.known(k), request), request) for k in _outputs(graph)]
+        return [_pass(run, k, request, run.known(k)) for k in _outputs(graph)]
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The pair of linear functions of each output."""
@@ -240,10 +240,7 @@ class Crown(Method):
         run = self.relax(graph, leaves, request)
         results = []
         for number in _outputs(graph):
-            found = _pass(run, number, request)
-            if self.intersect:
-                found = _better(found, _of_ends(run.known(number), request), request)
-            results.append(found)
+            results.append(_pass(run, number, request, run.known(number) if self.intersect else None))
         return results
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
@@ -318,7 +315,7 @@ class Best(Method):
         """For each entry the best lower and the best upper bound."""
         first, *others = [method.bound(graph, leaves, request) for method in self.methods]
         for other in others:
-            first = [_better(a, b, request) for a, b in zip(first, other, strict=True)]
+            first = [_better(a, b) for a, b in zip(first, other, strict=True)]
         return first
 
 
@@ -358,33 +355,35 @@ def _of_ends(ends: Ends, request: Request) -> Bounded:
     return Bounded(ends[0], ends[1] if request.sides == "both" else None, zeros, zeros)
 
 
-def _pass(run: Run, number: int, request: Request) -> Bounded:
-    """A backward pass from one node; ends that rounding put in the wrong order are swapped."""
-    (low, high), (low_error, high_error) = run.bound_node(number, sides=request.sides)
-    if request.sides == "lower":
-        return Bounded(low, None, low_error, high_error)
-    swapped = low > high
-    return Bounded(
-        jnp.where(swapped, high, low), jnp.where(swapped, low, high),
-        jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
-    )  # fmt: skip
+def _pass(run: Run, number: int, request: Request, known: Ends | None = None) -> Bounded:
+    """A backward pass from one node, and the better of this and what is known."""
+    found, rounding = run.bound_node(number, sides=request.sides)
+    return run.call(_finish, request, ((), ()), found, rounding, known)
 
 
-def _better(first: Bounded, second: Bounded, request: Request) -> Bounded:
+def _finish(request, _constants, found, rounding, known) -> Bounded:
+    """Ends that rounding put in the wrong order are swapped."""
+    (low, high), (low_error, high_error) = found, rounding
+    result = Bounded(low, None, low_error, high_error)
+    if request.sides == "both":
+        swapped = low > high
+        result = Bounded(
+            jnp.where(swapped, high, low), jnp.where(swapped, low, high),
+            jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
+        )  # fmt: skip
+    return result if known is None else _better(result, _of_ends(known, request))
+
+
+def _better(first: Bounded, second: Bounded) -> Bounded:
     """The better bound entry by entry, judged with its rounding."""
     low = first.lower - first.lower_rounding >= second.lower - second.lower_rounding
     lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
-    if request.sides == "lower":
+    if first.upper is None:
         return Bounded(lower[0], None, lower[1], lower[1])
-    one, two = _upper(first), _upper(second)
+    one, two = first.upper, second.upper
     high = one + first.upper_rounding <= two + second.upper_rounding
     upper = jnp.where(high, one, two), jnp.where(high, first.upper_rounding, second.upper_rounding)
     return Bounded(lower[0], upper[0], lower[1], upper[1])
-
-
-def _upper(bounds: Bounded) -> jax.Array:
-    assert bounds.upper is not None
-    return bounds.upper
 
 
 def _linear(run: Run, number: int) -> tuple:

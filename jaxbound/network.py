@@ -154,6 +154,8 @@ def _evaluation_view(module):
 
 
 def _state_variables(state) -> dict:
+    if isinstance(state.params, Mapping) and "params" in state.params:
+        return dict(state.params)
     variables = {"params": state.params}
     for collection in ("batch_stats",):
         if getattr(state, collection, None) is not None:
@@ -257,7 +259,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
         if given:
             raise errors.ArgumentError(f"x is a region already: leave {' and '.join(given)} out")
         regions.validate(x, "x")
-        return x
+        return regions.canonical(x)
     if eps is None:
         raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
     for name, value in (("x", x), ("eps", eps)):
@@ -281,7 +283,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
         )
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
-    return region
+    return regions.canonical(region)
 
 
 def problem_of(network: Network, region: Region, spec) -> Problem:

@@ -8,7 +8,7 @@ place, so the interpreters never hear of it. Two kinds:
   their value does not depend on it, so `softmax(x)_i = 1 / sum_j exp(x_j - x_i)` is used. LayerNorm's fast variance
   `E[x^2] - E[x]^2` becomes `E[(x - E[x])^2]`, whose interval cannot be negative.
 * `parts` says what to do with a nonlinear equation of several bounded operands that is not one scalar function:
-  `max(x, y) = y + relu(x - y)`, `x / y = x * (1 / y)`.
+  `max(x, y) = y + relu(x - y)`, `x / y = x * (1 / y)`, a selection by a bounded predicate a product with a step.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def match(name: str, params: dict, operands: Sequence) -> Rewrite | None:
 def parts(name: str, operands: Sequence) -> Rewrite | None:
     """The function of the same operands that a nonlinear equation is made of, or None if none is known."""
     function = _PARTS.get(name)
+    if name == "select_n" and (len(operands) != 3 or not any(isinstance(case, Value) for case in operands[1:])):
+        return None  # more than two cases, or a step that is no function of one value
     return (function, operands) if function else None
 
 
@@ -43,6 +45,7 @@ _PARTS: dict[str, Callable] = {
     "min": lambda x, y: x - jax.nn.relu(x - y),
     "div": lambda x, y: x * jax.lax.reciprocal(y),
     "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
+    "select_n": lambda which, no, yes: no + jnp.where(which, jnp.ones_like(no), jnp.zeros_like(no)) * (yes - no),
 }
 
 
@@ -259,6 +262,23 @@ def _log_softmax(operands: Sequence) -> Rewrite | None:
     return lambda x: -jnp.log(_ratios(x, axes)), [_without_shift(shifted, axes)]
 
 
+def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))`, whose interval is exact; it may overflow, and is then infinite."""
+    for out, shift in (operands, operands[::-1]):
+        log = _made_by(_unbroadcast(out), "log")
+        total = None if log is None else log.operands[0]
+        found = _summed_exp(total.operands[0] if _made_by(total, "abs") else total)
+        if found is None:
+            continue
+        exponent, axes = found[0].operands[0], found[1]
+        x = _without_shift(exponent, axes)
+        if x is exponent or _unbroadcast(exponent.operands[1]) is not _unbroadcast(shift):
+            continue
+        if out.shape == shift.shape and np.prod(out.shape) == np.prod(np.delete(x.shape, axes)):
+            return lambda x, axes=axes, shape=out.shape: jnp.log(jnp.sum(jnp.exp(x), axes)).reshape(shape), [x]
+    return None
+
+
 def _ratios(x, axes: tuple[int, ...]):
     """sum_j exp(x_j - x_i) for every i, j over the axes."""
     moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
@@ -314,4 +334,5 @@ _MATCHES: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
     "integer_pow": _integer_power,
     "div": _softmax,
     "sub": _log_softmax_or_variance,
+    "add": _logsumexp,
 }

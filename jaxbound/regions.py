@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import TypeAlias, TypeGuard
 
 import jax
@@ -24,7 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import balls, errors
-from jaxbound._compat import is_tracer
+from jaxbound._compat import eager_jit, is_tracer
 
 _REACH = 1000.0  # how far `sample` goes where a region has no end
 
@@ -98,9 +99,27 @@ def is_box(region: Region) -> bool:
 
 
 def leaf_struct(region: Region) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of the array that the region stands for; Python scalars do not widen the dtype."""
-    anchor = region.lower if isinstance(region, Box) else region.center
-    return jax.ShapeDtypeStruct(np.shape(anchor), jnp.result_type(*_parts(region).values()))
+    """The shape and dtype of the array that the region stands for: those of a ball's center, whatever its radius is."""
+    if isinstance(region, LpBall):
+        return jax.ShapeDtypeStruct(np.shape(region.center), jnp.result_type(region.center))
+    return jax.ShapeDtypeStruct(np.shape(region.lower), jnp.result_type(region.lower, region.upper))
+
+
+def canonical(region: Region) -> Region:
+    """The region with parts of its own dtype: wider ones are rounded outward, a wider center to nearest.
+
+    >>> canonical(LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
+    dtype('float32')
+    """
+    dtype = leaf_struct(region).dtype
+    if isinstance(region, Box):
+        return Box(_cast(region.lower, dtype, -1), _cast(region.upper, dtype, +1))
+    clip = region.clip
+    if clip is not None and not isinstance(clip, _Constants):
+        clip = _cast(clip[0], dtype, -1), _cast(clip[1], dtype, +1)
+    return dataclasses.replace(
+        region, center=_cast(region.center, dtype, 0), radius=_cast(region.radius, dtype, +1), clip=clip
+    )
 
 
 def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -323,11 +342,16 @@ def validate(region: Region, name: str = "the region") -> None:
         raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
     if len(concrete) == len(parts) and (isinstance(region, Box) or region.clip is not None):
         with jax.ensure_compile_time_eval():
-            void = bool(is_empty(region))
+            void = bool(_is_empty()(region))
         if void:
             reason = "the ball does not meet its clip box: is the center in its range?"
             text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
             raise errors.ArgumentError(f"{name}: {text}")
+
+
+@functools.cache
+def _is_empty() -> Callable:
+    return eager_jit(is_empty)
 
 
 def _check_shapes(region: Region, name: str) -> None:
@@ -382,11 +406,13 @@ def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
     """`value` in `dtype`, rounded down (-1), up (+1) or to nearest (0)."""
     library = jnp if isinstance(value, jax.Array) else np
     value = library.asarray(value)
+    if value.dtype == dtype:
+        return jnp.asarray(value)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = value.astype(dtype)
         back = narrow.astype(value.dtype)
     narrow, wrong = jnp.asarray(narrow), back > value if direction < 0 else back < value
-    return narrow if direction == 0 or value.dtype == dtype else jnp.where(wrong, _next(narrow, direction), narrow)
+    return narrow if direction == 0 else jnp.where(wrong, _next(narrow, direction), narrow)
 
 
 def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:

@@ -283,13 +283,22 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
 
 
 def _demand(builder: _Builder, plans: dict[Value, tuple[Op, list]], wanted: Sequence) -> None:
-    """Plan nodes for values, and for all that they need."""
+    """Plan nodes for values, and for all that they need; all refusals are raised together."""
     pending = [value for value in wanted if isinstance(value, Value)]
+    refusals: dict[Value, errors.UnsupportedError] = {}
     while pending:
         value = pending.pop()
-        if value not in plans and value.primitive is not None:
+        if value in plans or value in refusals or value.primitive is None:
+            continue
+        try:
             plans[value] = _plan(builder, value)
-            pending.extend(operand for operand in plans[value][1] if isinstance(operand, Value))
+        except errors.UnsupportedError as error:
+            refusals[value] = error
+        needed = value.operands if value in refusals else plans[value][1]
+        pending.extend(operand for operand in needed if isinstance(operand, Value))
+    if refusals:
+        ordered = sorted(refusals, key=lambda value: value.order)
+        raise errors.UnsupportedError(*dict.fromkeys(text for value in ordered for text in refusals[value].refusals))
 
 
 def _share(builder: _Builder, plans: dict[Value, tuple[Op, list]]) -> None:

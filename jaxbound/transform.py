@@ -54,7 +54,7 @@ def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> P
     if batch is not None:
         axes = structure.constants.axes([i for i in constants if batch[i]])
     evaluated = _evaluate(structure, axes, constants, batch)
-    used = tuple(leaf for leaf, region in zip(leaves, chosen, strict=True) if region)
+    used = tuple(regions.canonical(leaf) for leaf, region in zip(leaves, chosen, strict=True) if region)
     return Problem(Graph(evaluated, structure, axes), used, chosen, tree)
 
 

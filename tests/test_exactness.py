@@ -102,7 +102,9 @@ def test_forward_by_hand():
     assert np.allclose(planes.upper_intercept, 1.0)
 
 
-@pytest.mark.parametrize(("norm", "reach"), [(1, 3.0), (2, np.sqrt(14.0)), (np.inf, 6.0), (3, (1 + 2**1.5 + 3**1.5) ** (2 / 3))])
+@pytest.mark.parametrize(
+    ("norm", "reach"), [(1, 3.0), (2, np.sqrt(14.0)), (np.inf, 6.0), (3, (1 + 2**1.5 + 3**1.5) ** (2 / 3))]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_affine_functions_are_exact_in_every_norm(method, norm, reach):
     # 2 + x1 - 2 x2 + 3 x3 around (1, 1, 1) with radius 1/2: 4 +- the dual norm of (1, -2, 3) halved
@@ -119,7 +121,9 @@ def test_affine_chains_and_skips_are_exact(method):
     for norm, dual in ((1, np.inf), (2, 2), (np.inf, 1)):
         arguments = network.arguments([jb.LpBall(jnp.asarray(center), 0.75, norm)], jnp.float64)
         reach = 0.75 * np.linalg.norm(matrix, dual, axis=1)
-        _close(jb.bound(network.function, METHODS[method])(*arguments), matrix @ center - reach, matrix @ center + reach)
+        _close(
+            jb.bound(network.function, METHODS[method])(*arguments), matrix @ center - reach, matrix @ center + reach
+        )
 
 
 # --- programs -------------------------------------------------------------------------------------------------------------
@@ -191,7 +195,16 @@ def test_one_layer_of_relus_in_one_dimension_is_the_convex_hull():
 
 # --- limits and orderings -------------------------------------------------------------------------------------------------
 
-POINTWISE = ["mlp_relu", "mlp_mixed", "prelu", "max_min", "softmax", "residual_batchnorm", "max_pool_overlap", "split_min"]
+POINTWISE = [
+    "mlp_relu",
+    "mlp_mixed",
+    "prelu",
+    "max_min",
+    "softmax",
+    "residual_batchnorm",
+    "max_pool_overlap",
+    "split_min",
+]
 
 
 @functools.cache
@@ -304,7 +317,10 @@ def test_rescaling_through_relu_changes_nothing(method):
     layers, box, expected = _reference(method)
     scale = np.array([0.5, 2.0, 8.0, 1.0, 0.3])
     (w1, b1), (w2, b2), last = layers
-    _same(jb.bound(_network, INVARIANT[method])([(w1 * scale, b1 * scale), (w2 / scale[:, None], b2), last], box), expected)
+    _same(
+        jb.bound(_network, INVARIANT[method])([(w1 * scale, b1 * scale), (w2 / scale[:, None], b2), last], box),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("method", INVARIANT)

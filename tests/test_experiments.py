@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -102,10 +103,73 @@ def test_a_missing_package_is_a_sentence():
         experiments.require("json", "no_such_one", "no_such_two")
 
 
-@pytest.mark.parametrize("made", [False, True], ids=["no folder", "an empty one"])
-def test_reference_says_what_it_did_not_find(tmp_path, made):
-    folder = tmp_path / "arrays"
-    if made:
-        folder.mkdir()
-    with pytest.raises(SystemExit, match=r"rival_\*\.npz"):
-        reference.main([str(folder)])
+def test_reference_says_what_it_did_not_find(tmp_path):
+    with pytest.raises(SystemExit, match=r"arrays: there is no such folder; pass the one with rival_\*\.npz"):
+        reference.main([str(tmp_path / "arrays")])
+    with pytest.raises(SystemExit, match=r"there is no rival_\*\.npz in it$"):
+        reference.main([str(tmp_path)])
+    (tmp_path / "rival_tanh.npz").touch()
+    with pytest.raises(SystemExit, match=r"no rival_\*\.npz in it whose name contains 'relu'"):
+        reference.main([str(tmp_path), "--only", "relu"])
+
+
+def test_verified_accuracy_says_what_it_did_not_find(tmp_path):
+    given = [
+        "--network",
+        str(tmp_path / "nets" / "small.npz"),
+        "--images",
+        str(tmp_path / "images.npz"),
+        "--eps",
+        "0.1",
+    ]
+    with pytest.raises(SystemExit, match=r"small\.npz: there is no folder .*nets$"):
+        verified_accuracy.main(given)
+    stored_network(tmp_path / "nets")
+    with pytest.raises(SystemExit, match=r"there is no file images\.npz in "):
+        verified_accuracy.main(given)
+    (tmp_path / "nets" / "small.json").unlink()
+    with pytest.raises(SystemExit, match=r"there is no file small\.json in .*nets$"):
+        verified_accuracy.main(given)
+
+
+# --- verified accuracy ------------------------------------------------------------------------------------------------
+
+
+def stored_network(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Write a small network and images; returns the images and the logits, computed without the library."""
+    rng = np.random.default_rng(0)
+    hidden, last = rng.normal(size=(9, 8)), rng.normal(size=(8, 3))
+    shift = -0.5 * hidden.sum(axis=0)
+    arrays = {"k0": hidden, "b0": shift, "k1": last, "b1": np.zeros(3)}
+    layers = [
+        {"name": "flat", "type": "flatten", "inputs": ["input"]},
+        {"name": "d0", "type": "dense", "inputs": ["flat"], "kernel": "k0", "bias": "b0"},
+        {"name": "r0", "type": "relu", "inputs": ["d0"]},
+        {"name": "d1", "type": "dense", "inputs": ["r0"], "kernel": "k1", "bias": "b1"},
+    ]
+    folder.mkdir()
+    np.savez(folder / "small.npz", **{name: array.astype(np.float32) for name, array in arrays.items()})
+    (folder / "small.json").write_text(json.dumps({"layers": layers}), encoding="utf-8")
+    images = rng.integers(0, 256, size=(20, 3, 3, 1), dtype=np.uint8)
+    return images, np.maximum(images.reshape(20, 9) / 255 @ hidden + shift, 0) @ last
+
+
+def test_verified_accuracy_is_coherent(tmp_path, capsys):
+    images, logits = stored_network(tmp_path / "nets")
+    labels = logits.argmax(axis=1)
+    labels[:5] = (labels[:5] + 1) % 3  # five errors
+    np.savez(tmp_path / "images.npz", image=images, label=labels)
+    arguments = [
+        "--network", str(tmp_path / "nets" / "small"), "--images", str(tmp_path / "images.npz"), "--method", "crown_ibp",
+        "--eps", "0", "0.02", "--batch-size", "8", "--attack-steps", "5", "--attack-restarts", "2",
+        "--output", str(tmp_path / "out"), "--results", str(tmp_path / "partial"),
+    ]  # fmt: skip
+    verified_accuracy.main(arguments)
+    assert "no certificate was broken by PGD" in capsys.readouterr().out
+    with open(tmp_path / "out" / "small_crown_ibp_linf.csv", newline="", encoding="utf-8") as file:
+        zero, small = list(csv.DictReader(file))
+    assert float(zero["clean"]) == float(zero["PGD"]) == float(zero["verified"]) == 0.75
+    assert float(small["clean"]) == 0.75 >= float(small["PGD"]) >= float(small["verified"]) > 0
+    assert float(small["first batch s"]) > 0 and float(small["then s/image"]) > 0
+    names = sorted(path.name for path in (tmp_path / "partial").iterdir())
+    assert names == ["small_crown_ibp_linf_0.02.npz", "small_crown_ibp_linf_0.npz"]

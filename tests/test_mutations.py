@@ -156,12 +156,17 @@ def check_scalar_lines():
 
 
 def check_products():
-    ends = [(jnp.array([-1.0, 0.5, -3.0]), jnp.array([2.0, 1.5, -1.0])), (jnp.array([-2.0, -1.0, 1.0]), jnp.array([1.0, 3.0, 2.0]))]
+    ends = [
+        (jnp.array([-1.0, 0.5, -3.0]), jnp.array([2.0, 1.5, -1.0])),
+        (jnp.array([-2.0, -1.0, 1.0]), jnp.array([1.0, 3.0, 2.0])),
+    ]
     structure = tracing.build(lambda x, y: x * y, [jax.ShapeDtypeStruct((3,), jnp.float64)] * 2, [True] * 2)
     op = structure.nodes[-1].op
     assert op.kind == "product"
     share = np.stack(np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21))).reshape(2, -1, 1)
-    x, y = (np.asarray(low) + (np.asarray(high) - np.asarray(low)) * s for (low, high), s in zip(ends, share, strict=True))
+    x, y = (
+        np.asarray(low) + (np.asarray(high) - np.asarray(low)) * s for (low, high), s in zip(ends, share, strict=True)
+    )
     least, most = product.interval(op, ends, [])
     assert np.allclose(least, (x * y).min(axis=0))
     assert np.allclose(most, (x * y).max(axis=0))
@@ -199,7 +204,10 @@ def check_regions():
     for norm, reach in ((1, 4.0), (2, 5.0), (np.inf, 7.0), (3, (3**1.5 + 4**1.5) ** (2 / 3))):
         assert np.allclose(regions.minimum(jb.LpBall(center, 0.5, norm), slope), middle - 0.5 * reach)
     angle = np.linspace(0, 2 * np.pi, 20001)
-    circle = np.asarray(center)[:, None] + 0.5 * np.stack([np.cos(angle), np.sin(angle)]) * np.linspace(0, 1, 101)[:, None, None]
+    circle = (
+        np.asarray(center)[:, None]
+        + 0.5 * np.stack([np.cos(angle), np.sin(angle)]) * np.linspace(0, 1, 101)[:, None, None]
+    )
     inside = np.all((circle >= -0.5) & (circle <= 0.75), axis=1)
     for sign in (1, -1):
         expected = np.where(inside, sign * (3 * circle[:, 0] - 4 * circle[:, 1]), np.inf).min()
@@ -234,8 +242,12 @@ def check_rounding():
     planes = scalar.planes(op, [(low, low + 1)], [], "adaptive")
     z = np.asarray(low, float) + np.linspace(0, 1, 301)[:, None]
     z = np.minimum(z, np.asarray(low + 1, float))
-    assert np.all(np.asarray(planes.lower_slopes[0], float) * z + np.asarray(planes.lower_intercept, float) <= np.tanh(z))
-    assert np.all(np.asarray(planes.upper_slopes[0], float) * z + np.asarray(planes.upper_intercept, float) >= np.tanh(z))
+    assert np.all(
+        np.asarray(planes.lower_slopes[0], float) * z + np.asarray(planes.lower_intercept, float) <= np.tanh(z)
+    )
+    assert np.all(
+        np.asarray(planes.upper_slopes[0], float) * z + np.asarray(planes.upper_intercept, float) >= np.tanh(z)
+    )
 
 
 def _at_points(function, *shapes):
@@ -333,7 +345,9 @@ class Mutant:
 def _swapped_pairs(original):
     def mutant(op, inputs, planes, sizes):
         turned = [
-            dataclasses.replace(pair, slopes=tuple(ends[::-1] for ends in pair.slopes), intercepts=pair.intercepts[::-1])
+            dataclasses.replace(
+                pair, slopes=tuple(ends[::-1] for ends in pair.slopes), intercepts=pair.intercepts[::-1]
+            )
             for pair in inputs
         ]
         return original(op, turned, planes, sizes)
@@ -383,7 +397,9 @@ def _padded_with_zeros(original):
     return mutant
 
 
-_upper_as_lower = _after(lambda p: dataclasses.replace(p, upper_slopes=p.lower_slopes, upper_intercept=p.lower_intercept))
+_upper_as_lower = _after(
+    lambda p: dataclasses.replace(p, upper_slopes=p.lower_slopes, upper_intercept=p.lower_intercept)
+)
 
 MUTANTS: dict[str, Mutant] = {
     # the affine rule

@@ -101,12 +101,12 @@ def test_numeric_clip_crosses_vmap_and_array_clip_takes_axes():
     np.testing.assert_allclose(shared[0], loop[0], rtol=1e-6)
 
 
-def test_leaf_struct_ignores_python_scalars():
+def test_leaf_struct_is_that_of_the_center():
     assert leaf_struct(LpBall(np.zeros((2, 3), "f"), 0.1, 2, clip=UNIT)) == jax.ShapeDtypeStruct((2, 3), jnp.float32)
     assert leaf_struct(Box(jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16))).dtype == jnp.bfloat16
     with jax.enable_x64(True):
         assert leaf_struct(LpBall(np.zeros(3, "f"), 0.1, 2, clip=(0, 1))).dtype == jnp.float32
-        assert leaf_struct(LpBall(np.zeros(3, "f"), np.float64(0.1), 2)).dtype == jnp.float64
+        assert leaf_struct(LpBall(np.zeros(3, "f"), np.float64(0.1), 2)).dtype == jnp.float32
 
 
 # --- enclosing boxes -----------------------------------------------------------------------------------------------

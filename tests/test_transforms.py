@@ -279,19 +279,6 @@ def test_bounds_of_a_derivative():
     assert np.all(np.asarray(slopes.max(axis=0) <= found.upper))
 
 
-@pytest.mark.x64
-@pytest.mark.parametrize("method", ["IBP", "CrownIBP"])
-def test_bounds_of_the_jacobian_of_a_relu_network(method):
-    """relu's derivative is a step of the pre-activation times what comes from above."""
-    fn, params, x = setting("mlp")
-    jacobian = jax.jacrev(fn, argnums=1)
-    found = jb.bound(jacobian, METHODS[method])(params, LpBall(x[0], 0.3, np.inf))
-    points = x[0] + 0.3 * jax.random.uniform(jax.random.key(0), (500, 3), minval=-1, maxval=1)
-    slopes = jax.vmap(jacobian, (None, 0))(params, points)
-    assert np.all(np.asarray(found.lower <= slopes.min(axis=0) + 1e-12))
-    assert np.all(np.asarray(slopes.max(axis=0) - 1e-12 <= found.upper))
-
-
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 

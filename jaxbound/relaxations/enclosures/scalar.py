@@ -266,7 +266,7 @@ def _flattest(op: Op, z, constants) -> jax.Array:
         return _derivative(op, z, constants)
     unit = _NEAR * _unit(op)
     scale = unit * jnp.stack([jnp.where(jnp.abs(z - p) < unit * max(1, abs(p)), max(1, abs(p)), 0) for p in switches])
-    step = jax.lax.stop_gradient(jnp.max(scale, axis=0))
+    step = jax.lax.stop_gradient(jnp.max(scale, axis=0)).astype(z.dtype)
     sides = _derivative(op, jnp.stack([z - step, z + step]), constants)
     return jnp.clip(0, jnp.min(sides, axis=0), jnp.max(sides, axis=0))
 
