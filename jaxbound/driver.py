@@ -42,8 +42,9 @@ class Run:
     """One call: a graph, its regions, and what is known so far.
 
     `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, and
-    `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of
-    each pass. `void` says whether a region is empty, malformed or NaN, so that nothing is certified of it.
+    `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for
+    intervals that hold in exact arithmetic and for the rounding of each pass.
+    `void` says whether a region is empty, malformed or NaN, so that nothing is certified of it.
     """
 
     def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
@@ -95,7 +96,7 @@ class Run:
     # --- intervals and planes ---------------------------------------------------------------------------------------
 
     def propagate(self, block: Block) -> None:
-        """Bound every node of a block by interval arithmetic, a nonlinear one also from the best known of its inputs."""
+        """Bound a block's nodes by interval arithmetic, a nonlinear one also from the best known of its inputs."""
         known = [self.ends[k] for k in block.outer], [self.base[k] for k in block.outer]
         first, found = self.call(_propagate, (block.template, self.outward), self.constants(block), *known)
         self.base.update(zip(range(block.start, block.stop), found, strict=True))

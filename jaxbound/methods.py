@@ -378,7 +378,7 @@ def _better(first: Bounded, second: Bounded) -> Bounded:
     """The better bound entry by entry, judged with its rounding."""
     low = first.lower - first.lower_rounding >= second.lower - second.lower_rounding
     lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
-    if first.upper is None:
+    if first.upper is None or second.upper is None:
         return Bounded(lower[0], None, lower[1], lower[1])
     one, two = first.upper, second.upper
     high = one + first.upper_rounding <= two + second.upper_rounding

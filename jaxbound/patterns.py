@@ -263,11 +263,13 @@ def _log_softmax(operands: Sequence) -> Rewrite | None:
 
 
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
-    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))`, whose interval is exact; it may overflow, and is then infinite."""
+    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))`, whose interval is exact (infinite where that overflows)."""
     for out, shift in (operands, operands[::-1]):
         log = _made_by(_unbroadcast(out), "log")
-        total = None if log is None else log.operands[0]
-        found = _summed_exp(total.operands[0] if _made_by(total, "abs") else total)
+        if log is None:
+            continue
+        size = _made_by(log.operands[0], "abs")
+        found = _summed_exp(size.operands[0] if size is not None else log.operands[0])
         if found is None:
             continue
         exponent, axes = found[0].operands[0], found[1]

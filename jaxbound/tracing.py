@@ -37,6 +37,7 @@ class _Builder:
 
     def __init__(self):
         self.constants = ConstantProgram()
+        self.made: dict[tuple, Value] = {}
         self.order: tuple = (-1.0,)
         self.labels: list[str] = []
         self.path = ""
@@ -109,6 +110,17 @@ class _Builder:
     # --- sorting values into kinds ----------------------------------------------------------------------------------
 
     def value(self, primitive, params, operands, aval, **facts) -> Value:
+        """A new value, or the one that the same equation has made before."""
+        key = primitive, tuple(sorted(params.items())), tuple(map(_identity, operands)), aval.shape, aval.dtype
+        try:
+            known = self.made.get(key)
+        except TypeError:  # a parameter that cannot be compared
+            return self._new_value(primitive, params, operands, aval, **facts)
+        if known is None:
+            known = self.made[key] = self._new_value(primitive, params, operands, aval, **facts)
+        return known
+
+    def _new_value(self, primitive, params, operands, aval, **facts) -> Value:
         label = next((name for name in self.labels if name and not name.startswith("_")), primitive.name)
         return Value(
             self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
@@ -171,6 +183,13 @@ def _is_elementwise(callee: _compat.ClosedJaxpr) -> bool:
         if not (_is_elementwise(inner) if inner is not None else name in ELEMENTWISE or name == "broadcast_in_dim"):
             return False
     return True
+
+
+def _identity(operand) -> tuple:
+    """What makes two operands the same one."""
+    if isinstance(operand, Literal):
+        return str(operand.value), str(operand.dtype), operand.shape
+    return (operand.number,) if isinstance(operand, Constant) else (id(operand),)
 
 
 def _fold(equation, operands: list[Literal]) -> Any:
@@ -247,7 +266,7 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
     plans: dict[Value, tuple[Op, list]] = {}
     _demand(builder, plans, outputs)
     _share(builder, plans)
-    ordered = inputs + sorted(plans, key=lambda value: value.order)
+    ordered = _ordered(inputs, plans)
     for number, value in enumerate(ordered):
         value.node = number
     width = len(str(max(len(ordered) - 1, 1)))
@@ -280,6 +299,19 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
         results.append(kind)
     builder.constants.prune()
     return Structure(tuple(nodes), len(inputs), tuple(results), out_tree, builder.constants)
+
+
+def _ordered(inputs: list[Value], plans: dict[Value, tuple[Op, list]]) -> list[Value]:
+    """The inputs and the planned values in the order of their equations, each after what it reads."""
+    ordered = dict.fromkeys(inputs)
+    for value in sorted(plans, key=lambda value: value.order):
+        stack = [value]
+        while stack:
+            missing = [o for o in plans[stack[-1]][1] if isinstance(o, Value) and o not in ordered]
+            stack.extend(missing)
+            if not missing:
+                ordered[stack.pop()] = None
+    return list(ordered)
 
 
 def _demand(builder: _Builder, plans: dict[Value, tuple[Op, list]], wanted: Sequence) -> None:

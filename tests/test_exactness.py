@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -131,8 +132,7 @@ def test_affine_chains_and_skips_are_exact(method):
 
 def _layers(seed: int, *widths: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [(rng.normal(size=(a, b)), rng.normal(size=b) * 0.5) for a, b in pairs]
+    return [(rng.normal(size=(a, b)), rng.normal(size=b) * 0.5) for a, b in itertools.pairwise(widths)]
 
 
 def _network(layers, x):

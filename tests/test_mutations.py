@@ -20,7 +20,7 @@ import pytest
 import jaxbound as jb
 from jaxbound import balls, driver, graph, network, patterns, primitives, regions, tracing, transform
 from jaxbound.relaxations import affine, backward, coefficients, forward, interval
-from jaxbound.relaxations.enclosures import maximum, product, scalar
+from jaxbound.relaxations.enclosures import maximum, product, scalar, search
 
 # --- the checks -----------------------------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ def check_chunks():
 
 
 def check_row_selection():
-    """No neuron of this network is stable, so that skipping rows may not change anything."""
+    """No neuron of this network is stable: no row may be skipped, with concrete values or without."""
     layers = [(_W1, np.zeros(3)), (_W2, np.zeros(2)), (np.array([[1.0], [-1.0]]), np.zeros(1))]
 
     def deep(x):
@@ -305,6 +305,23 @@ def check_row_selection():
     eager = jb.bound(deep, jb.Crown())(box)
     traced = jax.vmap(lambda low, high: jb.bound(deep, jb.Crown())(jb.Box(low, high)))(box.lower[None], box.upper[None])
     _equal(eager, traced.lower[0], traced.upper[0])
+    _equal(eager, *jax.tree.leaves(jb.bound(deep, jb.Crown(pre_activation=jb.Crown()))(box)))
+
+
+def check_evaluations():
+    """Intervals of single points contain the function's value, which float32 misses."""
+    z = np.linspace(-3, 3, 2001, dtype=np.float32)
+    found = jb.bound(jnp.tanh, jb.IBP())(jb.Box(jnp.asarray(z), jnp.asarray(z)))
+    assert np.all(
+        (np.asarray(found.lower, float) <= np.tanh(z.astype(float))) & (np.tanh(z.astype(float)) <= found.upper)
+    )
+
+
+def check_switches():
+    """The lower line of a convex function that its program switches at the midpoint is the tangent there."""
+    planes = jb.linear_bounds(jax.nn.softplus, jb.Crown())(jb.Box(-jnp.ones(1), jnp.ones(1)))
+    assert abs(planes.lower_slope[0][0, 0] - 0.5) < 1e-6
+    assert abs(planes.lower_intercept[0] - np.log(2)) < 1e-6
 
 
 def check_abnormal():
@@ -390,7 +407,7 @@ def _another_column(original):
 
 def _padded_with_zeros(original):
     def mutant(params, operands):
-        function, arguments = original(params, operands)
+        _, arguments = original(params, operands)
         plain = original({**params, "padding": tuple((0, 0) for _ in params["padding"])}, operands)[0]
         return lambda x: plain(jnp.pad(x, params["padding"])), arguments
 
@@ -437,13 +454,14 @@ MUTANTS: dict[str, Mutant] = {
     "lower function for negative rows": Mutant("forward", forward, "substitute", lambda original: lambda rows, pair, carry, leaves: original(rows, dataclasses.replace(pair, slopes=tuple((a, a) for a, _ in pair.slopes)), carry, leaves)),
     # scalar functions
     "kinks ignored": Mutant("scalar_lines", scalar, "_borders", _always(())),
-    "bisection bound too high": Mutant("scalar_lines", scalar, "_bisect", _after(lambda found: (found[0], found[1] + 0.01))),
-    "bisection bound too low": Mutant("scalar_lines", scalar, "_bisect", _after(lambda found: (found[0], found[1] - 0.01))),
+    "searched bound too high": Mutant("scalar_lines", search, "minimize", _after(lambda found: (found[0], found[1] + 0.01))),
+    "searched bound too low": Mutant("scalar_lines", search, "minimize", _after(lambda found: (found[0], found[1] - 0.01))),
     "intercepts exchanged": Mutant("scalar_lines", scalar, "intercepts", _after(lambda ends: ends[::-1])),
     "hull slopes exchanged": Mutant("scalar_lines", scalar, "hull_slopes", _after(lambda slopes: slopes[::-1])),
     "convex and concave exchanged": Mutant("scalar_lines", scalar, "curvature_of", _kinds_exchanged),
     "monotone where it is not": Mutant("scalar_lines", scalar, "curvature_of", _after(lambda c: dataclasses.replace(c, is_monotone=1))),
-    "no rounding of evaluations": Mutant("rounding", scalar, "_error", lambda _: lambda op, c, k, reach, size: jnp.zeros_like(size)),
+    "no rounding of evaluations": Mutant("evaluations", scalar, "_error", _after(jnp.zeros_like)),
+    "derivatives trusted at switches": Mutant("switches", scalar, "_flattest", lambda _: scalar._derivative),
     # products and maxima
     "corners forgotten": Mutant("products", product, "_extreme", lambda original: lambda boxes, slopes, choose: jnp.stack([x * y - slopes[0] * x - slopes[1] * y for x, y in zip(*boxes, strict=True)]).mean(axis=0)),
     "corners of equal signs only": Mutant("products", product, "interval", lambda _: lambda op, inputs, c: (inputs[0][0] * inputs[1][0], inputs[0][1] * inputs[1][1])),

@@ -1,7 +1,8 @@
 """How far a scalar program's computed value may be from its real one: a running error analysis, at points.
 
-Every instruction passes on the errors of its operands, by what it makes of the operands moved by them, and adds its own:
-`u |result|` for arithmetic, more for elementary functions (measured), nothing for choices (Higham 2002, section 3.3).
+Every instruction passes on the errors of its operands, by what it makes of the operands moved by them, and adds its
+own: `u |result|` for arithmetic, more for elementary functions (measured), nothing for choices (Higham 2002, section
+3.3).
 The errors are far below the sizes on which the functions bend, so the first order is enough; `_SAFETY` covers the rest.
 """
 

@@ -13,8 +13,8 @@ sigma'(z*) - s in the end at which the minimum lies; it comes out by holding z* 
 The slope by default ("adaptive") is that of the convex hull of the graph at the midpoint of [l, u]: among all valid
 lines the one with the smallest gap there, and in total. For ReLU it is CROWN's choice (the chord above; below 1 if
 u > -l, else 0; Zhang et al. 2018), for S-shaped functions the chord or a tangent. It is found from chords between
-sample points, moved to where they touch; what is left of their distance costs tightness, never soundness. At a kink in the
-middle the flattest slope between those of both sides is taken.
+sample points, moved to where they touch; what is left of their distance costs tightness, never soundness. At a kink in
+the middle the flattest slope between those of both sides is taken.
 
 Rounding: intercepts are widened by a bound on the error of evaluating sigma (`evaluation.error`) and the line.
 """

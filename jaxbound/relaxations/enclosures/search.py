@@ -1,14 +1,15 @@
 """Rigorous minima of functions that are convex on an interval, from values alone.
 
-Golden-section search (Kiefer 1953) keeps four points a <= c <= d <= b and the smaller of f(c), f(d) inside. No derivative
-is asked for: that of a program is wrong where it takes another branch (`|z|` inside softplus, at 0), values are not.
+Golden-section search (Kiefer 1953) keeps four points a <= c <= d <= b and the smaller of f(c), f(d) inside. No
+derivative is asked for: that of a program is wrong where it takes another branch (`|z|` inside softplus, at 0), values
+are not.
 
 Let every value be known up to E. When f(c) < f(d) as computed, [d, b] is dropped; by convexity f is there at least
 
     f(d) + (f(d) - f(c)) / (d - c) * (z - d)  >=  f(d) - E - 2 E (b - d) / (d - c),
 
-no less than the smallest computed value minus `LOSS` E while `b - d <= 2 (d - c)`; the search stops when rounding of the
-points would break that. On what is left, [a, b], the chords prolonged beyond their points are below f.
+no less than the smallest computed value minus `LOSS` E while `b - d <= 2 (d - c)`; the search stops when rounding of
+the points would break that. On what is left, [a, b], the chords prolonged beyond their points are below f.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> 
         limits: `(left, right)`, where the functions are convex; contains the intervals that are not single points.
 
     Returns:
-        `(point, bound)`: a point of the interval near the minimum, and a bound: `f >= bound - LOSS * E` on the interval.
+        `(point, bound)`: a point of the interval near the minimum; `f >= bound - LOSS * E` on the interval.
     """
     spacing = jnp.finfo(lower.dtype).eps * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     pad = jnp.where((upper > lower) & (upper - lower < _NARROW * spacing), _NARROW / 4 * spacing, 0)
