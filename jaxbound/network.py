@@ -333,7 +333,7 @@ def bound_network(
     Args:
         method: how to bound.
         params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `resolve`.
-        x: floating, (batch, *example shape); one example for a Dense chain; or a region, and then no eps.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         eps: radius in the given norm, shape () or (batch,).
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
         activation: between Dense layers where there is no apply_fn.

@@ -186,8 +186,8 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
         method: how to bound.
 
     Returns:
-        A function of fn's arguments that returns `{node name: Interval}` in the order of evaluation; a node with two
-        inputs has two entries, `name:0` and `name:1`.
+        A function of fn's arguments that returns a dict from node names to `Interval`s, in the order of evaluation;
+        a node with two inputs has two entries, `name:0` and `name:1`.
 
     >>> import jax, jax.numpy as jnp, jaxbound as jb
     >>> found = jb.pre_activation_bounds(lambda x: jax.nn.relu(3 * x), jb.IBP())(jb.Box(-jnp.ones(1), jnp.ones(1)))
