@@ -13,8 +13,10 @@ start included, and every point lies in the region: a margin <= 0 here contradic
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxbound._compat import is_tracer
+from jaxbound._compat import eager_jit, is_tracer, is_tracing
 from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
     Box,
@@ -111,16 +113,8 @@ def pgd(
     function, variables, points = per_example_function(params, points, apply_fn, activation)
     region = region_around(variables, x if is_region(x) else points, eps, norm, clip, batched=True)
     single = np.ndim(labels) == 0
-    found = pgd_on_function(
-        lambda example: function(variables, example),
-        _middle(region),
-        region,
-        jnp.reshape(jnp.asarray(labels), (1,)) if single else labels,
-        key=key,
-        steps=steps,
-        restarts=restarts,
-        step_size=step_size,
-    )
+    labels = jnp.reshape(jnp.asarray(labels), (1,)) if single else labels
+    found = _checked(function, variables, _middle(region), region, labels, key, steps, restarts, step_size)
     return jax.tree.map(lambda leaf: leaf[0], found) if single else found
 
 
@@ -164,13 +158,27 @@ def pgd_on_function(
     >>> found.margin.round(3), bool(found.success[0])
     (Array([-0.3], dtype=float32), True)
     """
+    return _checked(_Closed(function), (), x, region, labels, key, steps, restarts, step_size)
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """A function that has its parameters in it."""
+
+    function: Callable
+
+    def __call__(self, _variables, example):
+        return self.function(example)
+
+
+def _checked(function, variables, x, region, labels, key, steps, restarts, step_size) -> Attack:
     if restarts < 1 or steps < 0:
         raise ValueError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
     struct = leaf_struct(region)
     x, labels = jnp.asarray(x, struct.dtype), _checked_labels(labels, struct.shape[0])
     if x.shape != struct.shape:
         raise ValueError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
-    logits = jax.eval_shape(function, jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype))
+    logits = jax.eval_shape(function, variables, jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype))
     if len(logits.shape) != 1:
         raise ValueError(f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}")
     classes = logits.shape[0]
@@ -179,13 +187,32 @@ def pgd_on_function(
         if wrong.size:
             raise ValueError(f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}")
 
-    def attack(x: jax.Array, region: Region, label: jax.Array, key: jax.Array) -> Attack:
+    state = variables, x, per_example(region), labels, _example_keys(key, struct.shape[0]), step_size
+    compiled = not is_tracing() and _is_hashable(function)
+    return (_compiled if compiled else _attack_all)(function, steps, restarts)(*state)
+
+
+def _is_hashable(function: Callable) -> bool:
+    try:
+        hash(function)
+    except TypeError:
+        return False
+    return True
+
+
+def _attack_all(function: Callable, steps: int, restarts: int) -> Callable:
+    def attack(variables, x, region, label, key, step_size) -> Attack:
         def margin(point: jax.Array) -> jax.Array:
-            return _margin(function(point), label)
+            return _margin(function(variables, point), label)
 
         return _attack(margin, x, region, key, steps, restarts, step_size)
 
-    return jax.vmap(attack)(x, per_example(region), labels, _example_keys(key, struct.shape[0]))
+    return jax.vmap(attack, in_axes=(None, 0, 0, 0, 0, None))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(function: Callable, steps: int, restarts: int) -> Callable:
+    return eager_jit(_attack_all(function, steps, restarts))
 
 
 def _middle(region: Region) -> ArrayLike:
