@@ -44,7 +44,7 @@ class Run:
     `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, and
     `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for
     intervals that hold in exact arithmetic and for the rounding of each pass.
-    `void` says whether a region is empty, malformed or NaN, so that nothing is certified of it.
+    `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
     """
 
     def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
@@ -56,7 +56,7 @@ class Run:
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
-        boxes, self.void = self.call(_boxes, None, ((), ()), self.regions)
+        boxes, self.void = self.call(_boxes, None, (graph.constants, graph.axes), self.regions)
         self.ends: dict[int, Ends] = dict(enumerate(boxes))
         self.base: dict[int, Ends] = dict(self.ends)
         self.planes: dict[int, Planes] = {}
@@ -166,7 +166,7 @@ class Run:
         def one(index):
             identity, carry = self.call(_begin, static, ((), ()), index)
             rows, carry = self.pull_to_inputs({number: identity}, carry)
-            return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry))
+            return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
 
         chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1))
         if self.eager or len(chunks) == 1:
@@ -268,8 +268,10 @@ def _mapped(step: Callable, static: Hashable, axes) -> Callable:
     return single if axes is None else batched
 
 
-def _boxes(_static, _constants, leaves):
-    void = jnp.any(jnp.stack([regions.is_empty(leaf) for leaf in leaves]))
+def _boxes(_static, constants, leaves):
+    numbers = [constant for constant in constants if jnp.issubdtype(constant.dtype, jnp.floating)]
+    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in numbers]
+    void = jnp.any(jnp.stack([*(regions.is_empty(leaf) for leaf in leaves), *undefined]))
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
 
@@ -329,8 +331,8 @@ def _add(_static, _constants, first, second):
     return coefficients.add(first, second)
 
 
-def _concretize(_static, _constants, leaves, incoming, carry):
-    return backward.concretize(leaves, incoming, carry)
+def _concretize(_static, _constants, leaves, incoming, carry, void):
+    return backward.concretize(leaves, incoming, carry, void)
 
 
 def _collect(static, _constants, chunks, parts):

@@ -149,10 +149,11 @@ def concretize(
     region_leaves: Sequence[regions.Region],
     incoming: Sequence[Coefficients | None],
     carry: Carry,
+    void: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Lower bounds of the rows over the region, and bounds on their rounding error.
 
-    NaN (an undefined bound) and an empty region give minus infinity.
+    NaN (an undefined bound) and `void` (nothing may be certified) give minus infinity.
     """
     lower, rounding = carry
     for region, rows in zip(region_leaves, incoming, strict=True):
@@ -164,8 +165,7 @@ def concretize(
             terms = values[0].size + 8
             rounding = rounding + affine.gamma(terms, values.dtype) * total(jnp.abs(values), regions.magnitude(region))
             rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
-    undefined = jnp.isnan(lower) | jnp.any(jnp.stack([regions.is_empty(region) for region in region_leaves]))
-    return jnp.where(undefined, -jnp.inf, lower), rounding
+    return jnp.where(jnp.isnan(lower) | void, -jnp.inf, lower), rounding
 
 
 def total(rows: jax.Array, values: jax.Array) -> jax.Array:
