@@ -269,9 +269,8 @@ def _mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def _boxes(_static, constants, leaves):
-    numbers = [constant for constant in constants if jnp.issubdtype(constant.dtype, jnp.floating)]
-    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in numbers]
-    void = jnp.any(jnp.stack([*(regions.is_empty(leaf) for leaf in leaves), *undefined]))
+    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in constants]
+    void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
 
