@@ -105,6 +105,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
         first = jnp.argmin(attained, axis=0)[None]  # at equal heights the end, which moves, before the held point
         least = jnp.take_along_axis(attained, first, axis=0)[0]
         loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
+        loss = loss + jnp.finfo(op.dtype).tiny * (1 + reach)  # a subnormal slope may count as 0
         rigorous = jnp.min(above_line[:known], axis=0) - loss
         if own:
             searched = jnp.min(bounds[np.array(own)], axis=0) - search.LOSS * loss
@@ -273,7 +274,8 @@ def _flattest(op: Op, z, constants) -> jax.Array:
 
 def _within(curvature: Curvature, slope) -> jax.Array:
     """Slopes of difference quotients are noisy on short intervals; they stay within those of sigma."""
-    slope = jnp.clip(slope, *curvature.slope_range)
+    flattest, steepest = curvature.slope_range
+    slope = jnp.clip(slope, _number(flattest, slope, -1), _number(steepest, slope, 1))
     return jnp.where(jnp.isfinite(slope), slope, 0)
 
 
