@@ -188,7 +188,7 @@ def _is_elementwise(callee: _compat.ClosedJaxpr) -> bool:
 def _identity(operand) -> tuple:
     """What makes two operands the same one."""
     if isinstance(operand, Literal):
-        return str(operand.value), str(operand.dtype), operand.shape
+        return operand.value.tobytes(), str(operand.dtype), operand.shape
     return (operand.number,) if isinstance(operand, Constant) else (id(operand),)
 
 
