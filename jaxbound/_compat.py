@@ -49,7 +49,7 @@ import numpy as np
 from jax._src import core as _core
 from jax._src import source_info_util as _source_info
 from jax._src import xla_bridge as _xla_bridge
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 
 from jaxbound import errors
@@ -60,6 +60,7 @@ __all__ = [
     "JaxprEqn",
     "Literal",
     "Primitive",
+    "ShapedArray",
     "Var",
     "backend_started",
     "bind",

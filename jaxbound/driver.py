@@ -144,8 +144,9 @@ class Run:
         kinds, consumers = [node.op.kind for node in self.graph.nodes], self.graph.structure.consumers
         readers = [k for k in consumers[number] if kinds[k] in NONLINEAR]
         deep = any(kinds[k] in NONLINEAR for reader in readers for k in consumers[reader])
-        ops = None if deep else tuple(self.graph.nodes[k].op for k in readers)
-        return self.call(_open, ops, ((), ()), self.ends[number])
+        nodes = () if deep else [self.graph.nodes[k] for k in readers]
+        uses = tuple((node.op, k) for node in nodes for k, source in enumerate(node.inputs) if source == number)
+        return self.call(_open, uses, ((), ()), self.ends[number])
 
     # --- backward passes --------------------------------------------------------------------------------------------
 
@@ -294,10 +295,8 @@ def _enclose(static, constants, inputs, slopes):
 
 
 def _open(readers, _constants, ends):
-    if readers is None:
-        return jnp.ones(ends[0].shape, bool)
-    exact = [enclosures.of(op).is_exact(op, ends) for op in readers]
-    return ~functools.reduce(jnp.logical_and, exact)
+    exact = [enclosures.of(op).is_exact(op, position, ends) for op, position in readers]
+    return ~functools.reduce(jnp.logical_and, exact) if exact else jnp.ones(ends[0].shape, bool)
 
 
 def _merge(intersect, _constants, known, found, errors, needed):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jaxbound import errors, tracing
 from jaxbound.graph import Node
-from jaxbound.relaxations.enclosures import scalar
+from jaxbound.relaxations import enclosures
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Explanation:
     `rows` has one `(name, kind, rule, shape, source)` per node; `refusals` the reasons why it cannot be bounded.
 
     >>> import jax.numpy as jnp, jaxbound as jb
-    >>> jb.explain(jnp.sort, jb.IBP())(jb.Box(jnp.zeros(2), jnp.ones(2))).supported
+    >>> jb.explain(jnp.argsort, jb.IBP())(jb.Box(jnp.zeros(2), jnp.ones(2))).supported
     False
     """
 
@@ -57,11 +57,4 @@ def _rule(node: Node) -> str:
         return "region"
     if op.kind == "affine":
         return f"affine rule ({op.name})"
-    if op.kind == "product":
-        return "McCormick planes"
-    if op.kind == "maximum":
-        return "one entry below, chords above"
-    curvature = scalar.curvature_of(op)
-    chain = " ".join(name for name, _, _ in op.program.instructions)
-    pieces = ", ".join(piece.kind for piece in curvature.pieces)
-    return f"two lines, exact intercepts ({chain}: {pieces})"
+    return enclosures.of(op).describe(op)

@@ -9,6 +9,11 @@ leaves themselves (kind `input`); the others are affine or nonlinear in earlier 
     scalar       sigma(z), a fused chain of elementwise operations 1
     product      x * y, entry by entry                             2
     maximum      the maximum over some axes                        1
+    logsumexp    log(sum(exp(x))) over some axes                   1
+    sort         the entries along an axis, in order               1
+    staircase    x rounded to whole numbers                        1
+    select       one of two values, chosen by an indicator         1 to 3
+    meet         several expressions of one value                  any number
 
 Everything that no region reaches is a constant: an array that is evaluated once per call. `Structure` is the static
 part, shared by all calls with the same shapes; `Graph` adds the constants and is a pytree.
@@ -33,7 +38,7 @@ from jaxbound import primitives
 from jaxbound._compat import Primitive
 from jaxbound.values import ConstantProgram
 
-NONLINEAR = ("scalar", "product", "maximum")
+NONLINEAR = frozenset({"scalar", *primitives.NONLINEAR.values()})
 
 
 @dataclass(frozen=True)

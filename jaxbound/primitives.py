@@ -5,6 +5,7 @@ Nothing here bounds anything. A fact says what a primitive *is*; the interpreter
 * `AFFINE`: affine in the operands that depend on a region, once the other operands are fixed. A combination of
   dependent operands that its facts exclude is not affine (`mul` of two bounded values is a product).
 * `ELEMENTWISE`: applied entry by entry, so that a chain of them on one value is one scalar function.
+* `NONLINEAR`: relaxed as a whole, by the enclosure of that kind.
 * `REFUSED`: primitives that cannot be bounded, with the reason and the way out.
 
 To add a structural, linear or monotone primitive: one line here and one row in `tests/test_primitives.py`.
@@ -45,6 +46,10 @@ def _input_size(shapes: Sequence[Shape], _out: Shape, _params: dict) -> int:
 
 def _output_size(_shapes: Sequence[Shape], out: Shape, _params: dict) -> int:
     return math.prod(out)
+
+
+def _updates(shapes: Sequence[Shape], _out: Shape, _params: dict) -> int:
+    return math.prod(shapes[2])
 
 
 def _window(_shapes: Sequence[Shape], _out: Shape, params: dict) -> int:
@@ -130,9 +135,25 @@ AFFINE: dict[str, Affine] = {
     "select_n": Affine(fixed=range(1), additive=True),
     "dynamic_slice": Affine(fixed=range(1, _ALL)),
     "dynamic_update_slice": Affine(fixed=range(2, _ALL), additive=True),
+    "tile": Affine(adjoint_terms=_expanded),
     "gather": Affine(fixed=range(1, _ALL), adjoint_terms=_output_size),
+    "scatter-add": Affine(fixed=range(1, 2), additive=True, terms=_updates),
 }
 """Primitive name -> facts. `convert_element_type` is here for conversions that widen; the graph refuses the others."""
+
+NONLINEAR: dict[str, str] = {
+    "mul": "product",
+    "reduce_max": "maximum",
+    "sort": "sort",
+    "floor": "staircase",
+    "ceil": "staircase",
+    "round": "staircase",
+    # jaxbound's own, see operations.py
+    "select": "select",
+    "meet": "meet",
+    "logsumexp": "logsumexp",
+}
+"""Primitive name -> the kind of node that it is where it is neither affine nor one scalar function."""
 
 # fmt: off
 ELEMENTWISE = frozenset({
@@ -152,6 +173,12 @@ REFUSED: dict[str, tuple[str, str]] = {
     "io_callback": ("a callback's result is unknown to JAX", "write the function in JAX"),
     "ffi_call": ("foreign code cannot be traced", "write the function in JAX"),
     "pallas_call": ("a kernel cannot be traced", "bound the reference implementation in JAX instead"),
+    "argmax": ("which entry is largest depends on the region", "bound the differences of entries, as margins do"),
+    "argmin": ("which entry is least depends on the region", "bound the differences of entries, as margins do"),
+    "in_order_of": ("the order of the entries depends on the region", "use the sorted values alone"),
+    "rem": ("a remainder jumps wherever the quotient is whole", "subtract a multiple of jnp.floor"),
+    "triangular_solve": ("solving a linear system is not exact", "multiply by the inverse matrix"),
+    "custom_linear_solve": ("solving a linear system is not exact", "multiply by the inverse matrix"),
     "reduce_precision": ("rounding to fewer bits is not affine", "bound the function in full precision"),
 }
 """Primitive name -> why, and what to do instead."""

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxbound import _compat, errors, patterns
 from jaxbound.graph import Node, Op, Program, Structure
-from jaxbound.primitives import AFFINE, ELEMENTWISE, REFUSED
+from jaxbound.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
 from jaxbound.relaxations.enclosures.curvature import analyse
 from jaxbound.values import Constant, ConstantProgram, Literal, Value
 
@@ -140,18 +140,18 @@ class _Builder:
 
     def apply(self, primitive, params: dict, operands: list, avals: list) -> list:
         """What an equation with at least one region-dependent operand makes."""
-        rewrite = patterns.match(primitive.name, params, operands)
+        narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
+        if primitive.name in ELEMENTWISE:
+            operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]
+        rewrite = None if narrowed else patterns.match(primitive, params, operands)
         if rewrite is not None:
             function, arguments = rewrite
             return self.inline(function, *arguments)
-        narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE and not narrowed:
             return [self._elementwise(primitive, params, operands, avals[0])]
         return [self.value(primitive, params, operands, aval) for aval in avals]
 
     def _elementwise(self, primitive, params, operands, aval) -> Value:
-        shape = tuple(aval.shape)
-        operands = [self._expanded(o, shape) if isinstance(o, Value) else o for o in operands]
         dependent = [o for o in operands if isinstance(o, Value)]
         arrays = any(isinstance(o, Constant) for o in operands)
         affine = _is_affine(primitive.name, operands, aval)
@@ -159,7 +159,7 @@ class _Builder:
         one = all(o.root is shared for o in dependent)
         if affine and (arrays or not one):
             return self.value(primitive, params, operands, aval, before=shared)
-        if shared is None:
+        if shared is None or not jnp.issubdtype(shared.dtype, jnp.floating):  # no function of one real variable
             return self.value(primitive, params, operands, aval)
         bends = not affine or any(o.bends for o in dependent)
         return self.value(primitive, params, operands, aval, root=shared, bends=bends)
@@ -369,24 +369,25 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
     if rounded:
         reason = f"its result of dtype {value.dtype} rounds its operand of {rounded[0].dtype}"
         raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
+    if name in REFUSED:
+        reason, way_out = REFUSED[name]
+        raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
     if value.dtype == np.bool_ or not jnp.issubdtype(value.dtype, jnp.floating):
         reason = f"its result has dtype {value.dtype}, which cannot carry a bound"
         way_out = "use jnp.where on a fixed predicate, or keep comparisons inside one elementwise function"
         raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
     if name in AFFINE and _is_affine(name, value.operands, value):
         return _op("affine", value), list(value.operands)
-    if name == "mul":
-        return _op("product", value), list(value.operands)
-    if name == "reduce_max":
-        return _op("maximum", value), list(value.operands)
-    parts = patterns.parts(name, value.operands)
+    parts = patterns.parts(name, value.params, value.operands)
     if parts is not None:
         return _plan(builder, builder.replaced(value, *parts))
-    reason, way_out = REFUSED.get(name, _NO_RULE)
+    if name in NONLINEAR:
+        return _op(NONLINEAR[name], value), list(value.operands)
+    reason, way_out = (
+        "no rule bounds it when these operands depend on a region",
+        "add a rule as docs/extending.md shows",
+    )
     raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
-
-
-_NO_RULE = "no rule bounds it when these operands depend on a region", "add a rule as docs/extending.md shows"
 
 
 def _shapes(value: Value) -> list[tuple[int, ...]]:
@@ -409,11 +410,16 @@ def _op(kind: str, value: Value) -> Op:
 
 
 def _roots(value: Value) -> list[Value]:
-    """From where a bending value can be one scalar function: its chain's root, else its only operand."""
+    """From where a bending value can be one scalar function: its chain's root, else its only operand, or theirs."""
     if not value.bends:
         return []
-    operands = {id(o): o for o in value.dependent}
-    return [value.root, *(operands.values() if len(operands) == 1 else ())]
+    roots, inner = [value.root], value
+    while len({id(o) for o in inner.dependent}) == 1:
+        inner = inner.dependent[0]
+        roots.append(inner)
+        if not inner.bends:
+            break
+    return [root for root in dict.fromkeys(roots) if jnp.issubdtype(root.dtype, jnp.floating)]
 
 
 def _program(value: Value, root: Value) -> tuple[Program, list[Constant]]:

@@ -81,6 +81,37 @@ class Value:
         return [operand for operand in self.operands if isinstance(operand, Value)]
 
 
+def made_by(operand, *names: str) -> Value | None:
+    """The operand if one of these primitives makes it."""
+    return operand if isinstance(operand, Value) and operand.name in names else None
+
+
+def unbroadcast(operand):
+    """What a value is before it was repeated or reshaped, without its gradient marks."""
+    while made_by(operand, "broadcast_in_dim", "reshape", "squeeze", "stop_gradient"):
+        operand = operand.operands[0]
+    return operand
+
+
+def put_back(operand, source: Value, axes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an operand is the source, reduced over the axes of a shape, put back along just these axes."""
+    rest = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    reduced = tuple(shape[axis] for axis in rest)
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+    while operand is not source:
+        inner = operand.operands[0]
+        known = inner.shape in (kept, reduced, shape) and operand.shape in (kept, reduced, shape)
+        if operand.name == "broadcast_in_dim":
+            expected = rest if len(inner.shape) < len(shape) else tuple(range(len(shape)))
+            known = known and tuple(operand.params["broadcast_dimensions"]) == expected
+        elif operand.name == "reshape":
+            known = inner.shape == operand.shape or (known and shape not in (inner.shape, operand.shape))
+        if not known:
+            return False
+        operand = inner
+    return True
+
+
 class ConstantProgram:
     """The equations that no region reaches, and how to run them."""
 

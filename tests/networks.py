@@ -94,6 +94,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "rsqrt": Activation(jax.lax.rsqrt, lambda z: 1 / np.sqrt(z), (1.0,), 2.0**-10),
     "reciprocal": Activation(lambda x: 1 / x, lambda z: 1 / z, (1.0,), 2.0**-10),
     "log1p": Activation(jnp.log1p, np.log1p, (0.0,), -0.75),
+    "arcsin": Activation(jnp.arcsin, np.arcsin, (-1.0, 0.0), -1.0, 1.0),
+    "arccos": Activation(jnp.arccos, np.arccos, (-1.0, 0.0), -1.0, 1.0),
+    "arctanh": Activation(jnp.arctanh, np.arctanh, (0.0,), 2.0**-12 - 1, 1 - 2.0**-12),
+    "arccosh": Activation(jnp.arccosh, np.arccosh, (1.0,), 1.0),
+    "erf_inv": Activation(jax.scipy.special.erfinv, special.erfinv, (0.0,), 2.0**-12 - 1, 1 - 2.0**-12),
+    "x_arcsin": Activation(lambda x: x * jnp.arcsin(x), lambda z: z * np.arcsin(z), (-1.0, 0.0), -1.0, 1.0),
+    "arcsin_tanh": Activation(lambda x: jnp.arcsin(jnp.tanh(x)), lambda z: 2 * np.arctan(np.tanh(z / 2)), low=-1.0),
+    "power": Activation(lambda x: x**1.7, lambda z: z**1.7, low=0.0),
+    "inverse_power": Activation(lambda x: x**-0.5, lambda z: z**-0.5, (1.0,), 2.0**-10),
 }
 """Name -> function; `low` and `high` end the stretch on which intervals are drawn."""
 

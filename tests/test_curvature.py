@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special as special
 
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, Piece, analyse
-from jaxbound.relaxations.enclosures.jets import Interval, UnsupportedError, enclose
+from jaxbound.relaxations.enclosures.elementary import ELEMENTARY
+from jaxbound.relaxations.enclosures.intervals import Interval
+from jaxbound.relaxations.enclosures.jets import UnsupportedError, enclose
 
 pytestmark = pytest.mark.x64
 
@@ -165,6 +168,23 @@ ROWS = {
     "logit": Row(lambda z: jnp.log(z / (1 - z)), lambda z: np.log(z / (1 - z)), (CONCAVE, CONVEX), (0.5,), monotone=1),
     "root of relu": Row(lambda z: jnp.sqrt(jax.nn.relu(z)), lambda z: np.sqrt(np.maximum(z, 0)), (LINEAR, CONCAVE),
                         (0.0,), monotone=1),
+    "power 1.7": Row(lambda z: z**1.7, lambda z: z**1.7, (CONVEX,), monotone=1),
+    "power -0.5": Row(lambda z: z**-0.5, lambda z: 1 / np.sqrt(z), (CONVEX,), monotone=-1),
+    "arcsin": Row(jnp.arcsin, np.arcsin, (CONCAVE, CONVEX), (0.0,), monotone=1),
+    "arccos": Row(jnp.arccos, np.arccos, (CONVEX, CONCAVE), (0.0,), monotone=-1),
+    "arctanh": Row(jnp.arctanh, np.arctanh, (CONCAVE, CONVEX), (0.0,), monotone=1),
+    "arccosh": Row(jnp.arccosh, np.arccosh, (CONCAVE,), monotone=1),
+    "erf_inv": Row(jax.scipy.special.erfinv, special.erfinv, (CONCAVE, CONVEX), (0.0,), monotone=1),
+    "arctanh of a half": Row(lambda z: jnp.arctanh(z / 2), lambda z: np.arctanh(z / 2), (CONCAVE, CONVEX), (0.0,),
+                             monotone=1),
+    "x arcsin": Row(lambda z: z * jnp.arcsin(z), lambda z: z * np.arcsin(z), (CONVEX,), turns=(0.0,)),
+    "arcsin of tanh": Row(lambda z: jnp.arcsin(jnp.tanh(z)), lambda z: 2 * np.arctan(np.tanh(z / 2)),
+                          (CONVEX, CONCAVE), (0.0,), monotone=1),
+    "arcsin of clip": Row(lambda z: jnp.arcsin(jnp.clip(z, -1, 1)), lambda z: np.arcsin(np.clip(z, -1, 1)),
+                          (LINEAR, CONCAVE, CONVEX, LINEAR), (-1.0, 0.0, 1.0), monotone=1),
+    "quantile": Row(lambda z: jax.scipy.special.erfinv(2 * z - 1), lambda z: special.erfinv(2 * z - 1),
+                    (CONCAVE, CONVEX), (0.5,), monotone=1),
+    "arcsin'": Row(jax.grad(jnp.arcsin), lambda z: 1 / np.sqrt((1 - z) * (1 + z)), (CONVEX,), turns=(0.0,)),
     "sin": Row(jnp.sin, np.sin),
     "cos": Row(jnp.cos, np.cos),
     "tan": Row(jnp.tan, np.tan, continuous=False),
@@ -433,6 +453,23 @@ def test_poles_and_undefined_parts_are_cells():
 
 
 @pytest.mark.fast
+def test_domains_with_two_ends():
+    """Closed where the function is continuous at its ends, open where it has a pole there; nothing is known beyond."""
+    for function in (jnp.arcsin, jnp.arccos):
+        claim = curvature(function)
+        assert claim.domain == (-1.0, 1.0)
+        assert claim.cells == (Cell(-math.inf, -1.0, -math.inf, math.inf), Cell(1.0, math.inf, -math.inf, math.inf))
+        assert math.inf in np.abs(claim.slope_range)
+    assert curvature(jnp.arccosh).domain == (1.0, math.inf)
+    for function in (jnp.arctanh, jax.scipy.special.erfinv):
+        claim = curvature(function)
+        low, high = claim.domain
+        assert -1 < low < 1e-6 - 1 < 1 - 1e-6 < high < 1
+        assert np.float32(low) > -1 and np.float32(high) < 1  # the poles stay in their cells
+        assert all((cell.lower, cell.upper) == (-math.inf, math.inf) for cell in claim.cells)
+
+
+@pytest.mark.fast
 def test_jump_cells_survive_float32():
     """A jump lies strictly inside its cell, also after the ends are rounded to float32."""
     for jump in (0.0, 0.1, -3.0, 1e-20, 1e10):
@@ -449,13 +486,13 @@ def test_jump_cells_survive_float32():
         jnp.floor,
         jnp.round,
         lambda z: z + jax.lax.stop_gradient(z) * jax.lax.reduce_precision(z, 5, 10),
-        jax.scipy.special.erfinv,
+        jax.scipy.special.digamma,
         lambda z: z * jnp.nan,
         lambda z: (z > 0) | (z < -1),
         lambda z: z.astype(int).astype(float),
         lambda z: jnp.power(jnp.abs(z), z),
     ],
-    ids=["floor", "round", "reduce_precision", "erf_inv", "nan", "boolean", "cast", "pow"],
+    ids=["floor", "round", "reduce_precision", "digamma", "nan", "boolean", "cast", "pow"],
 )
 def test_what_has_no_rule_is_left_to_the_caller(function):
     assert analyse(program(function)) is None
@@ -554,6 +591,9 @@ RULES: dict[str, tuple[Callable, float, float]] = {
     "logistic": (lambda z: jax.nn.sigmoid(z) ** 2, -40, 40),
     "erf": (lambda z: jax.scipy.special.erf(z) * jax.scipy.special.erfc(z - 1), -6, 6),
     "inverse": (lambda z: jnp.arctan(z) + jnp.arcsinh(3 * z), -9, 9),
+    "arcs": (lambda z: jnp.arcsin(z) * jnp.arccos(0.9 * z) + jnp.arctanh(-0.8 * z), -1, 1),
+    "arcs of functions": (lambda z: jnp.arcsin(jnp.tanh(z)) + jnp.arccosh(1.5 + z * z) / (2 + jnp.sin(z)), -9, 9),
+    "erf_inv": (lambda z: jax.scipy.special.erfinv(0.9 * z) * jnp.exp(z), -1.1, 1.1),
     "trigonometric": (lambda z: jnp.sin(z) * jnp.cos(3 * z) + jnp.tan(0.1 * z), -9, 9),
     "max and abs": (lambda z: jnp.maximum(jnp.abs(z), 2 + jnp.sin(z)) - jnp.minimum(z, 0.3), -9, 9),
     "select": (lambda z: jnp.where((z > 0.7) & ~(z >= 2.1) | (z < -1), z * z, jnp.exp(z)), -3, 3),
@@ -598,3 +638,77 @@ def test_limits_at_the_ends_of_a_cell():
     assert (orders.upper[0, 2, 0], orders.lower[0, 1, 1]) == (0.0, 1.0)
     assert not enclose(step.instructions, left[:1], right[1:]).continuous.any()
     assert enclose(step.instructions, right[:1], right[:1]).orders.upper[0, 0, 0] == 0.0  # the jump belongs to its left
+
+
+ENDS = {
+    "asin": (-1.0, 1.0),
+    "acos": (-1.0, 1.0),
+    "atanh": (-1.0, 1.0),
+    "erf_inv": (-1.0, 1.0),
+    "acosh": (1.0, math.inf),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ENDS)
+def test_jets_at_the_ends_of_domains(name):
+    """The infinite slopes at an end are enclosed, the value is where it is finite; beyond nothing is known."""
+    left, right = ENDS[name]
+    instructions = ((name, (), (("z",),)),)
+    beyond = enclose(instructions, np.array([left - 1, left - 0.5]), np.array([left + 0.5, left - 0.25]))
+    assert (beyond.orders.lower[:, 0] == -math.inf).all()
+    assert (beyond.orders.upper[:, 0] == math.inf).all()
+    assert not beyond.continuous.any()
+    for end in (left, right):
+        if math.isfinite(end):
+            inward = end - math.copysign(0.25, end) if right == 1 else end + 0.25
+            cells = np.array([min(end, inward)]), np.array([max(end, inward)])
+            for proof in (enclose(instructions, *cells), enclose(instructions, np.array([end]), np.array([end]))):
+                track = 0 if proof.orders.lower.shape[1] == 1 else 1 if end < inward else 2
+                assert proof.continuous.all() == ELEMENTARY[name].closed
+                assert not proof.smooth.any()
+                assert np.isinf([*proof.orders[1:, track]]).any(axis=0).all()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "slope"), [("asin", 1.0), ("acos", -1.0), ("atanh", 1.0), ("erf_inv", math.sqrt(math.pi) / 2)]
+)
+def test_jets_of_subnormal_arguments(name, slope):
+    tiny = np.array([-5e-324, 0.0, -1e-30, 5e-324]), np.array([5e-324, 2.0**-1060, 1e-30, 5e-324])
+    proof = enclose(((name, (), (("z",),)),), *tiny)
+    lower, upper = proof.orders[1, 0]
+    assert proof.smooth.all()
+    assert ((lower <= slope) & (slope <= upper) & (upper - lower < 1e-12)).all()
+    value = ELEMENTARY[name].formulas[0](np.zeros(1)).item()
+    assert ((proof.orders.lower[0, 0, :3] <= value) & (value <= proof.orders.upper[0, 0, :3])).all()
+
+
+def _residual(point: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """`erf(point) - size`, relative to the smaller of size and 1 - size."""
+    tail = size > 0.5
+    excess = np.where(tail, (1 - size) - _erfc(point), _erf(point) - size)
+    return excess / np.where(tail, 1 - size, size)
+
+
+@pytest.mark.fast
+def test_inverse_error_function_is_proved_everywhere():
+    """Both ends of the enclosure are on their sides of the root of `erf(y) - x`, and close to it."""
+    rng = np.random.default_rng(1)
+    tails = 1 - 2.0 ** -rng.uniform(0, 53, 4000)
+    size = np.concatenate(
+        [rng.uniform(0, 1, 4000), tails, 2.0 ** -rng.uniform(0, 60, 1000), 1 - np.arange(1, 9) / 2**53]
+    )
+    size = size[(size > 0) & (size < 1)]
+    outer = ELEMENTARY["erf_inv"].orders(Interval(size, size))
+    lower, upper = outer[0]
+    assert np.isfinite([lower, upper]).all()
+    assert (_residual(lower, size) < 0).all()
+    assert (_residual(upper, size) > 0).all()
+    assert (upper - lower <= 2e-14 * size * (1 + upper)).all()
+    mirrored = ELEMENTARY["erf_inv"].orders(Interval(-size, -size))
+    assert (mirrored.lower[0] == -upper).all()
+    slope = np.sqrt(np.pi) / 2 * np.exp(special.erfinv(size) ** 2)
+    assert (np.abs(outer.lower[1] / slope - 1) < 4e-13).all()
+    assert (np.abs(outer.upper[1] / slope - 1) < 4e-13).all()
+    assert (outer.lower[1] < outer.upper[1]).all()

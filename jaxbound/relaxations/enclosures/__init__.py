@@ -1,9 +1,10 @@
 """What is known about each kind of nonlinear node: its interval and planes around it.
 
-An enclosure is a module with three functions; it never knows which interpreter asks.
+An enclosure is a module with four functions; it never knows which interpreter asks.
 
+    describe(op) -> str                                           for `explain`
     interval(op, inputs, constants) -> (lower, upper)             of the node, from (lower, upper) of its inputs
-    is_exact(op, ends) -> mask                                    entries of an input whose tightening gains nothing
+    is_exact(op, position, ends) -> mask                          entries of an input whose tightening gains nothing
     planes(op, inputs, constants, lower_slope, slopes) -> Planes  with the slopes chosen by a rule, or given
 """
 
@@ -12,9 +13,18 @@ from __future__ import annotations
 from types import ModuleType
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures import maximum, product, scalar
+from jaxbound.relaxations.enclosures import logsumexp, maximum, meet, product, scalar, select, sort, staircase
 
-_ENCLOSURES: dict[str, ModuleType] = {"scalar": scalar, "product": product, "maximum": maximum}
+_ENCLOSURES: dict[str, ModuleType] = {
+    "scalar": scalar,
+    "product": product,
+    "maximum": maximum,
+    "select": select,
+    "meet": meet,
+    "logsumexp": logsumexp,
+    "sort": sort,
+    "staircase": staircase,
+}
 
 LOWER_SLOPES = ("adaptive", "parallel", "zero", "one")
 """How the lower slope of a nonlinearity may be chosen."""
@@ -27,4 +37,4 @@ def of(op: Op) -> ModuleType:
 
 def reduced_axes(op: Op) -> tuple[int, ...]:
     """The axes over which a node sums its planes (see `planes.Planes`)."""
-    return maximum.axes(op) if op.kind == "maximum" else ()
+    return maximum.axes(op) if op.kind in ("maximum", "logsumexp") else ()

@@ -6,142 +6,54 @@ intervals that contain value, first and second derivative of that intermediate f
     track 0    at every point of the open cell (a, b);
     track 1    the limit as z falls to a;        track 2    the limit as z rises to b.
 
-Sums and products are error-free transformations (Knuth, Dekker), rounded outward only where they are inexact, so that
-what is exactly zero stays exactly zero: "linear" is then a proof. Elementary functions are evaluated at both ends of
-their argument and at the turning points between, and widened by a stated error.
+The arithmetic is that of `intervals.py`: what is exactly zero stays exactly zero, so that "linear" is a proof.
+Elementary functions come from the table in `elementary.py`, with infinite slopes at the ends of their domains.
 
 Cancellation is fought with the mean value theorem: on a cell of width w, `f(z)` lies in `f(a) + [0, w] f'` and in
-`f(b) - [0, w] f'` (`_tighten`); quotients go through the Wronskian `x'y - xy'`, square roots through `2uu'' - u'^2`,
+`f(b) - [0, w] f'` (`tighten`); quotients go through the Wronskian `x'y - xy'`, square roots through `2uu'' - u'^2`,
 which is constant where u is a quadratic.
 
 Comparisons are decided by the sign of the difference on the open cell; a difference that reaches 0 only at an end of
 the cell is decided if it is strictly monotone. An undecided maximum is continuous with an unknown second derivative; an
 undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a learned slope stay linear.
 
-Length: intervals, jets and the table of primitives are one chain of trust, with one caller, `curvature.py`.
+Length: jets and the rules of the primitives are one chain of trust, with one caller, `curvature.py`.
 """
 
 import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = np.ndarray
-
-_TINY = 2.0**-1021  # absorbs every underflow, flushed to zero or not
-_LARGEST = float(np.finfo(np.float64).max)
-_UNIT = 2.0**-53
-_FINE, _ROUGH, _COARSE = 16 * _UNIT, 48 * _UNIT, 1e-13  # relative errors of formulas, see `Elementary`
-_SPLIT = 134217729.0  # 2**27 + 1
+from jaxbound.relaxations.enclosures.elementary import (
+    CUBE_ROOT,
+    ELEMENTARY,
+    FINE,
+    ROOT,
+    Elementary,
+    power,
+    range_of,
+    sine_range,
+)
+from jaxbound.relaxations.enclosures.intervals import (
+    LARGEST,
+    ONE,
+    TINY,
+    WHOLE,
+    Array,
+    Interval,
+    stack,
+    up,
+    where,
+)
 
 
 class UnsupportedError(Exception):
     """An instruction has no rule here; the caller must relax the program's parts one by one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """The closed intervals `[lower, upper]`, elementwise; infinite ends mean unbounded, not infinite values."""
-
-    lower: Array
-    upper: Array
-
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.lower, self.upper))
-
-    def __getitem__(self, index: Any) -> "Interval":
-        return Interval(self.lower[index], self.upper[index])
-
-    def __neg__(self) -> "Interval":
-        return Interval(-self.upper, -self.lower)
-
-    def __and__(self, other: "Interval") -> "Interval":
-        return Interval(np.maximum(self.lower, other.lower), np.minimum(self.upper, other.upper))
-
-    def __or__(self, other: "Interval") -> "Interval":
-        return Interval(np.minimum(self.lower, other.lower), np.maximum(self.upper, other.upper))
-
-    def __add__(self, other: "Interval") -> "Interval":
-        a, b = np.stack([*self]), np.stack([*other])
-        total = a + b
-        part = total - a
-        inexact = ((a - (total - part)) + (b - part) != 0) & np.isfinite(a) & np.isfinite(b)
-        lower = np.where(inexact[0], _down(total[0]), total[0])
-        upper = np.where(inexact[1], _up(total[1]), total[1])
-        return Interval(np.where(np.isnan(lower), -np.inf, lower), np.where(np.isnan(upper), np.inf, upper))
-
-    def __sub__(self, other: "Interval") -> "Interval":
-        return self + -other
-
-    def __mul__(self, other: "Interval") -> "Interval":
-        x, y = np.broadcast_arrays(np.stack([*self]), np.stack([*other]))
-        a, b = x[:, None], y[None]
-        product = np.where((a == 0) | (b == 0), 0.0, a * b)
-        inexact = _inexact_product(a, b, product)
-        return _outward(product.reshape(4, *x.shape[1:]), inexact.reshape(4, *x.shape[1:]))
-
-    def __truediv__(self, other: "Interval") -> "Interval":
-        """The quotients on the part of `other` that is not 0; the whole line where it has 0 inside, or is 0."""
-        (low, high), (y_low, y_high) = np.broadcast_arrays(np.stack([*self]), np.stack([*other]))
-        y_low, y_high = y_low + 0.0, np.where(y_high == 0, -0.0, y_high)  # a zero end is approached from inside
-        a, b = np.stack([low, low, high, high]), np.stack([y_low, y_high, y_low, y_high])
-        quotient = np.where((a == 0) | np.isinf(b), np.copysign(0.0, a) * np.sign(b), a / b)
-        inexact = ((quotient * b != a) | _inexact_product(quotient, b, a)) & (a != 0)
-        whole = ((y_low < 0) & (y_high > 0)) | ((y_low == 0) & (y_high == 0))
-        return _where(whole, _WHOLE, _outward(quotient, inexact))
-
-    def twice(self) -> "Interval":
-        """`2 x`."""
-        return self + self
-
-    def squared(self) -> "Interval":
-        """`x^2`, not negative."""
-        far = np.maximum(np.abs(self.lower), np.abs(self.upper))
-        near = np.minimum(np.abs(self.lower), np.abs(self.upper))
-        ends = np.stack([np.where((self.lower <= 0) & (self.upper >= 0), 0.0, near), far])
-        return _outward(ends * ends, _inexact_product(ends, ends, ends * ends))
-
-
-_WHOLE, _ONE = Interval(np.array(-np.inf), np.array(np.inf)), Interval(np.ones(1), np.ones(1))
-
-
-def _down(x: Array) -> Array:
-    return np.nextafter(x - _TINY, -np.inf)
-
-
-def _up(x: Array) -> Array:
-    return np.nextafter(x + _TINY, np.inf)
-
-
-def _inexact_product(x: Array, y: Array, product: Array) -> Array:
-    """Dekker's test: where `product` is not proved to be exactly `x * y`."""
-    x_high, y_high = _SPLIT * x - (_SPLIT * x - x), _SPLIT * y - (_SPLIT * y - y)
-    x_low, y_low = x - x_high, y - y_high
-    error = ((x_high * y_high - product) + x_high * y_low + x_low * y_high) + x_low * y_low
-    return ~((error == 0) & (np.abs(product) > 1e-270)) & (x != 0) & (y != 0)
-
-
-def _outward(candidates: Array, inexact: Array, relative: float = 0.0) -> Interval:
-    """The hull over axis 0 of candidates whose sign bits are right and whose inexact members are rounded outward."""
-    negative, finite = np.signbit(candidates), np.clip(candidates, -_LARGEST, _LARGEST)
-    margin = relative * np.abs(finite)
-    low = np.where(inexact & (candidates > -np.inf), _down(finite - margin), candidates)
-    high = np.where(inexact & (candidates < np.inf), _up(finite + margin), candidates)
-    low = np.where(negative, low, np.maximum(low, 0.0))
-    high = np.where(negative, np.minimum(high, 0.0), high)
-    return Interval(np.where(np.isnan(low), -np.inf, low).min(0), np.where(np.isnan(high), np.inf, high).max(0))
-
-
-def _where(condition: Array, x: Interval, y: Interval) -> Interval:
-    return Interval(np.where(condition, x.lower, y.lower), np.where(condition, x.upper, y.upper))
-
-
-def _stack(*rows: Interval) -> Interval:
-    return Interval(np.stack([row.lower for row in rows]), np.stack([row.upper for row in rows]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +82,13 @@ class Cells:
             upper += [np.where(np.isinf(self.left), self.right, self.left), self.right]
         orders = Interval(np.concatenate(lower), np.concatenate(upper))
         yes = np.ones(orders.lower.shape, bool)
-        return Jet(self, _stack(orders, Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)), yes, yes)
+        return Jet(self, stack(orders, Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)), yes, yes)
 
     def constant(self, lower: float, upper: float) -> "Jet":
         """The jet of a constant known to lie in `[lower, upper]`."""
         zeros = np.zeros(self.tracks * self.left.size)
         finite = np.full(zeros.shape, bool(lower < math.inf and upper > -math.inf))
-        orders = _stack(Interval(zeros + lower, zeros + upper), Interval(zeros, zeros), Interval(zeros, zeros))
+        orders = stack(Interval(zeros + lower, zeros + upper), Interval(zeros, zeros), Interval(zeros, zeros))
         return Jet(self, orders, finite, finite)
 
     def tighten(self, orders: Interval, valid: Array) -> Interval:
@@ -188,8 +100,8 @@ class Cells:
             return orders
         count = self.left.size
         body, left, right = orders[:, :count], orders[:-1, count : 2 * count], orders[:-1, 2 * count :]
-        step = Interval(np.zeros_like(self.left), _up(self.right - self.left))[None] * body[1:]
-        cut = body[:-1] & _where(valid[:, :count], (left + step) & (right - step), _WHOLE)
+        step = Interval(np.zeros_like(self.left), up(self.right - self.left))[None] * body[1:]
+        cut = body[:-1] & where(valid[:, :count], (left + step) & (right - step), WHOLE)
         orders.lower[:-1, :count], orders.upper[:-1, :count] = cut
         return orders
 
@@ -222,13 +134,13 @@ class Jet:
 
     def __mul__(self, other: "Jet") -> "Jet":
         terms = self.orders[[0, 1, 0, 2, 1, 0]] * other.orders[[0, 0, 1, 0, 1, 2]]
-        orders = _stack(terms[0], terms[1] + terms[2], terms[3] + terms[4].twice() + terms[5])
+        orders = stack(terms[0], terms[1] + terms[2], terms[3] + terms[4].twice() + terms[5])
         return self.derive(orders, other.continuous, other.smooth)
 
     def squared(self) -> "Jet":
         """`x^2`."""
         squares, products = self.orders[:2].squared(), self.orders[[0, 0]] * self.orders[1:]
-        return self.derive(_stack(squares[0], products[0].twice(), (squares[1] + products[1]).twice()))
+        return self.derive(stack(squares[0], products[0].twice(), (squares[1] + products[1]).twice()))
 
     def __truediv__(self, other: "Jet") -> "Jet":
         """`q' = W / y^2`, `q'' = W' / y^2 - 2 W y' / y^3` with the Wronskian `W = x'y - xy'`, `W' = x''y - xy''`."""
@@ -239,17 +151,17 @@ class Jet:
             return self.derive(x / y[:1], continuous, smooth)
         products = x[[1, 2, 0, 0]] * y[[0, 0, 1, 2]]
         wronskian = self.cells.tighten(products[:2] - products[2:], (self.smooth & smooth)[None])
-        inverse = _ONE[None] / y[:1]
+        inverse = ONE[None] / y[:1]
         slopes = wronskian * inverse.squared()
-        orders = _stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse[0]).twice())
-        return self.derive(_where(zero & self.cells.at_end, _WHOLE, orders), continuous, smooth)
+        orders = stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse[0]).twice())
+        return self.derive(where(zero & self.cells.at_end, WHOLE, orders), continuous, smooth)
 
     def compose(self, outer: Interval, continuous: Array | bool = True, singular: Array | bool = False) -> "Jet":
         """The chain rule; `outer` encloses value and derivatives of a function, not smooth where `singular`."""
         x = self.orders
-        terms = outer[[1, 2, 1]] * _stack(x[1], x[1].squared(), x[2])
-        slopes = _where(singular & self.cells.at_end, _WHOLE, _stack(terms[0], terms[1] + terms[2]))
-        return self.derive(_stack(outer[0], slopes[0], slopes[1]), continuous, np.logical_not(singular))
+        terms = outer[[1, 2, 1]] * stack(x[1], x[1].squared(), x[2])
+        slopes = where(singular & self.cells.at_end, WHOLE, stack(terms[0], terms[1] + terms[2]))
+        return self.derive(stack(outer[0], slopes[0], slopes[1]), continuous, np.logical_not(singular))
 
 
 class Truth(NamedTuple):
@@ -268,158 +180,29 @@ class Truth(NamedTuple):
         return Truth(self.true | other.true, self.false & other.false)
 
 
-Formula = Callable[[Array], Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Elementary:
-    """A function by formulas for value, first and second derivative, which must get their sign bits right.
-
-    `turning[k]` are the points where formula k turns; `domain` is where the function begins, there `closed` or not;
-    `floor` and `ceiling` bound its values. `errors` bound the relative errors of the formulas: fine with square roots,
-    exp, log and C's functions (1 unit in the last place each), rough with NumPy's others (4), coarse for odd powers.
-    """
-
-    formulas: tuple[Formula, Formula, Formula]
-    turning: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] = ((), (), ())
-    domain: float = -math.inf
-    closed: bool = False
-    floor: float = -math.inf
-    ceiling: float = math.inf
-    errors: tuple[float, float, float] = (_FINE, _FINE, _FINE)
-
-    def __call__(self, x: Jet) -> Jet:
-        """The jet of this function of x."""
-        argument = x.orders[0]
-        outside, singular = argument.lower < self.domain, (argument.lower == self.domain) & (self.domain > -math.inf)
-        rows = zip(self.formulas, self.turning, self.errors, strict=True)
-        outer = _stack(*(_range(argument, *row) for row in rows))
-        outer.lower[0] = np.maximum(outer.lower[0], self.floor)
-        outer.upper[0] = np.minimum(outer.upper[0], self.ceiling)
-        jet = x.compose(_where(outside, _WHOLE, outer), ~outside & (~singular | self.closed), singular | outside)
-        return dataclasses.replace(jet, orders=_where(outside, _WHOLE, jet.orders))
-
-
-def _range(argument: Interval, formula: Formula, turning: tuple[float, ...], error: float) -> Interval:
-    low, high = argument.lower + 0.0, argument.upper + 0.0
-    points = np.stack([low, high, *(np.clip(point, low, high) for point in turning)])
-    return _outward(values := formula(points), (points != 0) | (values != 0), error)
-
-
-def _from_math(function: Callable[[float], float]) -> Formula:
-    return lambda x: np.array([function(value) for value in x.ravel().tolist()]).reshape(x.shape)
-
-
-def _bell(x: Array) -> Array:
-    """`2 / sqrt(pi) * exp(-x^2)`, with the square split so that its rounding does not grow with x; zero beyond 40."""
-    x = np.clip(x, -40.0, 40.0)
-    high = x.astype(np.float32).astype(np.float64)
-    return 2.0 / math.sqrt(math.pi) * np.exp(-high * high) * np.exp(-(x - high) * (x + high))
-
-
-def _bell_slope(x: Array) -> Array:
-    return -2.0 * np.clip(x, -40.0, 40.0) * _bell(x)
-
-
-def _sech_squared(x: Array) -> Array:
-    return 4.0 * np.exp(-2.0 * np.abs(x)) / (1.0 + np.exp(-2.0 * np.abs(x))) ** 2
-
-
-def _tanh_bend(x: Array) -> Array:
-    return -2.0 * np.tanh(x) * _sech_squared(x)
-
-
-def _sigmoid(x: Array) -> Array:
-    decay = np.exp(-np.abs(x))
-    return np.where(x < 0, decay, 1.0) / (1.0 + decay)
-
-
-def _inverse_length(x: Array) -> Array:
-    return 1.0 / np.hypot(1.0, x)
-
-
-def _cosine_of_angle(x: Array) -> Array:
-    """`x / sqrt(1 + x^2)`."""
-    return np.where(np.isinf(x), np.sign(x), x / np.hypot(1.0, x))
-
-
-def _power(exponent: float) -> Elementary:
-    """`x ** exponent`: on the whole line for a whole number of at least 2, on `x >= 0` otherwise."""
-
-    def formula(order: int, coefficient: float) -> Formula:
-        return lambda x: coefficient * np.power(x, exponent - order)
-
-    formulas = formula(0, 1.0), formula(1, exponent), formula(2, exponent * (exponent - 1.0))
-    errors = _ALL_ROUGH if exponent == int(exponent) else (_COARSE, _COARSE, _COARSE)
-    if exponent >= 2 and exponent == int(exponent):
-        return Elementary(formulas, ((0.0,), (0.0,), (0.0,)), errors=errors)
-    return Elementary(formulas, domain=0.0, closed=exponent > 0, errors=errors)
-
-
-_ALL_ROUGH, _VALUE_ROUGH, _LN2 = (_ROUGH, _ROUGH, _ROUGH), (_ROUGH, _FINE, _FINE), math.log(2.0)
-_TANH, _LOGISTIC, _BELL, _ATAN = (
-    ((), (0.0,), (-bend, bend)) for bend in (0.6584789484624084, 1.3169578969248166, math.sqrt(1 / 2), math.sqrt(1 / 3))
-)
-
-# fmt: off
-_ELEMENTARY = {
-    "exp": Elementary((np.exp, np.exp, np.exp)),
-    "exp2": Elementary((np.exp2, lambda x: _LN2 * np.exp2(x), lambda x: _LN2**2 * np.exp2(x)), errors=_ALL_ROUGH),
-    "expm1": Elementary((np.expm1, np.exp, np.exp), floor=-1.0, errors=_VALUE_ROUGH),
-    "log": Elementary((np.log, lambda x: 1.0 / x, lambda x: -1.0 / x / x), domain=0.0),
-    "log1p": Elementary(
-        (np.log1p, lambda x: 1.0 / (1.0 + x), lambda x: -1.0 / (1.0 + x) ** 2), domain=-1.0, errors=_VALUE_ROUGH),
-    "tanh": Elementary(
-        (np.tanh, _sech_squared, _tanh_bend), _TANH, floor=-1.0, ceiling=1.0, errors=(_ROUGH, _FINE, _ROUGH)),
-    "logistic": Elementary(
-        (_sigmoid, lambda x: 0.25 * _sech_squared(0.5 * x), lambda x: 0.125 * _tanh_bend(0.5 * x)),
-        _LOGISTIC, ceiling=1.0, errors=(_FINE, _FINE, _ROUGH)),
-    "erf": Elementary((_from_math(math.erf), _bell, _bell_slope), _BELL, floor=-1.0, ceiling=1.0),
-    "erfc": Elementary((_from_math(math.erfc), lambda x: -_bell(x), lambda x: -_bell_slope(x)), _BELL, ceiling=2.0),
-    "atan": Elementary(
-        (np.arctan, lambda x: _inverse_length(x) ** 2, lambda x: -2.0 * _cosine_of_angle(x) * _inverse_length(x) ** 3),
-        _ATAN, errors=_ALL_ROUGH),
-    "asinh": Elementary(
-        (np.arcsinh, _inverse_length, lambda x: -_cosine_of_angle(x) * _inverse_length(x) ** 2),
-        _BELL, errors=_ALL_ROUGH),
-    "sinh": Elementary((np.sinh, np.cosh, np.sinh), ((), (0.0,), ()), errors=_ALL_ROUGH),
-    "cosh": Elementary((np.cosh, np.sinh, np.cosh), ((0.0,), (), (0.0,)), errors=_ALL_ROUGH),
-    "rsqrt": Elementary(
-        (lambda x: 1.0 / np.sqrt(x), lambda x: -0.5 / (x * np.sqrt(x)), lambda x: 0.75 / (x * x * np.sqrt(x))),
-        domain=0.0),
-}
-_ROOT = Elementary(
-    (np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: -0.25 / (x * np.sqrt(x))), domain=0.0, closed=True)
-# fmt: on
+def _elementary(function: Elementary, x: Jet) -> Jet:
+    """The jet of an elementary function of x."""
+    argument = x.orders[0]
+    outside, singular = function.leaves(argument), function.touches(argument)
+    jet = x.compose(function.orders(argument), ~outside & (~singular | function.closed), singular | outside)
+    return dataclasses.replace(jet, orders=where(outside, WHOLE, jet.orders))
 
 
 def _sine(x: Jet, quarter: int) -> Jet:
     """The jet of `sin(x + quarter * pi / 2)`."""
-    return x.compose(_stack(*(_sine_range(x.orders[0], quarter + k) for k in range(3))))
-
-
-def _sine_range(argument: Interval, quarter: int) -> Interval:
-    function, sign = (math.cos if quarter % 2 else math.sin), (-1.0 if quarter % 4 > 1 else 1.0)
-    far = ~(np.maximum(np.abs(argument.lower), np.abs(argument.upper)) < 1e6)
-    ends = np.stack([np.where(far, 0.0, argument.lower), np.where(far, 0.0, argument.upper)])
-    values = sign * _from_math(function)(ends)
-    lower, upper = _outward(values, (ends != 0) | (values != 0), _FINE)
-    turns = ends / (2.0 * math.pi) + 0.25 * quarter  # maxima at 1/4 plus a whole number, minima at 3/4
-    peak, trough = ((np.floor(turns[1] - c + 1e-9) > np.floor(turns[0] - c - 1e-9)) for c in (0.25, 0.75))
-    lower, upper = np.where(trough, -1.0, np.maximum(lower, -1.0)), np.where(peak, 1.0, np.minimum(upper, 1.0))
-    return Interval(np.where(far, -1.0, lower), np.where(far, 1.0, upper))
+    return x.compose(stack(*(sine_range(x.orders[0], quarter + k) for k in range(3))))
 
 
 def _square_root(x: Jet) -> Jet:
     """`s'' = (2uu'' - u'^2) / (4 u^(3/2))`, whose numerator is constant on a cell where u'' is."""
-    root, count, value, second = _ROOT(x), x.cells.left.size, x.orders[0], x.orders[2]
+    root, count, value, second = _elementary(ROOT, x), x.cells.left.size, x.orders[0], x.orders[2]
     numerator = (value * second).twice() - x.orders[1].squared()
     quadratic = (second.lower == second.upper)[:count] & x.smooth[:count]
     limits = numerator[(x.cells.tracks - 2) * count :][:count] & numerator[-count:]
-    numerator = numerator[:count] & _where(quadratic, limits, _WHOLE)
+    numerator = numerator[:count] & where(quadratic, limits, WHOLE)
     positive = value.lower[:count] > 0  # where it is not, the root may have a kink that no derivative shows
-    bend = numerator * -_range(_where(positive, value[:count], _ONE), _ROOT.formulas[2], (), _FINE)
-    root.orders.lower[2, :count], root.orders.upper[2, :count] = root.orders[2, :count] & _where(positive, bend, _WHOLE)
+    bend = numerator * -range_of(where(positive, value[:count], ONE), ROOT.formulas[2], (), FINE)
+    root.orders.lower[2, :count], root.orders.upper[2, :count] = root.orders[2, :count] & where(positive, bend, WHOLE)
     return root.derive(root.orders)
 
 
@@ -427,12 +210,12 @@ def _difference(x: Jet, y: Jet) -> Jet:
     """`x - y`, where an infinite literal counts as beyond every real number and x equals itself unless undefined."""
     if x is y:
         zero = x.cells.constant(0.0, 0.0)
-        return dataclasses.replace(zero, orders=_where(x.continuous, zero.orders, _WHOLE))
+        return dataclasses.replace(zero, orders=where(x.continuous, zero.orders, WHOLE))
     difference = x - y
     (least, most), (low, high), (lower, upper) = x.orders[0], y.orders[0], difference.orders[0]
     above = ((least == np.inf) & (low < np.inf)) | ((high == -np.inf) & (most > -np.inf))
     below = ((low == np.inf) & (least < np.inf)) | ((most == -np.inf) & (high > -np.inf))
-    lower[:], upper[:] = np.where(above, _LARGEST, lower), np.where(below, -_LARGEST, upper)
+    lower[:], upper[:] = np.where(above, LARGEST, lower), np.where(below, -LARGEST, upper)
     return difference
 
 
@@ -452,7 +235,7 @@ def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
     cells.decisions.append(np.where(yes, 1, np.where(no, 2, 0)).astype(np.int8))
     yes, no = np.tile(yes, cells.tracks), np.tile(no & ~yes, cells.tracks)
     hull.lower[2], hull.upper[2] = -np.inf, np.inf
-    orders = _where(yes, x.orders, _where(no, y.orders, hull))
+    orders = where(yes, x.orders, where(no, y.orders, hull))
     continuous = np.where(yes, x.continuous, y.continuous & (no | (x.continuous & (not jumps))))
     return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth))
 
@@ -497,8 +280,10 @@ def _raise_to(x: Jet, y: float) -> Jet:
         one = x.cells.constant(1.0, 1.0)
         return one / x if y == -1 else (one, x, x.squared())[int(y)]
     if y < 0 and y == int(y):
-        return _power(y)(_absolute(x)) if y % 2 == 0 else _sign(x) * _power(y)(_absolute(x))
-    return _square_root(x) if y == 0.5 else _power(y)(x)
+        if y % 2 == 0:
+            return _elementary(power(y), _absolute(x))
+        return _sign(x) * _elementary(power(y), _absolute(x))
+    return _square_root(x) if y == 0.5 else _elementary(power(y), x)
 
 
 def _general_power(x: Jet, y: Jet) -> Jet:
@@ -508,17 +293,17 @@ def _general_power(x: Jet, y: Jet) -> Jet:
         return _raise_to(x, exponent)
     if not (literal[0] and 0 < base < math.inf):
         raise UnsupportedError("pow of two variables")
-    margin = abs(math.log(base)) * _FINE + _TINY
-    return _ELEMENTARY["exp"](y * y.cells.constant(math.log(base) - margin, math.log(base) + margin))
+    margin = abs(math.log(base)) * FINE + TINY
+    rate = y.cells.constant(math.log(base) - margin, math.log(base) + margin)
+    return _elementary(ELEMENTARY["exp"], y * rate)
 
 
 def _cube_root(x: Jet) -> Jet:
-    slopes = (lambda u: 1.0 / (3.0 * np.cbrt(u) ** 2)), (lambda u: -2.0 / (9.0 * np.cbrt(u) ** 2 * u))
-    return _sign(x) * Elementary((np.cbrt, *slopes), domain=0.0, closed=True, errors=_ALL_ROUGH)(_absolute(x))
+    return _sign(x) * _elementary(CUBE_ROOT, _absolute(x))
 
 
 # fmt: off
-_REAL: dict[str, Callable] = _ELEMENTARY | {
+_REAL: dict[str, Callable] = {name: functools.partial(_elementary, rule) for name, rule in ELEMENTARY.items()} | {
     "add": operator.add, "add_any": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
     "neg": operator.neg, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
     "max": _maximum, "min": lambda x, y: -_maximum(-x, -y),

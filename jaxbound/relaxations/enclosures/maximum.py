@@ -23,8 +23,13 @@ Ends = tuple[jax.Array, jax.Array]
 
 
 def axes(op: Op) -> tuple[int, ...]:
-    """The axes over which the maximum is taken."""
+    """The axes over which a node reduces."""
     return tuple(dict(op.params)["axes"])
+
+
+def describe(op: Op) -> str:
+    """How it is relaxed."""
+    return "one entry below, chords above"
 
 
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
@@ -33,7 +38,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return jnp.max(lower, axis=axes(op)), jnp.max(upper, axis=axes(op))
 
 
-def is_exact(op: Op, ends: Ends) -> jax.Array:
+def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     """Entries that certainly are not the maximum need no tighter bounds."""
     lower, upper = ends
     return upper < jnp.max(lower, axis=axes(op), keepdims=True)

@@ -22,6 +22,11 @@ from jaxbound.relaxations.planes import Planes
 Ends = tuple[jax.Array, jax.Array]
 
 
+def describe(op: Op) -> str:
+    """How it is relaxed."""
+    return "McCormick planes"
+
+
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The range of x * y: the extreme corners."""
     (low_x, high_x), (low_y, high_y) = inputs
@@ -32,7 +37,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
 
 
-def is_exact(op: Op, ends: Ends) -> jax.Array:
+def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     """Never: either factor's bounds are the slopes of the other."""
     return jnp.zeros(jnp.shape(ends[0]), bool)
 

@@ -52,6 +52,13 @@ def curvature_of(op: Op) -> Curvature:
     return curvature
 
 
+def describe(op: Op) -> str:
+    """How it is relaxed: the chain of operations, and the pieces of its curvature."""
+    chain = " ".join(name for name, _, _ in op.program.instructions)
+    pieces = ", ".join(piece.kind for piece in curvature_of(op).pieces)
+    return f"two lines, exact intercepts ({chain}: {pieces})"
+
+
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The range of sigma on [l, u]."""
     ((lower, upper),) = inputs
@@ -60,7 +67,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     return least, -_least(op, curvature, -1, lower, upper, constants)
 
 
-def is_exact(op: Op, ends: Ends) -> jax.Array:
+def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines."""
     lower, upper = ends
     linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]

@@ -1,0 +1,59 @@
+"""Operations that JAX has no primitive for: rewrites are written with them, and enclosures relax them as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound._compat import Primitive, ShapedArray
+
+
+def select(indicator: jax.Array, no: jax.Array, yes: jax.Array) -> jax.Array:
+    """`no` where the indicator is 0, `yes` where it is 1, and what lies between where it does; all of one shape."""
+    return _select.bind(indicator, no, yes)
+
+
+def meet(*expressions: jax.Array) -> jax.Array:
+    """Several expressions of one value: equal as real numbers, each bounded in its own way."""
+    return _meet.bind(*expressions)
+
+
+def logsumexp(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`log(sum(exp(x)))` over the axes."""
+    return _logsumexp.bind(x, axes=axes)
+
+
+def in_order_of(keys: jax.Array, values: jax.Array) -> jax.Array:
+    """Values sorted by keys, of which nothing is known: which one stands where depends on the region."""
+    return _in_order_of.bind(keys, values)
+
+
+def pairwise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`x_j - x_i` over the last axis in row i and column j, and where j = i (there interval arithmetic is not 0)."""
+    count = x.shape[-1]
+    columns = jax.lax.broadcast_in_dim(x, (*x.shape, count), (*range(x.ndim - 1), x.ndim))
+    rows = jax.lax.broadcast_in_dim(x, (*x.shape, count), tuple(range(x.ndim)))
+    return columns - rows, jnp.broadcast_to(jnp.eye(count, dtype=bool), columns.shape)
+
+
+def over_last_axis(function: Callable, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A function of arrays that acts along their last axis, applied over some axes of x."""
+    moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    result = function(moved.reshape(*moved.shape[: moved.ndim - len(axes)], -1))
+    return jnp.moveaxis(result.reshape(moved.shape), range(-len(axes), 0), axes)
+
+
+_NAMES = "select", "meet", "logsumexp", "in_order_of"
+_select, _meet, _logsumexp, _in_order_of = map(Primitive, _NAMES)
+
+_select.def_impl(lambda indicator, no, yes: no + indicator * (yes - no))
+_select.def_abstract_eval(lambda indicator, no, yes: ShapedArray(no.shape, no.dtype))
+_meet.def_impl(lambda *expressions: expressions[0])
+_meet.def_abstract_eval(lambda first, *_: ShapedArray(first.shape, first.dtype))
+_logsumexp.def_impl(lambda x, axes: jnp.log(jnp.sum(jnp.exp(x), axes)))
+_logsumexp.def_abstract_eval(lambda x, axes: ShapedArray(tuple(np.delete(x.shape, axes)), x.dtype))
+_in_order_of.def_impl(lambda keys, values: values)
+_in_order_of.def_abstract_eval(lambda keys, values: ShapedArray(values.shape, values.dtype))

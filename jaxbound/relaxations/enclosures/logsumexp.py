@@ -1,0 +1,79 @@
+"""Planes around `y = log(sum_k exp(x_k))` over some axes, a convex function that rises in every entry.
+
+Below, the tangent plane at the middle c of the box: `y >= y(c) + sum_k p_k (x_k - c_k)` with p = softmax(c). Above, the
+chords of the exponentials and a tangent of the logarithm (Wei et al. 2023, "Convex bounds on the softmax function with
+applications to robustness verification"): with `sum_k exp(x_k) <= S(x)`, affine in x, and S(c) > 0,
+
+    y  <=  log S(c) + (S(x) - S(c)) / S(c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures.maximum import axes
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+def describe(op: Op) -> str:
+    """How it is relaxed."""
+    return "tangent plane below, chords above"
+
+
+def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The values at the ends."""
+    ((lower, upper),) = inputs
+    ends = []
+    for end, sign in ((lower, -1), (upper, 1)):
+        value = jax.nn.logsumexp(end, axes(op))
+        shifted = value + sign * _error(op, jnp.where(jnp.isfinite(value), value, 0), 0.0)
+        ends.append(jnp.where(jnp.isnan(value), sign * jnp.inf, shifted))
+    return ends[0], ends[1]
+
+
+def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
+    """Never."""
+    return jnp.zeros(jnp.shape(ends[0]), bool)
+
+
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+    """A tangent plane below, chords under a tangent above."""
+    ((lower, upper),) = inputs
+    reduced = axes(op)
+    finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
+    low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
+    middle, width = low / 2 + high / 2, high - low
+    at_middle = jax.nn.logsumexp(middle, reduced, keepdims=True)
+    share = jnp.exp(middle - at_middle)
+    shift = jax.lax.stop_gradient(jnp.max(high, axis=reduced, keepdims=True))
+    size_low, size_high = jnp.exp(low - shift), jnp.exp(high - shift)
+    wide = width > 1e-3  # below, the quotient cancels; any slope makes a line above an exponential
+    chord = jnp.where(wide, (size_high - size_low) / jnp.where(wide, width, 1), size_high)
+    above = jnp.maximum(size_low + chord * (middle - low), size_high - chord * (high - middle))
+    total = jnp.sum(above, reduced, keepdims=True)
+    slope = chord / total
+    reach = jnp.max(jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced)
+    known = jnp.squeeze(finite, reduced)
+    value = jnp.squeeze(at_middle, reduced)
+    ceiling = jnp.squeeze(shift + jnp.log(total), reduced)
+    error = _error(op, value, reach) + _error(op, ceiling, reach)
+    least, most = interval(op, inputs, constants)
+    return Planes(
+        (jnp.where(finite, share, 0),), jnp.where(known, value - jnp.sum(share * middle, reduced) - error, least),
+        (jnp.where(finite, slope, 0),), jnp.where(known, ceiling - jnp.sum(slope * middle, reduced) + error, most),
+    )  # fmt: skip
+
+
+def _error(op: Op, value, reach) -> jax.Array:
+    """What rounding adds: the sum of n exponentials, its logarithm, and the products with slopes that sum to 1."""
+    shape = op.input_shapes[0]
+    count = 1
+    for axis in axes(op):
+        count *= shape[axis]
+    return jax.lax.stop_gradient((4 * count + 32) * jnp.finfo(op.dtype).eps * (1 + jnp.abs(value) + reach))

@@ -1,0 +1,37 @@
+"""Bounds of sorted entries: the k-th smallest of x rises with every entry, so its ends are those of the sorted ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.graph import Op
+from jaxbound.relaxations.planes import Planes
+
+Ends = tuple[jax.Array, jax.Array]
+
+
+def describe(op: Op) -> str:
+    """How it is relaxed."""
+    return "constants"
+
+
+def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
+    """The sorted ends."""
+    axis = dict(op.params)["dimension"]
+    ((lower, upper),) = inputs
+    return jnp.sort(lower, axis), jnp.sort(upper, axis)
+
+
+def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
+    """Never."""
+    return jnp.zeros(jnp.shape(ends[0]), bool)
+
+
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+    """The interval: which entry stands where is not known."""
+    lower, upper = interval(op, inputs, constants)
+    zeros = jnp.zeros(op.shape, op.dtype)
+    return Planes((zeros,), lower, (zeros,), upper)
