@@ -110,7 +110,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
         above_line = sign * (heights - slope * points)
         attained = above_line[np.array([*range(known), *(known + k for k in own)])]
         first = jnp.argmin(attained, axis=0)[None]  # at equal heights the end, which moves, before the held point
-        least = jnp.take_along_axis(attained, first, axis=0)[0]
+        least = jnp.take_along_axis(attained, first, axis=0, mode="clip")[0]
         loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
         loss = loss + jnp.finfo(op.dtype).tiny * (1 + reach)  # a subnormal slope may count as 0
         rigorous = jnp.min(above_line[:known], axis=0) - loss
@@ -148,8 +148,8 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     lowest = jnp.argmin(jnp.where(valid, height, jnp.inf).reshape(pairs), axis=0)
     highest = jnp.argmax(jnp.where(valid, height, -jnp.inf).reshape(pairs), axis=0)
     best = jnp.stack([lowest, highest])
-    start = jnp.take_along_axis(left, best // len(right), axis=0)
-    stop = jnp.take_along_axis(right, best % len(right), axis=0)
+    start = jnp.take_along_axis(left, best // len(right), axis=0, mode="clip")
+    stop = jnp.take_along_axis(right, best % len(right), axis=0, mode="clip")
     near = 0
     if not curvature.is_piecewise_linear:
         start, stop = _touch(op, start, stop, (lower, middle, upper), constants)
