@@ -211,6 +211,8 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "sort": [rewrites.sort],
     "top_k": [rewrites.top_k],
     "integer_pow": [rewrites.integer_power],
+    "one_minus_square": [rewrites.one_minus_square],
+    "polynomial": [rewrites.polynomial],
     "ne": [indicators.unequal_to_itself],
     "eq": [indicators.equals_larger],
     "mul": [indicators.shared_product, factors.product],

@@ -159,6 +159,23 @@ def integer_power(params: dict, operands: Sequence) -> Rewrite | None:
     return (jax.lax.square, operands) if params["y"] == 2 else None
 
 
+def one_minus_square(params: dict, operands: Sequence) -> Rewrite:
+    """Since JAX 0.12, in derivatives of tanh."""
+    return lambda x: 1 - jnp.square(x), operands
+
+
+def polynomial(params: dict, operands: Sequence) -> Rewrite:
+    """Since JAX 0.12: Horner's rule."""
+
+    def function(x, *coefficients):
+        value = jnp.broadcast_to(coefficients[-1], jnp.broadcast_shapes(x.shape, *map(jnp.shape, coefficients)))
+        for coefficient in coefficients[-2::-1]:
+            value = coefficient + x * value
+        return value
+
+    return function, operands
+
+
 def scatter(params: dict, operands: Sequence) -> Rewrite | None:
     """Entries overwritten at known places: a choice between what was there and what is put there."""
     if isinstance(operands[1], Value) or params["update_jaxpr"] is not None:
