@@ -287,9 +287,9 @@ def test_adaptive_lines_touch_the_convex_hull_at_the_midpoint(name):
 def test_exact_entries_are_lines():
     op = _op("relu6", np.float64, (6,))
     ends = jnp.array([-2.0, -1.0, 0.0, 1.0, 5.0, 6.0]), jnp.array([-1.0, 0.5, 6.0, 2.0, 6.5, 7.0])
-    assert scalar.is_exact(op, ends).tolist() == [True, False, True, True, False, True]
+    assert scalar.is_exact(op, 0, ends).tolist() == [True, False, True, True, False, True]
     planes = scalar.planes(op, [ends], [], "adaptive")
-    exact = np.asarray(scalar.is_exact(op, ends))
+    exact = np.asarray(scalar.is_exact(op, 0, ends))
     assert np.allclose(np.asarray(planes.lower_slopes[0] - planes.upper_slopes[0])[exact], 0, atol=1e-12)
     assert np.allclose(np.asarray(planes.lower_intercept - planes.upper_intercept)[exact], 0, atol=1e-12)
 

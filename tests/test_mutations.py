@@ -8,342 +8,45 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 
-import flax.linen as nn
+import checks
+import checks_choices
 import jax
 import jax.numpy as jnp
-import numpy as np
-import oracles
 import pytest
 
 import jaxbound as jb
-from jaxbound import balls, driver, graph, network, patterns, primitives, regions, tracing, transform
+from jaxbound import (
+    balls,
+    driver,
+    factors,
+    graph,
+    indicators,
+    network,
+    operations,
+    patterns,
+    primitives,
+    regions,
+    transform,
+)
 from jaxbound.relaxations import affine, backward, coefficients, forward, interval
-from jaxbound.relaxations.enclosures import maximum, product, scalar, search
-
-# --- the checks -----------------------------------------------------------------------------------------------------------
-
-_W1 = np.array([[1.0, -2.0, 0.5], [0.75, 1.0, -1.5]])
-_B1 = np.array([0.25, -0.5, 0.125])
-_W2 = np.array([[1.0, -1.0], [-2.0, 0.5], [0.5, 1.5]])
-_B2 = np.array([-0.375, 0.625])
-_LOW, _HIGH = np.array([-1.0, -0.5]), np.array([0.5, 1.0])
-
-
-def _box():
-    return jb.Box(jnp.asarray(_LOW), jnp.asarray(_HIGH))
-
-
-def _equal(interval_, lower, upper, tolerance=1e-9):
-    assert np.allclose(interval_.lower, lower, rtol=tolerance, atol=tolerance)
-    assert np.allclose(interval_.upper, upper, rtol=tolerance, atol=tolerance)
-
-
-def _range(matrix, low, high, offset):
-    positive, negative = np.maximum(matrix, 0), np.minimum(matrix, 0)
-    return positive @ low + negative @ high + offset, positive @ high + negative @ low + offset
-
-
-def check_affine_intervals():
-    """Chains of affine operations against the matrix that they are."""
-    function = lambda x: jnp.concatenate([3 - (x @ _W1).T, x @ _W1 + _B1, x[::-1] - 2 * x])  # noqa: E731
-    matrix = np.concatenate([-_W1.T, _W1.T, np.array([[-2.0, 1.0], [1.0, -2.0]])])
-    offset = np.concatenate([np.full(3, 3.0), _B1, np.zeros(2)])
-    for method in (jb.IBP(), jb.Crown()):
-        _equal(jb.bound(function, method)(_box()), *_range(matrix, _LOW, _HIGH, offset))
-    image = np.arange(6.0).reshape(2, 3)
-    turned = jb.bound(lambda x: x.T.reshape(6) * jnp.arange(6.0), jb.Crown())(jb.Box(image - 1, image + 1))
-    _equal(turned, (image.T.ravel() - 1) * np.arange(6), (image.T.ravel() + 1) * np.arange(6))
-    twice = jb.bound(lambda x: (x @ _W1) @ _W2, jb.IBP())(_box())
-    _equal(twice, *_range((_W1 @ _W2).T, _LOW, _HIGH, 0))
-
-
-def _relu_net(params, x):
-    w1, b1, w2, b2 = params
-    return jax.nn.relu(x @ w1 + b1) @ w2 + b2
-
-
-def check_crown_program():
-    """CROWN against the linear program of its lines, planes against their definition."""
-    params = (_W1, _B1, _W2, _B2)
-    low, high = _range(_W1.T, _LOW, _HIGH, _B1)
-    chord = high / (high - low)
-    below = np.where(high > -low, 1.0, 0.0)
-    lines = below, np.zeros(3), chord, -chord * low
-    expected = oracles.relu_linear_program([(_W1, _B1), (_W2, _B2)], _LOW, _HIGH, [lines])
-    _equal(jb.bound(_relu_net, jb.Crown(intersect=False))(params, _box()), *expected, 1e-7)
-    planes = jb.linear_bounds(_relu_net, jb.Crown())(params, _box())
-    points = np.random.default_rng(0).uniform(_LOW, _HIGH, (200, 2))
-    values = oracles.relu_value([(_W1, _B1), (_W2, _B2)], points)
-    assert np.all(points @ planes.lower_slope[1].T + planes.lower_intercept <= values + 1e-9)
-    assert np.all(points @ planes.upper_slope[1].T + planes.upper_intercept >= values - 1e-9)
-    _equal(planes.concretize(params, _box()), *expected, 1e-7)
-
-
-def check_interval_program():
-    """Interval bounds of a network, and of a specification composed with its last layer."""
-    low, high = (np.maximum(end, 0) for end in _range(_W1.T, _LOW, _HIGH, _B1))
-    params = (_W1, _B1, _W2, _B2)
-    _equal(jb.bound(_relu_net, jb.IBP())(params, _box()), *_range(_W2.T, low, high, _B2))
-    spec = np.array([[1.0, -1.0], [2.0, 1.0]])
-    found = jb.ibp([(_W1, _B1), (_W2, _B2)], jb.Box(jnp.asarray(_LOW)[None], jnp.asarray(_HIGH)[None]), spec=spec)
-    _equal(found, *(end[None] for end in _range(spec @ _W2.T, low, high, spec @ _B2)))
-
-
-def check_sound_everywhere():
-    """Small networks with skips and several readers: all methods contain all values."""
-
-    def skip(x):
-        z = x @ _W1 + _B1
-        y = jnp.tanh(z) - jax.nn.relu(z - 0.25 * _B1)
-        return y @ _W2 + jnp.abs(x) - x * _B2
-
-    points = np.random.default_rng(1).uniform(_LOW, _HIGH, (2000, 2))
-    values = np.asarray(jax.vmap(skip)(points))
-    for method in (jb.IBP(), jb.Forward(), jb.Crown()):
-        found = jb.bound(skip, method)(_box())
-        assert np.all(found.lower <= values.min(axis=0) + 1e-12)
-        assert np.all(found.upper >= values.max(axis=0) - 1e-12)
-
-
-def check_forward():
-    """Forward bounds of one hidden layer are CROWN's; of several leaves, sound and exact where affine."""
-    params = (_W1, _B1, _W2, _B2)
-    planes = [jb.linear_bounds(_relu_net, m)(params, _box()) for m in (jb.Forward(), jb.Crown())]
-    for first, second in zip(*map(jax.tree.leaves, planes), strict=True):
-        assert np.allclose(first, second, atol=1e-9)
-    deep = lambda x: jax.nn.relu(_relu_net(params, x) @ _W1 - _B1) @ _W2  # noqa: E731
-    points = np.random.default_rng(5).uniform(_LOW, _HIGH, (2000, 2))
-    linear, values = jb.linear_bounds(deep, jb.Forward())(_box()), np.asarray(jax.vmap(deep)(points))
-    assert np.all(points @ linear.lower_slope[0].T + linear.lower_intercept <= values + 1e-9)
-    assert np.all(points @ linear.upper_slope[0].T + linear.upper_intercept >= values - 1e-9)
-    boxes = _box(), jb.Box(jnp.array([1.0]), jnp.array([3.0]))
-    found = jb.bound(lambda x, y: x[0] - 2 * x[1] + 3 * y[0], jb.Forward())(*boxes)
-    _equal(found, -1 - 2 + 3, 0.5 + 1 + 9)
-
-
-def check_scalar_lines():
-    """Given slopes and the hull's: on their side, touching, and as near at the midpoint as the hull."""
-    references = {
-        "leaky": (lambda x: jax.nn.leaky_relu(x, -0.5), lambda z: np.where(z > 0, z, -0.5 * z)),
-        "clip": (lambda x: jnp.clip(x, -1.0, 0.5), lambda z: np.clip(z, -1, 0.5)),
-        "tanh": (jnp.tanh, np.tanh),
-        "square": (jnp.square, np.square),
-    }
-    low, high = np.array([-2.0, -0.7, -3.0, 0.2, -1.5]), np.array([1.0, 2.5, -0.5, 1.1, 1.5])
-    slopes = np.array([0.25, 0.9, -0.3, 0.1, 0.5])
-    share = np.linspace(0, 1, 4001)[:, None]
-    z = np.sort(np.concatenate([low + (high - low) * share, np.clip([[-1.0], [0.0], [0.5]], low, high)]), axis=0)
-    for function, reference in references.values():
-        op = tracing.build(function, [jax.ShapeDtypeStruct((5,), jnp.float64)], [True]).nodes[1].op
-        values, ends = reference(z), [(jnp.asarray(low), jnp.asarray(high))]
-        least, most = scalar.interval(op, ends, [])
-        given = scalar.planes(op, ends, [], "adaptive", (jnp.asarray(slopes), jnp.asarray(slopes)))
-        own = scalar.planes(op, ends, [], "adaptive")
-        for planes in (given, own):
-            below = values - planes.lower_slopes[0] * z - planes.lower_intercept
-            above = planes.upper_slopes[0] * z + planes.upper_intercept - values
-            assert np.all(below >= -1e-12)
-            assert np.all(above >= -1e-12)
-            assert np.all(below.min(axis=0) < 1e-6)
-            assert np.all(above.min(axis=0) < 1e-6)
-        assert np.all(np.abs(least - values.min(axis=0)) < 1e-6)
-        assert np.all(np.abs(most - values.max(axis=0)) < 1e-6)
-        middle = len(z) // 2
-        assert np.all(below[middle] <= (values - given.lower_slopes[0] * z - given.lower_intercept)[middle] + 1e-3)
-        assert np.all(above[middle] <= (given.upper_slopes[0] * z + given.upper_intercept - values)[middle] + 1e-3)
-
-
-def check_products():
-    ends = [
-        (jnp.array([-1.0, 0.5, -3.0]), jnp.array([2.0, 1.5, -1.0])),
-        (jnp.array([-2.0, -1.0, 1.0]), jnp.array([1.0, 3.0, 2.0])),
-    ]
-    structure = tracing.build(lambda x, y: x * y, [jax.ShapeDtypeStruct((3,), jnp.float64)] * 2, [True] * 2)
-    op = structure.nodes[-1].op
-    assert op.kind == "product"
-    share = np.stack(np.meshgrid(np.linspace(0, 1, 21), np.linspace(0, 1, 21))).reshape(2, -1, 1)
-    x, y = (
-        np.asarray(low) + (np.asarray(high) - np.asarray(low)) * s for (low, high), s in zip(ends, share, strict=True)
-    )
-    least, most = product.interval(op, ends, [])
-    assert np.allclose(least, (x * y).min(axis=0))
-    assert np.allclose(most, (x * y).max(axis=0))
-    for given in (None, (jnp.array([0.5, -1.0, 1.0]), jnp.array([-0.5, 1.0, 0.25]))):
-        planes = product.planes(op, ends, [], "adaptive", given)
-        below = x * y - planes.lower_slopes[0] * x - planes.lower_slopes[1] * y - planes.lower_intercept
-        above = planes.upper_slopes[0] * x + planes.upper_slopes[1] * y + planes.upper_intercept - x * y
-        for gap in (below, above):
-            assert np.all(gap >= -1e-9)
-            assert np.all(gap.min(axis=0) < 1e-9)
-    _equal(jb.bound(lambda x: x[:1] * x[1:], jb.IBP())(_box()), [-1.0], [0.5], 1e-6)
-
-
-def check_maxima():
-    low = jnp.array([[-1.0, 0.0, 0.5], [2.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
-    high = jnp.array([[1.0, 2.0, 0.75], [3.0, 1.0, 1.5], [1.0, 1.0, 3.0]])
-    op = tracing.build(lambda x: x.max(1), [jax.ShapeDtypeStruct((3, 3), jnp.float64)], [True]).nodes[-1].op
-    rng = np.random.default_rng(2)
-    share = np.where(rng.random((3000, 3, 3)) < 0.6, rng.integers(0, 2, (3000, 3, 3)), rng.random((3000, 3, 3)))
-    x = np.asarray(low) + (np.asarray(high) - np.asarray(low)) * share
-    planes = maximum.planes(op, [(low, high)], [], "adaptive")
-    below = x.max(2) - (planes.lower_slopes[0] * x).sum(2) - planes.lower_intercept
-    above = (planes.upper_slopes[0] * x).sum(2) + planes.upper_intercept - x.max(2)
-    assert np.all(below >= -1e-12)
-    assert np.all(above >= -1e-12)
-    assert np.all(above.min(axis=0) < 1e-6)
-    assert np.all(np.stack([below, above])[:, :, 1] < 1e-9)  # the entry that dominates
-    _equal(jb.bound(lambda x: x.max(1), jb.IBP())(jb.Box(low, high)), [0.5, 2, 0], [2, 3, 3])
-
-
-def check_regions():
-    """Support functions against closed forms and brute force, enclosing boxes against exact arithmetic."""
-    slope, center = jnp.array([[3.0, -4.0]]), jnp.array([0.5, -0.25])
-    middle = 3 * 0.5 + 4 * 0.25
-    for norm, reach in ((1, 4.0), (2, 5.0), (np.inf, 7.0), (3, (3**1.5 + 4**1.5) ** (2 / 3))):
-        assert np.allclose(regions.minimum(jb.LpBall(center, 0.5, norm), slope), middle - 0.5 * reach)
-    angle = np.linspace(0, 2 * np.pi, 20001)
-    circle = (
-        np.asarray(center)[:, None]
-        + 0.5 * np.stack([np.cos(angle), np.sin(angle)]) * np.linspace(0, 1, 101)[:, None, None]
-    )
-    inside = np.all((circle >= -0.5) & (circle <= 0.75), axis=1)
-    for sign in (1, -1):
-        expected = np.where(inside, sign * (3 * circle[:, 0] - 4 * circle[:, 1]), np.inf).min()
-        assert abs(regions.minimum(jb.LpBall(center, 0.5, 2, clip=(-0.5, 0.75)), sign * slope)[0] - expected) < 3e-2
-    assert np.allclose(regions.minimum(jb.Box(-jnp.ones(2), 2 * jnp.ones(2)), slope), -3 - 8)
-    lower, upper = regions.enclosing_box(jb.LpBall(jnp.float32([0.1, 0.7]), jnp.float32(0.3), 2, clip=(0.0, 0.9)))
-    exact = np.float32([0.1, 0.7]).astype(float), float(np.float32(0.3))
-    assert np.all(np.asarray(lower, float) <= np.maximum(exact[0] - exact[1], 0))
-    assert np.all(np.asarray(upper, float) >= np.minimum(exact[0] + exact[1], 0.9))
-    assert upper[1] < 0.95
-    odd = jnp.float32([16777215.0, 0.3])
-    lower, upper = regions.enclosing_box(jb.LpBall(odd, jnp.float32(0.7), np.inf))
-    assert np.all(np.asarray(lower, float) <= np.asarray(odd, float) - float(np.float32(0.7)))
-    assert np.all(np.asarray(upper, float) >= np.asarray(odd, float) + float(np.float32(0.7)))
-
-
-def check_rounding():
-    """float32 with rounding: a box of one point whose sum cancels, evaluated exactly."""
-    rng = np.random.default_rng(3)
-    x, w = rng.uniform(-3000, 0, 300).astype(np.float32), -np.abs(rng.normal(size=(300, 2))).astype(np.float32)
-    function = lambda p, x: jax.nn.relu(x @ p) * 2.0  # noqa: E731
-    (exact,) = oracles.exactly(function, jnp.asarray(w), jnp.asarray(x))
-    # whatever the order of the sums: gamma_n of the sizes on both sides
-    widest = 2 * 300 * np.finfo(np.float32).eps * (np.abs(x).astype(float) @ np.abs(w))
-    for method in (jb.IBP(), jb.Crown(intersect=False)):
-        found = jb.bound(function, method, rounding=True)(jnp.asarray(w), jb.Box(jnp.asarray(x), jnp.asarray(x)))
-        assert np.all(np.asarray(found.lower, float) <= exact)
-        assert np.all(np.asarray(found.upper, float) >= exact)
-        assert np.all(np.asarray(found.upper, float) - np.asarray(found.lower, float) > 0.9 * widest)
-    op = tracing.build(jnp.tanh, [jax.ShapeDtypeStruct((200,), jnp.float32)], [True]).nodes[1].op
-    low = jnp.asarray(rng.uniform(-3, 2, 200), jnp.float32)
-    planes = scalar.planes(op, [(low, low + 1)], [], "adaptive")
-    z = np.asarray(low, float) + np.linspace(0, 1, 301)[:, None]
-    z = np.minimum(z, np.asarray(low + 1, float))
-    assert np.all(
-        np.asarray(planes.lower_slopes[0], float) * z + np.asarray(planes.lower_intercept, float) <= np.tanh(z)
-    )
-    assert np.all(
-        np.asarray(planes.upper_slopes[0], float) * z + np.asarray(planes.upper_intercept, float) >= np.tanh(z)
-    )
-
-
-def _at_points(function, *shapes):
-    rng = np.random.default_rng(4)
-    x = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
-    found, value = jb.bound(function, jb.IBP())(*(jb.Box(v, v) for v in x)), function(*x)
-    _equal(found, value, value, 1e-8)
-
-
-def check_patterns():
-    """What looks like a softmax or a variance, maxima of two, pools: bounds over points are values."""
-    _at_points(lambda x: jax.nn.softmax(x, axis=1), (3, 3))
-    _at_points(lambda x: (lambda e: e / e.sum(0)[:, None])(jnp.exp(x)), (3, 3))
-    _at_points(lambda x: (lambda e: e / e.sum(1, keepdims=True))(jnp.exp(x - x.max(0, keepdims=True))), (3, 3))
-    _at_points(lambda x: jnp.mean(x * x, 1) - jnp.mean(x, 1) ** 2, (3, 3))
-    _at_points(lambda x: jnp.sum(x * x, 1) / 4 - (jnp.sum(x, 1) / 4) ** 2, (3, 3))
-    _at_points(lambda x, y: jnp.maximum(x, y) - 2 * jnp.minimum(x, y), (3, 3), (3, 3))
-    _at_points(lambda x, y: x / (3 + y * y), (3, 3), (3, 3))
-    _at_points(lambda x: jnp.min(x, 1) - jnp.split(x, [1])[1].sum(0), (3, 3))
-    _at_points(lambda x: nn.max_pool(x - 5, (1, 2), (1, 1), "SAME"), (1, 2, 3, 1))
-
-
-def check_batches():
-    """Every example of a batch is bounded over its own ball, by its own specification."""
-    x, eps = np.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]]), np.array([0.25, 0.5, 0.0])
-    spec = np.array([[[1.0, -1.0]], [[0.5, 2.0]], [[-1.0, 0.5]]])
-    found = jb.crown([(_W1, _B1), (_W2, _B2)], jnp.asarray(x), jnp.asarray(eps), spec=jnp.asarray(spec))
-    assert found.lower.shape == (3, 1)
-    for k in range(3):
-        points = x[k] + eps[k] * np.random.default_rng(6).uniform(-1, 1, (500, 2))
-        values = oracles.relu_value([(_W1, _B1), (_W2, _B2)], points) @ spec[k, 0]
-        assert found.lower[k, 0] <= values.min() + 1e-9
-        assert values.max() - 1e-9 <= found.upper[k, 0]
-        assert found.upper[k, 0] - found.lower[k, 0] <= 2 * (values.max() - values.min()) + 1e-9
-
-
-def check_chunks():
-    """Passes of few rows give what one pass gives."""
-    layers = [(jnp.asarray(_W1), jnp.asarray(_B1)), (jnp.asarray(np.tile(_W2, (1, 5))), jnp.asarray(np.arange(10.0)))]
-    x = jnp.array([[0.5, -1.0]])
-    expected = jb.crown(layers, x, 0.25)
-    _equal(jb.crown(layers, x, 0.25, memory_limit=1), expected.lower, expected.upper)
-
-
-def check_row_selection():
-    """No neuron of this network is stable: no row may be skipped, with concrete values or without."""
-    layers = [(_W1, np.zeros(3)), (_W2, np.zeros(2)), (np.array([[1.0], [-1.0]]), np.zeros(1))]
-
-    def deep(x):
-        for number, (kernel, bias) in enumerate(layers):
-            x = (jax.nn.relu(x) if number else x) @ kernel + bias
-        return x
-
-    box = jb.Box(-jnp.ones(2), jnp.ones(2))
-    eager = jb.bound(deep, jb.Crown())(box)
-    traced = jax.vmap(lambda low, high: jb.bound(deep, jb.Crown())(jb.Box(low, high)))(box.lower[None], box.upper[None])
-    _equal(eager, traced.lower[0], traced.upper[0])
-    _equal(eager, *jax.tree.leaves(jb.bound(deep, jb.Crown(pre_activation=jb.Crown()))(box)))
-
-
-def check_evaluations():
-    """Intervals of single points contain the function's value, which float32 misses."""
-    z = np.linspace(-3, 3, 2001, dtype=np.float32)
-    found = jb.bound(jnp.tanh, jb.IBP())(jb.Box(jnp.asarray(z), jnp.asarray(z)))
-    assert np.all(
-        (np.asarray(found.lower, float) <= np.tanh(z.astype(float))) & (np.tanh(z.astype(float)) <= found.upper)
-    )
-
-
-def check_switches():
-    """The lower line of a convex function that its program switches at the midpoint is the tangent there."""
-    planes = jb.linear_bounds(jax.nn.softplus, jb.Crown())(jb.Box(-jnp.ones(1), jnp.ones(1)))
-    assert abs(planes.lower_slope[0][0, 0] - 0.5) < 1e-6
-    assert abs(planes.lower_intercept[0] - np.log(2)) < 1e-6
-
-
-def check_abnormal():
-    """Empty regions and infinite ends."""
-    function = lambda x: jax.nn.relu(x @ _W1 + _B1) @ _W2  # noqa: E731
-    for make, numbers in (
-        (lambda c, r: jb.LpBall(c, r, 2, clip=(0.0, 1.0)), (jnp.full((1, 2), 3.0), jnp.full(1, 0.5))),
-        (jb.Box, (jnp.ones((1, 2)), jnp.zeros((1, 2)))),
-    ):
-        for method in (jb.IBP(), jb.Crown(intersect=False)):
-            found = jax.vmap(lambda *n, m=method, f=make: jb.bound(function, m)(f(*n)))(*numbers)
-            assert np.all(found.lower == -np.inf)
-            assert np.all(found.upper == np.inf)
-    endless = jb.Box(jnp.array([-np.inf, 0.0]), jnp.array([0.0, 1.0]))
-    found = jb.bound(lambda x: x @ jnp.array([[1.0, 0.0, -1.0], [2.0, 3.0, 0.0]]), jb.IBP())(endless)
-    assert found.lower[0] == -np.inf
-    assert found.upper[2] == np.inf
-    assert not np.isnan([found.lower, found.upper]).any()
-
+from jaxbound.relaxations.enclosures import (
+    evaluation,
+    logsumexp,
+    maximum,
+    meet,
+    product,
+    scalar,
+    search,
+    select,
+    sort,
+    staircase,
+)
 
 CHECKS: dict[str, Callable[[], None]] = {
-    name.removeprefix("check_"): value for name, value in list(globals().items()) if name.startswith("check_")
+    name.removeprefix("check_"): check for name, check in (checks.CHECKS | checks_choices.CHECKS).items()
 }
 
 # --- the faults -----------------------------------------------------------------------------------------------------------
@@ -407,11 +110,52 @@ def _another_column(original):
 
 def _padded_with_zeros(original):
     def mutant(params, operands):
-        _, arguments = original(params, operands)
-        plain = original({**params, "padding": tuple((0, 0) for _ in params["padding"])}, operands)[0]
+        _, arguments = original[0](params, operands)
+        plain = original[0]({**params, "padding": tuple((0, 0) for _ in params["padding"])}, operands)[0]
         return lambda x: plain(jnp.pad(x, params["padding"])), arguments
 
+    return [mutant]
+
+
+def _part(function: Callable) -> Callable:
+    """Another function of the same operands."""
+    return lambda _: lambda params, operands: (function, operands)
+
+
+def _changed(change: Callable) -> Callable:
+    """A fault in the functions that an equation's rules make."""
+
+    def mutant(original):
+        def changed(rule):
+            def run(params, operands):
+                found = rule(params, operands)
+                return None if found is None else (change(found[0]), found[1])
+
+            return run
+
+        return [changed(rule) for rule in original]
+
     return mutant
+
+
+def _options(**changes) -> Callable:
+    """A fault in the parameters that an equation's rules read."""
+    return lambda original: [lambda params, operands, r=r: r({**params, **changes}, operands) for r in original]
+
+
+def _renamed(old: str, new: str) -> Callable:
+    """The operand of a rule taken for the result of another primitive."""
+
+    def change(original):
+        def mutant(params, operands):
+            (truth,) = operands
+            if getattr(truth, "name", "") == old:
+                truth = dataclasses.replace(truth, primitive=types.SimpleNamespace(name=new))
+            return original(params, [truth])
+
+        return mutant
+
+    return change
 
 
 _upper_as_lower = _after(
@@ -474,13 +218,58 @@ MUTANTS: dict[str, Mutant] = {
     "no outward rounding of boxes": Mutant("regions", regions, "_next", lambda _: lambda value, direction: value),
     "nothing is empty": Mutant("abnormal", regions, "is_empty", _always(jnp.array(False))),
     # patterns
-    "any sum is the denominator": Mutant("patterns", patterns, "_same_axes", _always(True)),
+    "any sum is the denominator": Mutant("patterns", patterns, "put_back", _always(True)),
     "any shift is harmless": Mutant("patterns", patterns, "_without_shift", lambda _: lambda value, axes: value.operands[0] if value.name == "sub" else value),
     "any factor makes a mean": Mutant("patterns", patterns, "_mean_of", lambda _: lambda operand: (operand.operands[0].operands[0], tuple(operand.operands[0].params["axes"])) if getattr(operand, "name", "") in ("div", "mul") and getattr(operand.operands[0], "name", "") == "reduce_sum" else None),
-    "maximum as minimum": Mutant("patterns", patterns._PARTS, "max", lambda _: lambda x, y: x - jax.nn.relu(x - y)),
-    "quotient as product": Mutant("patterns", patterns._PARTS, "div", lambda _: lambda x, y: x * y),
+    "maximum as minimum": Mutant("patterns", patterns._PARTS, "max", _part(lambda x, y: x - jax.nn.relu(x - y))),
+    "quotient as product": Mutant("patterns", patterns._PARTS, "div", _part(lambda x, y: x * y)),
     "pools padded with zeros": Mutant("patterns", patterns._MATCHES, "reduce_window_max", _padded_with_zeros),
-    "minimum without a sign": Mutant("patterns", patterns._MATCHES, "reduce_min", lambda _: lambda params, operands: (lambda x: jnp.max(x, axis=params["axes"]), operands)),
+    "minimum without a sign": Mutant("patterns", patterns._PARTS, "reduce_min", lambda _: lambda params, operands: (lambda x: jnp.max(x, axis=params["axes"]), operands)),
+    # choices and meets
+    "choice always the first case": Mutant("choices", select, "interval", lambda _: lambda op, inputs, constants: select._operands(op, inputs, constants)[1]),
+    "decided where it is not": Mutant("choices", select, "_operands", lambda original: lambda *a: [(lambda low, high: (low, low))(*original(*a)[0]), *original(*a)[1:]]),
+    "nothing separates the planes": Mutant("choices", select, "_separation", lambda _: lambda share, least, most: jnp.zeros_like(least)),
+    "separated at one end only": Mutant("choices", select, "_separation", lambda _: lambda share, least, most: -(1 - share) * jnp.abs(least)),
+    "union for an intersection": Mutant("meets", meet, "_intersection", lambda _: lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))),
+    "expressions of a meet exchanged": Mutant("meets", meet, "planes", lambda original: lambda op, inputs, *rest: original(op, inputs[::-1], *rest)),
+    # logsumexp, sorted entries, roundings
+    "logsumexp of the largest alone": Mutant("logsumexp", logsumexp, "interval", lambda _: lambda op, inputs, constants: tuple(jnp.max(end, maximum.axes(op)) for end in inputs[0])),
+    "chords of exponentials as a tangent": Mutant("logsumexp", logsumexp, "planes", _after(lambda p: dataclasses.replace(p, upper_slopes=p.lower_slopes, upper_intercept=p.lower_intercept))),
+    "entries not sorted": Mutant("sorted", sort, "interval", lambda _: lambda op, inputs, constants: inputs[0]),
+    "largest taken for least": Mutant("sorted", patterns._MATCHES, "top_k", _changed(lambda f: lambda x: [-part for part in f(-x)])),
+    "floor as round": Mutant("staircases", staircase._OFFSETS, "floor", lambda _: (-0.5, 0.5)),
+    "one line for both sides": Mutant("staircases", staircase, "planes", _upper_as_lower),
+    "only one case of a choice errs": Mutant("turned_choices", evaluation, "error", lambda original: lambda program, *rest: original(dataclasses.replace(program, instructions=tuple(("copy" if name == "select_n" else name, *more) for name, *more in program.instructions)), *rest)),
+    # booleans
+    "and as or": Mutant("truth_and", indicators._LOGIC, "and", lambda _: lambda a, b: jnp.minimum(a + b, 1)),
+    "or as a sum": Mutant("truth_or", indicators._LOGIC, "or", lambda _: lambda a, b: a + b),
+    "xor as a difference": Mutant("truth_xor", indicators._LOGIC, "xor", lambda _: lambda a, b: a - b),
+    "difference of a comparison turned": Mutant("truth_comparisons", indicators._COMPARISONS, "lt", lambda _: jnp.greater),
+    "any as all": Mutant("truth_any_all", patterns._PARTS, "convert_element_type", _renamed("reduce_or", "reduce_and")),
+    "counts are booleans": Mutant("truth_counts", patterns._PARTS, "convert_element_type", _renamed("reduce_sum", "reduce_or")),
+    "cases of a selection exchanged": Mutant("truth_where", operations, "select", lambda original: lambda indicator, no, yes: original(indicator, yes, no)),
+    # regrouped products and sums
+    "factors too large": Mutant("group_product", factors._FACTORS, "times", lambda _: lambda x, dtype: x * 1.5),
+    "sum for a difference": Mutant("group_difference", patterns._MATCHES, "sub", lambda original: [*original[:2], factors.total("add")]),
+    "other factors taken for the same": Mutant("group_difference", factors, "_identities", _always([1])),
+    "numbers of a choice exchanged": Mutant("group_choice", factors, "_gated", lambda original: lambda no, yes, *rest: original(yes, no, *rest)),
+    "if as unless": Mutant("group_chain", factors._FACTORS, "if", lambda _: factors._FACTORS["unless"]),
+    # derivatives of maxima
+    "every count is of ties": Mutant("divided_by_ties", indicators, "_counts", lambda _: lambda operand, equal: getattr(operand, "name", "") == "broadcast_in_dim"),
+    "larger than the first taken for largest": Mutant("gradients_of_maxima", indicators, "_is_largest", lambda _: lambda x: x - x[..., :1] >= 0),
+    "larger than itself": Mutant("gradients_of_maxima", operations, "pairwise", _after(lambda found: (found[0] + 1, found[1]))),
+    "largest for least": Mutant("gradients_of_maxima", patterns._MATCHES, "eq", _changed(lambda f: lambda x, y: f(y, x))),
+    # other rewrites
+    "later updates do not win": Mutant("rewrite_scatter", patterns._MATCHES, "scatter", _changed(lambda f: lambda x, indices, updates: f(x, indices, updates[::-1]))),
+    "places multiplied once": Mutant("rewrite_scatter_mul", patterns._MATCHES, "scatter-mul", _changed(lambda f: lambda x, *where: f(x, where[0] * 0, *where[1:]))),
+    "kernel reversed": Mutant("rewrite_convolution", patterns._MATCHES, "conv_general_dilated", _changed(lambda f: lambda x, kernel: f(x, kernel[::-1]))),
+    "running from the other end": Mutant("rewrite_running", patterns._MATCHES, "cummax", _options(reverse=False)),
+    "the odd entry forgotten": Mutant("rewrite_reduce_prod", patterns._MATCHES, "reduce_prod", _changed(lambda f: lambda x: f(x[: len(x) - len(x) % 2]))),
+    "padded with zero": Mutant("rewrite_padding", patterns._MATCHES, "pad", _changed(lambda f: lambda x, value: f(x, 0 * value))),
+    "filled with zero": Mutant("rewrite_filled", patterns._MATCHES, "gather", _changed(lambda f: lambda x, indices: f(x, indices) - f(0 * x, indices))),
+    "scanned from the other end": Mutant("rewrite_scanned", patterns._MATCHES, "scan", _options(reverse=False)),
+    "repeated along other axes": Mutant("rewrite_repeated", patterns._MATCHES, "broadcast_in_dim", _changed(lambda f: lambda x: jnp.flip(f(x), 1))),
+    "what comes from a window goes everywhere": Mutant("rewrite_pool_gradient", patterns._MATCHES, "select_and_scatter_add", _changed(lambda f: lambda source, x: f(source, 0 * x))),
     # batches and specifications
     "examples in another order": Mutant("batches", regions, "per_example", _after(lambda region: jax.tree.map(lambda a: jnp.flip(a, 0), region))),
     "specification of the wrong sign": Mutant("interval_program", network.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),

@@ -12,14 +12,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_rules  # noqa: F401
 import oracles
 import pytest
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import errors, tracing
-from jaxbound.primitives import AFFINE, ELEMENTWISE, REFUSED
-from jaxbound.relaxations import affine, coefficients
+from jaxbound import errors, operations, tracing
+from jaxbound.graph import NONLINEAR as KINDS
+from jaxbound.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
+from jaxbound.relaxations import affine, coefficients, enclosures
 
 Shape = tuple[int, ...]
 
@@ -50,7 +52,12 @@ def _dot(x, y, contracting, batching=((), ())):
     return lax.dot_general(x, y, (contracting, batching))
 
 
+def _added(x, places, y, mode="drop"):
+    return jnp.asarray(x).at[places].add(y, mode=mode)
+
+
 _TAKEN = np.array([[2], [0], [2], [1]], np.int32)
+_PLACES = np.array([1, 2, 1, 7, 0], np.int32)  # one twice, one outside
 _ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 
 ROWS = [
@@ -100,6 +107,12 @@ ROWS = [
     Row("dynamic_slice", lambda x, c: lax.dynamic_slice(x, (c.astype(int), 1), (2, 2)), ((4, 3),), ((),)),
     Row("dynamic_update_slice", lambda x, y, c: lax.dynamic_update_slice(x, y, (c.astype(int), 1)), ((4, 3), (2, 2)), ((),)),
     Row("dynamic_update_slice", lambda x, c: lax.dynamic_update_slice(c, x, (1,)), ((2,),), ((4,),)),
+    Row("tile", lambda x: jnp.tile(x, (2, 3)), ((3, 2),)),
+    Row("tile", lambda x: jnp.tile(x, 4), ((1,),)),
+    Row("scatter-add", lambda x, y: _added(x, _PLACES, y), ((4,), (5,))),
+    Row("scatter-add", lambda x, c: _added(x, _PLACES, c), ((4,),), ((5,),)),
+    Row("scatter-add", lambda y, c: _added(c, _PLACES, y, "clip"), ((5,),), ((4,),)),
+    Row("scatter-add", lambda x, y: _added(x, (slice(None), _PLACES[:2]), y), ((2, 3), (2, 2))),
     Row("gather", lambda x: lax.gather(x, _TAKEN, _ROWS, (1, 2), mode="clip"), ((3, 2),)),
     Row("gather", lambda x: lax.gather(x, np.zeros((6, 1), np.int32), _ROWS, (1, 1), mode="promise_in_bounds"), ((2, 1),)),
 ]  # fmt: skip
@@ -308,6 +321,8 @@ def test_rounding_covers_the_error_in_float32(index):
         ("gather", (False, True), False), ("dynamic_update_slice", (True, True, False), True),
         ("dynamic_update_slice", (False, False, True), False), ("concatenate", (True, True, True), True),
         ("conv_general_dilated", (True, True), False), ("conv_general_dilated", (False, True), True),
+        ("scatter-add", (True, False, True), True), ("scatter-add", (False, False, True), True),
+        ("scatter-add", (True, True, True), False),
     ],
 )  # fmt: skip
 def test_which_operands_may_depend_on_a_region(name, dependent, allowed):
@@ -362,11 +377,19 @@ def test_elementwise_primitives_act_entry_by_entry(name):
     assert np.array_equal(np.delete(changed, 1), np.delete(whole, 1), equal_nan=True)
 
 
+_SOLVED = np.eye(2, dtype=np.float32) + 1
+
 _REFUSED: dict[str, Callable] = {
     "while": lambda x: lax.while_loop(lambda z: z.sum() < 3, lambda z: z + 1, x),
     "cond": lambda x: lax.cond(x.sum() > 0, lambda z: z, lambda z: 2 * z, x),
     "pure_callback": lambda x: jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
     "io_callback": lambda x: jax.experimental.io_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x),
+    "argmax": lambda x: jnp.argmax(x) * 1.0,
+    "argmin": lambda x: x[jnp.argmin(x)],
+    "in_order_of": lambda x: jnp.argsort(x) * 1.0,
+    "rem": lambda x: lax.rem(x, 1.0),
+    "triangular_solve": lambda x: jax.scipy.linalg.solve_triangular(_SOLVED, x),
+    "custom_linear_solve": lambda x: jnp.linalg.solve(_SOLVED, x),
     "reduce_precision": lambda x: lax.reduce_precision(x, 5, 10),
 }
 
@@ -377,9 +400,55 @@ def test_refusals_name_the_primitive_and_the_way_out(name):
     with pytest.raises(errors.UnsupportedError, match=name):
         jb.bound(_REFUSED[name], jb.Crown())(box)
     refusals = jb.explain(_REFUSED[name], jb.Crown())(box).refusals
-    assert refusals
-    assert name in refusals[0]
+    assert any(f"`{name}`" in text and all(part in text for part in REFUSED[name]) for text in refusals)
 
 
 def test_every_refusal_is_known():
     assert set(_REFUSED) | {"ffi_call", "pallas_call"} == set(REFUSED)
+
+
+# --- relaxed as a whole ---------------------------------------------------------------------------------------------------
+
+_WHOLE: dict[str, Callable] = {
+    "mul": lambda x: x * x[::-1],
+    "reduce_max": jnp.max,
+    "sort": jnp.sort,
+    "floor": jnp.floor,
+    "ceil": jnp.ceil,
+    "round": jnp.round,
+    "select": lambda x: jnp.where(x > x[::-1], x, 2 * x),
+    "meet": lambda x: jnp.maximum(x, x[::-1]),
+    "logsumexp": jax.nn.logsumexp,
+}
+
+
+def test_every_nonlinear_entry_makes_a_node_of_its_kind_with_an_enclosure():
+    assert set(_WHOLE) == set(NONLINEAR)
+    for name, function in _WHOLE.items():
+        structure = tracing.build(function, [jax.ShapeDtypeStruct((3,), np.float32)], [True])
+        (op,) = {
+            node.op for node in structure.nodes if node.op.primitive is not None and node.op.primitive.name == name
+        }
+        assert op.kind == NONLINEAR[name]
+        enclosure = enclosures.of(op)
+        assert all(callable(getattr(enclosure, part)) for part in ("describe", "interval", "is_exact", "planes"))
+    assert {"scalar", *NONLINEAR.values()} == KINDS
+
+
+@pytest.mark.x64
+def test_own_operations_are_what_their_names_say():
+    x, y = jnp.array([1.0, -2.0, 0.5]), jnp.array([3.0, 4.0, -1.0])
+    share = jnp.array([0.0, 1.0, 0.25])
+    assert np.array_equal(operations.select(share, x, y), [1.0, 4.0, 0.125])
+    assert np.array_equal(operations.meet(x, x + 0), x)
+    assert np.allclose(
+        operations.logsumexp(jnp.stack([x, y]), (1,)), jax.nn.logsumexp(jnp.stack([x, y]), 1), rtol=1e-14
+    )
+    assert np.array_equal(operations.in_order_of(x, y), y)
+    difference, same = operations.pairwise(x)
+    assert np.array_equal(difference, np.asarray(x)[None, :] - np.asarray(x)[:, None])
+    assert np.array_equal(same, np.eye(3, dtype=bool))
+    cube = jnp.arange(24.0).reshape(2, 3, 4)
+    for axes in ((0,), (1,), (0, 2), (0, 1, 2)):
+        turned = operations.over_last_axis(lambda a: a - a.max(-1, keepdims=True), cube, axes)
+        assert np.array_equal(turned, cube - cube.max(axes, keepdims=True))
