@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments import digits, reference, verified_accuracy
+from experiments import digits, reference, sequences, verified_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 RADII = (0.01, 0.02)
@@ -92,6 +92,26 @@ def test_digits_refuses_unknown_flags(capsys):
     with pytest.raises(SystemExit, match="2"):
         digits.main(["--epoch-count", "3"])
     assert "unrecognized arguments: --epoch-count" in capsys.readouterr().err
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", sequences.SETTINGS)
+def test_sequences_smoke_is_coherent(model, tmp_path, capsys):
+    sequences.main(["--model", model, "--smoke", "--methods", "IBP", "--output", str(tmp_path), "--radii", "1e-4"])
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{model}.csv", f"{model}.png"]
+    with open(tmp_path / f"{model}.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert printed[0].startswith("accuracy on 24 test images") and printed[1].split()[:3] == [
+        "method",
+        "radius",
+        "clean",
+    ]
+    assert printed[2].split()[:2] == ["IBP", "0.0001"] == [row["method"], f"{float(row['radius']):g}"]
+    clean, attacked, verified = (round(24 * float(row[key])) for key in ("clean", "PGD", "verified"))
+    assert 24 >= clean >= attacked >= verified >= 0
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
