@@ -89,7 +89,7 @@ def _scan(equation, *arguments):
     fixed, carry, rows = arguments[: names[0]], list(arguments[names[0] : names[1]]), arguments[names[1] :]
     made: list = [None] * params["length"]
     for k in reversed(range(params["length"])) if params["reverse"] else range(params["length"]):
-        results = oracles._run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*fixed, *carry, *(r[k] for r in rows)])
+        results = _run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*fixed, *carry, *(r[k] for r in rows)])
         carry, made[k] = results[: len(carry)], results[len(carry) :]
     return [*carry, *(np.stack(parts) for parts in zip(*made, strict=True))]
 
@@ -97,7 +97,7 @@ def _scan(equation, *arguments):
 def _branch(equation, index, operands):
     branches = equation.params["branches"]
     chosen = branches[int(np.clip(index, 0, len(branches) - 1))]
-    return oracles._run(chosen.jaxpr, chosen.consts, operands)
+    return _run(chosen.jaxpr, chosen.consts, operands)
 
 
 def _reduce(reduce: Callable) -> Callable:
@@ -106,6 +106,27 @@ def _reduce(reduce: Callable) -> Callable:
 
 def _plain(function: Callable) -> Callable:
     return lambda _, *operands: function(*operands)
+
+
+def _run(jaxpr, consts, args) -> list[Array]:
+    """Equation by equation; what has a rule is not taken for a call, though it has a jaxpr (loops)."""
+    known = dict(zip(jaxpr.invars, args, strict=True))
+    known.update(zip(jaxpr.constvars, [oracles._wide(np.asarray(c)) for c in consts], strict=True))
+
+    def read(atom):
+        return oracles._wide(np.asarray(atom.val)) if hasattr(atom, "val") else known[atom]
+
+    for equation in jaxpr.eqns:
+        rule, operands = oracles._RULES.get(equation.primitive.name), [read(atom) for atom in equation.invars]
+        if rule is not None:
+            results = rule(equation, *operands)
+        else:
+            inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None)
+            if inner is None:
+                raise KeyError(equation.primitive.name)
+            results = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        known.update(zip(equation.outvars, results if isinstance(results, list) else [results], strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def needed(function: Callable, *args) -> list[Array]:
@@ -124,7 +145,7 @@ def needed(function: Callable, *args) -> list[Array]:
     jaxpr = closed.jaxpr.replace(eqns=kept[::-1], constvars=list(known))
     flat = [oracles._wide(np.asarray(leaf)) for leaf in jax.tree.leaves(args)]
     with np.errstate(all="ignore"):
-        return oracles._run(jaxpr, list(known.values()), flat)
+        return _run(jaxpr, list(known.values()), flat)
 
 
 oracles._RULES.update(
