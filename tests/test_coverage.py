@@ -166,6 +166,17 @@ def test_bounds_hold(name):
     _check_one(name, method, norm, 100, (label,))
 
 
+@pytest.mark.x64
+@pytest.mark.parametrize("name", ["gelu", "scan", "jacrev, softmax"])
+def test_bounds_run_in_numpy_are_those_compiled(name):
+    case = CASES[name]
+    leaves = case.regions(2.0, np.float64)["off the middle"]
+    bounded = _bounding(case, jb.CrownIBP())
+    compiled = jax.jit(bounded).lower(*leaves).compile({"xla_backend_optimization_level": 0})(*leaves)
+    for own, expected in zip(numpy_rules.needed(bounded, *leaves), compiled, strict=True):
+        assert np.allclose(own, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.x64
 @pytest.mark.parametrize("name", SUPPORTED)
