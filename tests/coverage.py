@@ -227,7 +227,7 @@ _ACTIVATIONS = {
 
 # --- structure ------------------------------------------------------------------------------------------------------------
 
-_INDEX = np.array([1, 2, 3, 1])
+_INDEX = np.array([1, 2, 3, 1], np.int32)  # JAX keeps what it made of an int64 array with float64 on
 
 _STRUCTURE = {
     "jnp.einsum": Case(lambda x: jnp.einsum("ij,kj->ik", x, _W), (_TOKENS,)),
