@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fractions
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -127,6 +128,8 @@ def _gated(no: list[Factor], yes: list[Factor], factors: list[Factor], which: Va
         return None
     like = factors[0][0].dtype.type
     low, high = (like(part[0][0].value if part else 1) for part in (no, yes))
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(high - low)):
+        return None
     rise = high - low  # and what this rounds away, so that no number changes
     rest = like(fractions.Fraction(float(high)) - fractions.Fraction(float(low)) - fractions.Fraction(float(rise)))
 

@@ -58,8 +58,6 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
         return lambda x: jnp.minimum(jnp.sum(x.astype(dtype), own["axes"]), 1), truth.operands
     if name == "reduce_and":
         return lambda x: 1 - jnp.minimum(jnp.sum(1 - x.astype(dtype), own["axes"]), 1), truth.operands
-    if name == "is_finite":
-        return lambda x: jnp.ones(x.shape, dtype), truth.operands  # bounds are of real numbers
     if name == "convert_element_type" and (_is_float(truth.operands[0].dtype) or truth.dtype == bool):
         return None
     if name not in _STRUCTURE:
@@ -77,7 +75,7 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
 def _comparison(truth: Value, dtype) -> Rewrite | None:
     if (largest := _largest_entries(truth)) is not None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]
-    if any(isinstance(operand, Literal) for operand in truth.operands):
+    if any(isinstance(operand, Literal) for operand in truth.operands) or truth.operands[0] is truth.operands[1]:
         return None  # was a scalar function, if anything
     compare = _COMPARISONS[truth.name]
     return lambda x, y: compare(x.astype(dtype) - y.astype(dtype), 0).astype(dtype), truth.operands
@@ -133,13 +131,6 @@ def _chosen(operand, least: float, most: float) -> bool:
 # --- which entries are largest ----------------------------------------------------------------------------------------
 
 
-def unequal_to_itself(_params: dict, operands: Sequence) -> Rewrite | None:
-    """`x != x` asks for NaN, which no real number is."""
-    if operands[0] is not operands[1]:
-        return None
-    return lambda x: jnp.zeros(x.shape, bool), [Literal(operands[0].dtype.type(0), operands[0].shape)]
-
-
 def equals_larger(_params: dict, operands: Sequence) -> Rewrite | None:
     """`x == max(x, y)` is `x - y >= 0`, and the same for the other operand and for the minimum."""
     for x, other in (operands, operands[::-1]):
@@ -161,7 +152,9 @@ def shared_product(_params: dict, operands: Sequence) -> Rewrite | None:
         own = np.broadcast_to(np.expand_dims(_numbers(ties), ties.params["axes"]), equal.shape).ravel()
         if np.array_equal(own[entries], _places(quotient.operands[1], ties).ravel()[_places(spread, quotient)]):
             arrange = functools.partial(_arranged, operand=spread, source=quotient)
-            return lambda g, largest, arrange=arrange: arrange(g) * largest, [quotient.operands[0], largest]
+            repeat = functools.partial(jnp.broadcast_to, shape=quotient.shape)
+            product = lambda g, largest, a=arrange, r=repeat: a(r(g)) * largest  # noqa: E731
+            return product, [quotient.operands[0], largest]
     return None
 
 

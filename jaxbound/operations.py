@@ -31,6 +31,11 @@ def in_order_of(keys: jax.Array, values: jax.Array) -> jax.Array:
     return _in_order_of.bind(keys, values)
 
 
+def is_defined(x: jax.Array) -> jax.Array:
+    """Whether a value is a real number, of which nothing is known."""
+    return _is_defined.bind(x)
+
+
 def pairwise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`x_j - x_i` over the last axis in row i and column j, and where j = i (there interval arithmetic is not 0)."""
     count = x.shape[-1]
@@ -46,8 +51,8 @@ def over_last_axis(function: Callable, x: jax.Array, axes: tuple[int, ...]) -> j
     return jnp.moveaxis(result.reshape(moved.shape), range(-len(axes), 0), axes)
 
 
-_NAMES = "select", "meet", "logsumexp", "in_order_of"
-_select, _meet, _logsumexp, _in_order_of = map(Primitive, _NAMES)
+_select, _meet, _logsumexp = map(Primitive, ("select", "meet", "logsumexp"))
+_in_order_of, _is_defined = map(Primitive, ("in_order_of", "is_defined"))
 
 _select.def_impl(lambda indicator, no, yes: no + indicator * (yes - no))
 _select.def_abstract_eval(lambda indicator, no, yes: ShapedArray(no.shape, no.dtype))
@@ -57,3 +62,5 @@ _logsumexp.def_impl(lambda x, axes: jnp.log(jnp.sum(jnp.exp(x), axes)))
 _logsumexp.def_abstract_eval(lambda x, axes: ShapedArray(tuple(np.delete(x.shape, axes)), x.dtype))
 _in_order_of.def_impl(lambda keys, values: values)
 _in_order_of.def_abstract_eval(lambda keys, values: ShapedArray(values.shape, values.dtype))
+_is_defined.def_impl(jnp.isfinite)
+_is_defined.def_abstract_eval(lambda x: ShapedArray(x.shape, np.dtype(bool)))

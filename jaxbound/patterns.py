@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import factors, indicators, operations, rewrites
+from jaxbound import definedness, factors, indicators, operations, rewrites
 from jaxbound.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -50,18 +50,11 @@ def _larger(x, y):
     return operations.meet(y + jax.nn.relu(x - y), jnp.max(jnp.stack([x, y]), axis=0))
 
 
-def _power(_params: dict, operands: Sequence) -> Rewrite | None:
-    """A power of a constant; a bounded base would need to be positive."""
-    base, _ = operands
-    return None if isinstance(base, Value) else (lambda x, y: jnp.exp(y * jnp.log(x)), operands)
-
-
 _PARTS: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
     "max": _always(_larger),
     "min": _always(lambda x, y: -_larger(-x, -y)),
     "div": _always(lambda x, y: x * jax.lax.reciprocal(y)),
     "clamp": _always(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
-    "pow": _power,
     "reduce_min": rewrites.reduce_min,
     "mul": indicators.gated,
     "select_n": indicators.selection,
@@ -142,7 +135,7 @@ def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
 
 def _softmax_of(x):
     """Along the last axis: exact for intervals, and as an exponential of a concave function for planes."""
-    return operations.meet(jax.lax.reciprocal(_ratios(x)), jnp.exp(x - _repeated_logsumexp(x)))
+    return operations.meet(jax.lax.reciprocal(_ratios(x)), jnp.exp(jnp.minimum(x - _repeated_logsumexp(x), 0)))
 
 
 def _log_softmax_of(x):
@@ -150,9 +143,9 @@ def _log_softmax_of(x):
 
 
 def _ratios(x):
-    """sum_j exp(x_j - x_i) for every i, along the last axis."""
+    """sum_j exp(x_j - x_i) for every i, along the last axis: at least 1, whatever rounding makes of its bounds."""
     difference, same = operations.pairwise(x)
-    return jnp.sum(jnp.where(same, 1, jnp.exp(difference)), axis=-1)
+    return jnp.maximum(jnp.sum(jnp.where(same, 1, jnp.exp(difference)), axis=-1), 1)
 
 
 def _repeated_logsumexp(x):
@@ -213,8 +206,8 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "integer_pow": [rewrites.integer_power],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
-    "ne": [indicators.unequal_to_itself],
-    "eq": [indicators.equals_larger],
+    "eq": [definedness.rule("eq"), indicators.equals_larger],
+    **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
     "mul": [indicators.shared_product, factors.product],
     "div": [_softmax, indicators.shared_sum],
     "sub": [_log_softmax, _fast_variance, factors.total("sub")],

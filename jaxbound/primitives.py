@@ -166,6 +166,28 @@ ELEMENTWISE = frozenset({
 # fmt: on
 """Applied entry by entry (operands are scalars or of one shape)."""
 
+PARTIAL = frozenset(
+    {
+        "acos",
+        "acosh",
+        "asin",
+        "atanh",
+        "digamma",
+        "div",
+        "erf_inv",
+        "integer_pow",
+        "lgamma",
+        "log",
+        "log1p",
+        "pow",
+        "rem",
+        "rsqrt",
+        "sqrt",
+        "tan",
+    }
+)
+"""Elementwise, and not defined everywhere: whatever is made of their results may be undefined on a part of a region."""
+
 REFUSED: dict[str, tuple[str, str]] = {
     "while": ("its number of iterations may depend on the region", "use a loop of fixed length (jax.lax.scan)"),
     "cond": ("its predicate depends on the region", "use jnp.where, or bound each branch on its own"),
@@ -175,6 +197,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "pallas_call": ("a kernel cannot be traced", "bound the reference implementation in JAX instead"),
     "argmax": ("which entry is largest depends on the region", "bound the differences of entries, as margins do"),
     "argmin": ("which entry is least depends on the region", "bound the differences of entries, as margins do"),
+    "is_defined": ("whether a value is defined depends on the region", "bound what is defined on the whole region"),
     "in_order_of": ("the order of the entries depends on the region", "use the sorted values alone"),
     "rem": ("a remainder jumps wherever the quotient is whole", "subtract a multiple of jnp.floor"),
     "triangular_solve": ("solving a linear system is not exact", "multiply by the inverse matrix"),

@@ -140,6 +140,8 @@ class _Builder:
 
     def apply(self, primitive, params: dict, operands: list, avals: list) -> list:
         """What an equation with at least one region-dependent operand makes."""
+        if not avals:
+            return []
         narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE:
             operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]

@@ -267,6 +267,8 @@ _STRUCTURE = {
     "argsort": Case(jnp.argsort, refused=("in_order_of", "use the sorted values alone")), "top_k's places": Case(lambda x: lax.top_k(x, 2)[1] * 1.0, refused=("in_order_of", "use the sorted values alone")),
     "the entry at argmax": Case(lambda x: x[jnp.argmax(x)], refused=("argmax", "bound the differences of entries")),
     "a bare comparison": Case(lambda x: x > 0, refused=("gt", "jnp.where")), "at max": Case(lambda x: x.at[1].max(0.0), refused=("scatter-max", _NO_RULE)),
+    "an array to a bounded power": Case(lambda x: jnp.power(_W[0] + 4, x), refused=("pow", _NO_RULE)),
+    "whether a root is NaN, elsewhere": Case(lambda x: jnp.where(jnp.isnan(jnp.sqrt(x).reshape(2, 2)), 5.0, 1.0), refused=("is_defined", "the whole region")),
     "a bounded base to a bounded power": Case(lambda x: (x + 2) ** x, refused=("pow", _NO_RULE)), "jnp.arctan2": Case(lambda x: jnp.arctan2(x, 2 + x[::-1]), refused=("atan2", _NO_RULE)),
     "jnp.interp": Case(lambda x: jnp.interp(x, np.array([-1.0, 0, 1]), np.array([0.0, 1.0, 0])), refused=("lt_to", "jnp.where")),
     "fft": Case(lambda x: jnp.abs(jnp.fft.rfft(x)), refused=("fft", "jnp.where")), "cholesky": Case(lambda x: jnp.linalg.cholesky(jnp.diag(x + 2)), refused=("cholesky", _NO_RULE)),

@@ -14,31 +14,6 @@ from jax.lax import GatherScatterMode
 Array = np.ndarray
 
 
-def _scatter(combine: Callable[[Array, Array], Array]) -> Callable:
-    """Windows put together with what is there; those that do not fit are dropped, unless the mode says otherwise."""
-
-    def rule(equation, x, indices, updates):
-        numbers, x, mode = equation.params["dimension_numbers"], x.copy(), equation.params["mode"]
-        places = [axis for axis in range(updates.ndim) if axis not in numbers.update_window_dims]
-        dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-        for place in np.ndindex(*(updates.shape[axis] for axis in places)):
-            start = np.zeros(x.ndim, int)
-            start[list(numbers.scatter_dims_to_operand_dims)] = indices[place]
-            for axis, mine in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
-                start[axis] = place[mine]
-            at = dict(zip(places, place, strict=True))
-            window = np.expand_dims(updates[tuple(at.get(axis, slice(None)) for axis in range(updates.ndim))], dropped)
-            most = np.array(x.shape) - window.shape
-            if mode == GatherScatterMode.CLIP:
-                start = np.clip(start, 0, most)
-            if np.all((start >= 0) & (start <= most)):
-                where = tuple(slice(s, s + n) for s, n in zip(start, window.shape, strict=True))
-                x[where] = combine(x[where], window)
-        return x
-
-    return rule
-
-
 def _gather(equation, x, indices):
     """What does not fit is filled."""
     params = equation.params
@@ -89,7 +64,7 @@ def _scan(equation, *arguments):
     fixed, carry, rows = arguments[: names[0]], list(arguments[names[0] : names[1]]), arguments[names[1] :]
     made: list = [None] * params["length"]
     for k in reversed(range(params["length"])) if params["reverse"] else range(params["length"]):
-        results = _run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*fixed, *carry, *(r[k] for r in rows)])
+        results = oracles._run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*fixed, *carry, *(r[k] for r in rows)])
         carry, made[k] = results[: len(carry)], results[len(carry) :]
     return [*carry, *(np.stack(parts) for parts in zip(*made, strict=True))]
 
@@ -97,7 +72,7 @@ def _scan(equation, *arguments):
 def _branch(equation, index, operands):
     branches = equation.params["branches"]
     chosen = branches[int(np.clip(index, 0, len(branches) - 1))]
-    return _run(chosen.jaxpr, chosen.consts, operands)
+    return oracles._run(chosen.jaxpr, chosen.consts, operands)
 
 
 def _reduce(reduce: Callable) -> Callable:
@@ -106,27 +81,6 @@ def _reduce(reduce: Callable) -> Callable:
 
 def _plain(function: Callable) -> Callable:
     return lambda _, *operands: function(*operands)
-
-
-def _run(jaxpr, consts, args) -> list[Array]:
-    """Equation by equation; what has a rule is not taken for a call, though it has a jaxpr (loops)."""
-    known = dict(zip(jaxpr.invars, args, strict=True))
-    known.update(zip(jaxpr.constvars, [oracles._wide(np.asarray(c)) for c in consts], strict=True))
-
-    def read(atom):
-        return oracles._wide(np.asarray(atom.val)) if hasattr(atom, "val") else known[atom]
-
-    for equation in jaxpr.eqns:
-        rule, operands = oracles._RULES.get(equation.primitive.name), [read(atom) for atom in equation.invars]
-        if rule is not None:
-            results = rule(equation, *operands)
-        else:
-            inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None)
-            if inner is None:
-                raise KeyError(equation.primitive.name)
-            results = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
-        known.update(zip(equation.outvars, results if isinstance(results, list) else [results], strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def needed(function: Callable, *args) -> list[Array]:
@@ -145,15 +99,14 @@ def needed(function: Callable, *args) -> list[Array]:
     jaxpr = closed.jaxpr.replace(eqns=kept[::-1], constvars=list(known))
     flat = [oracles._wide(np.asarray(leaf)) for leaf in jax.tree.leaves(args)]
     with np.errstate(all="ignore"):
-        return _run(jaxpr, list(known.values()), flat)
+        return oracles._run(jaxpr, list(known.values()), flat)
 
 
 oracles._RULES.update(
     {
-        "scatter": _scatter(lambda _, new: new),
-        "scatter-add": _scatter(np.add),
-        "scatter-mul": _scatter(np.multiply),
-        "scatter_mul": _scatter(np.multiply),
+        "scatter-add": oracles._scatter(np.add),
+        "scatter-mul": oracles._scatter(np.multiply),
+        "scatter_mul": oracles._scatter(np.multiply),
         "gather": _gather,
         "tile": lambda equation, x: np.tile(x, equation.params["reps"]),
         "cummax": _cumulative(np.maximum.accumulate),

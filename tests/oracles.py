@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import scipy.special as special
+from jax.lax import GatherScatterMode
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from jaxbound import Box
@@ -33,6 +34,7 @@ def _wide(array: Array) -> Array:
 
 
 def _run(jaxpr, consts, args: Sequence[Array]) -> list[Array]:
+    """Equation by equation; what has a rule is not taken for a call, though it has a jaxpr (loops)."""
     known = dict(zip(jaxpr.invars, args, strict=True))
     known.update(zip(jaxpr.constvars, [_wide(np.asarray(c)) for c in consts], strict=True))
 
@@ -40,14 +42,15 @@ def _run(jaxpr, consts, args: Sequence[Array]) -> list[Array]:
         return _wide(np.asarray(atom.val)) if hasattr(atom, "val") else known[atom]
 
     for equation in jaxpr.eqns:
-        inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None)
-        operands = [read(atom) for atom in equation.invars]
-        if inner is not None:
-            results = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        rule, operands = _RULES.get(equation.primitive.name), [read(atom) for atom in equation.invars]
+        if rule is not None:
+            results = rule(equation, *operands)
         else:
-            results = _RULES[equation.primitive.name](equation, *operands)
-            results = results if isinstance(results, list) else [results]
-        known.update(zip(equation.outvars, results, strict=True))
+            inner = next((equation.params[k] for k in ("jaxpr", "call_jaxpr") if k in equation.params), None)
+            if inner is None:
+                raise KeyError(equation.primitive.name)
+            results = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        known.update(zip(equation.outvars, results if isinstance(results, list) else [results], strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -141,20 +144,29 @@ def _gather(equation, x, indices):
     return out
 
 
-def _scatter(equation, x, indices, updates):
-    """Windows overwritten, as `dynamic_update_slice` becomes under `vmap`."""
-    numbers, x = equation.params["dimension_numbers"], x.copy()
-    places = [axis for axis in range(updates.ndim) if axis not in numbers.update_window_dims]
-    dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-    for place in np.ndindex(*(updates.shape[axis] for axis in places)):
-        start = np.zeros(x.ndim, int)
-        start[list(numbers.scatter_dims_to_operand_dims)] = indices[place]
-        for axis, mine in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
-            start[axis] = place[mine]
-        at = dict(zip(places, place, strict=True))
-        window = np.expand_dims(updates[tuple(at.get(axis, slice(None)) for axis in range(updates.ndim))], dropped)
-        x[_starts(x, start, window.shape)] = window
-    return x
+def _scatter(combine: Callable[[Array, Array], Array]) -> Callable:
+    """Windows put together with what is there; those that do not fit are dropped, unless the mode says otherwise."""
+
+    def rule(equation, x, indices, updates):
+        numbers, x, mode = equation.params["dimension_numbers"], x.copy(), equation.params["mode"]
+        places = [axis for axis in range(updates.ndim) if axis not in numbers.update_window_dims]
+        dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+        for place in np.ndindex(*(updates.shape[axis] for axis in places)):
+            start = np.zeros(x.ndim, int)
+            start[list(numbers.scatter_dims_to_operand_dims)] = indices[place]
+            for axis, mine in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
+                start[axis] = place[mine]
+            at = dict(zip(places, place, strict=True))
+            window = np.expand_dims(updates[tuple(at.get(axis, slice(None)) for axis in range(updates.ndim))], dropped)
+            most = np.array(x.shape) - window.shape
+            if mode == GatherScatterMode.CLIP:
+                start = np.clip(start, 0, most)
+            if np.all((start >= 0) & (start <= most)):
+                where = tuple(slice(s, s + n) for s, n in zip(start, window.shape, strict=True))
+                x[where] = combine(x[where], window)
+        return x
+
+    return rule
 
 
 def _starts(x, starts, sizes):
@@ -223,7 +235,7 @@ _RULES: dict[str, Callable] = {
     "dynamic_slice": lambda equation, x, *starts: x[_starts(x, starts, equation.params["slice_sizes"])],
     "dynamic_update_slice": _elementwise(_slice_update),
     "gather": _gather,
-    "scatter": _scatter,
+    "scatter": _scatter(lambda _, new: new),
     "split": _shaped(_split),
     "iota": lambda equation: np.broadcast_to(
         np.arange(equation.params["shape"][equation.params["dimension"]]).reshape(

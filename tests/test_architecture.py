@@ -26,7 +26,7 @@ ROOMS = (
     ("operations",),
     ("values",),
     ("graph",),
-    ("factors", "indicators", "rewrites"),
+    ("definedness", "factors", "indicators", "rewrites"),
     ("patterns",),
     ("relaxations",),
     ("tracing",),

@@ -91,6 +91,21 @@ def test_interval_softmax_is_exact():
         assert np.isclose(found.upper[i], jax.nn.softmax(jnp.where(own, high, low))[i], rtol=1e-12)
 
 
+@pytest.mark.parametrize("scores", [[0.0, 0.0, 0.0, 0.0], [0.0, 90.0, 0.0, 0.0]])
+@pytest.mark.parametrize("radius", [1.0, 8.0, 50.0])
+def test_softmax_of_wide_scores_keeps_its_range_and_a_gradient(scores, radius):
+    """In float32 exponentials overflow, and the rounding of their sum may exceed its smallest term."""
+
+    def bounds(radius):
+        z = jnp.array(scores)
+        return jb.bound(jax.nn.softmax, METHOD)(jb.Box(z - radius, z + radius))
+
+    found = bounds(radius)
+    assert np.all(found.lower >= -1e-6)
+    assert np.all(found.upper <= 1 + 1e-6)
+    assert np.isfinite(jax.grad(lambda r: bounds(r).upper.sum())(radius))
+
+
 @pytest.mark.x64
 @pytest.mark.parametrize("function", [jax.nn.log_softmax, nn.log_softmax, lambda x: jax.nn.log_softmax(x, axis=0)])
 def test_log_softmax_is_found_and_exact_on_intervals(function):

@@ -113,7 +113,6 @@ _PRIMITIVES = {
     "switch out of range": lambda x: lax.switch(jnp.asarray(7), [jnp.sin, jnp.cos], x),
     "batched product": lambda x: jnp.einsum("bij,bkj->bki", x.reshape(2, 3, 2), x[::-1].reshape(2, 3, 2)),
     "clamp": lambda x: lax.clamp(x[:4] - 0.5, x[4:8], x[:4] + 0.5),
-    "power of a constant": lambda x: jnp.power(np.arange(1.0, 13), x),
     "maximum": lambda x: jnp.maximum(x[:6], x[6:]) - jnp.minimum(x[:6], x[3:9]),
     "quotient": lambda x: x[:6] / (2 + x[6:] ** 2),
     "pool gradient": _pool_gradient((2, 2), (1, 1), "VALID"),
@@ -349,3 +348,34 @@ def test_nothing_is_certified_where_a_constant_is_not_finite(function, bad):
             assert np.all(~undefined | (found.upper == np.inf))
             assert np.all((found.lower <= values) | np.isnan(values))
             assert np.all((values <= found.upper) | np.isnan(values))
+
+
+# --- what is defined --------------------------------------------------------------------------------------------------
+
+_ASKS = {
+    "isnan": lambda x: jnp.where(jnp.isnan(jnp.sqrt(x)), 5.0, 1.0),
+    "isfinite": lambda x: jnp.where(jnp.isfinite(jnp.log(x)), 1.0, 5.0),
+    "isnan, moved": lambda x: jnp.where(jnp.isnan(jnp.sqrt(x)[::-1]), 5.0, 1.0),
+    "isfinite, moved": lambda x: jnp.where(jnp.isfinite(jnp.arccos(3 * x)[::-1]), 1.0, 5.0),
+    "equal to itself": lambda x: jnp.where((lambda y: y == y)(jnp.log1p(2 * x)[::-1]), 1.0, 5.0),
+    "below infinity": lambda x: jnp.where(jnp.sqrt(x)[::-1] < jnp.inf, 1.0, 5.0),
+    "of a quotient": lambda x: jnp.where(jnp.isnan(x[:1] / (x[1:] - x[1:])), 5.0, 1.0),
+    "defined": lambda x: jnp.where(jnp.isnan(jax.lax.rsqrt(jnp.mean(x * x) + 1) * x[::-1]), 5.0, x),
+}
+_ANSWERED = {"isnan", "isfinite", "defined"}
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("name", _ASKS)
+def test_whether_a_value_is_defined_is_bounded_or_refused(name):
+    box = jb.Box(jnp.array([-1.0, -0.5]), jnp.array([1.0, 0.75]))
+    points = np.random.default_rng(0).uniform(box.lower, box.upper, (500, 2))
+    values = np.asarray(jax.vmap(_ASKS[name])(points))
+    bound = jb.bound(_ASKS[name], jb.IBP())
+    if name not in _ANSWERED:
+        with pytest.raises(jb.errors.UnsupportedError, match="`is_defined`"):
+            bound(box)
+        return
+    found = bound(box)
+    assert np.all(found.lower <= values.min(axis=0))
+    assert np.all(values.max(axis=0) <= found.upper)

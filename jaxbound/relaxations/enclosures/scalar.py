@@ -215,7 +215,9 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     if not curvature.is_monotone:
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
     points = jnp.stack(jnp.broadcast_arrays(*points))
-    least = jnp.min(sign * op.program(points, *constants), axis=0)
+    overflown = ~jnp.isfinite(op.program(jax.lax.stop_gradient(points), *constants))
+    held = jnp.where(overflown, jax.lax.stop_gradient(points), points)  # an infinite end has no derivative, not NaN
+    least = jnp.min(sign * op.program(held, *constants), axis=0)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     loss = _error(op, points, constants) + _slack(curvature, reach)
     least = least - jax.lax.stop_gradient(loss)

@@ -44,7 +44,6 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     lower, upper = interval(op, inputs, constants)
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     middle = jnp.where(finite, low / 2 + high / 2, 0)
-    # beyond 1 / eps every number is whole, and its neighbours are more than 1 away
     below, above = _OFFSETS[op.name]
     if slopes is None:
         slopes = finite & (middle + below > lower), finite & (middle + above < upper)
