@@ -335,7 +335,7 @@ def _concretize(_static, _constants, leaves, incoming, carry, void):
 
 def _collect(static, _constants, chunks, parts):
     shape, dtype, sides, _ = static
-    size = int(np.prod(shape))
+    size, dtype = int(np.prod(shape)), jnp.result_type(dtype, *(part.lower for part in parts))
     ends = [jnp.full(size + 1, -jnp.inf, dtype), jnp.full(size + 1, -jnp.inf, dtype)]
     errors = [jnp.zeros(size + 1, dtype), jnp.zeros(size + 1, dtype)]
     for index, (lower, rounding) in zip(chunks, parts, strict=True):

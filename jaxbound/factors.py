@@ -11,7 +11,6 @@ values; as `g * (a b)(z)` and `g * (a + b)(z)` one of them is left, and the fact
 
 from __future__ import annotations
 
-import fractions
 import functools
 import math
 import operator
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound import operations
 from jaxbound.primitives import ELEMENTWISE
 from jaxbound.values import Literal, Value, made_by
 
@@ -130,12 +130,9 @@ def _gated(no: list[Factor], yes: list[Factor], factors: list[Factor], which: Va
     low, high = (like(part[0][0].value if part else 1) for part in (no, yes))
     if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(high - low)):
         return None
-    rise = high - low  # and what this rounds away, so that no number changes
-    rest = like(fractions.Fraction(float(high)) - fractions.Fraction(float(low)) - fractions.Fraction(float(rise)))
 
     def function(x, which):
-        chosen = jax.lax.select_n(which, jnp.zeros_like(x), x)
-        return low * x + rise * chosen + (rest * chosen if rest else 0)
+        return operations.between(x, jax.lax.select_n(which, jnp.zeros_like(x), x), low, high)
 
     return _built(function, [factors, [(which, "times")]], which)
 
@@ -158,8 +155,8 @@ def _built(function: Callable, groups: Sequence[list[Factor]], like) -> Rewrite:
 _FACTORS: dict[str, Callable] = {
     "times": lambda x, _: x,
     "over": lambda x, _: 1 / x,
-    "if": lambda which, dtype: which.astype(dtype),
-    "unless": lambda which, dtype: (~which).astype(dtype),
+    "if": lambda which, dtype: jnp.where(which, dtype.type(1), dtype.type(0)),
+    "unless": lambda which, dtype: jnp.where(which, dtype.type(0), dtype.type(1)),
 }
 _INVERSE = {"times": "over", "over": "times"}
 

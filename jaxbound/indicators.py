@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import operations
-from jaxbound.primitives import AFFINE
+from jaxbound.primitives import AFFINE, ELEMENTWISE
 from jaxbound.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -77,8 +78,9 @@ def _comparison(truth: Value, dtype) -> Rewrite | None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]
     if any(isinstance(operand, Literal) for operand in truth.operands) or truth.operands[0] is truth.operands[1]:
         return None  # was a scalar function, if anything
-    compare = _COMPARISONS[truth.name]
-    return lambda x, y: compare(x.astype(dtype) - y.astype(dtype), 0).astype(dtype), truth.operands
+    compare, wide = _COMPARISONS[truth.name], truth.operands[0].dtype
+    wide = wide if _is_float(wide) else dtype
+    return lambda x, y: compare(x.astype(wide) - y.astype(wide), 0).astype(dtype), truth.operands
 
 
 def selection(_params: dict, operands: Sequence) -> Rewrite | None:
@@ -92,40 +94,82 @@ def selection(_params: dict, operands: Sequence) -> Rewrite | None:
 
 
 def _between(which, no, yes):
-    """One of two constants, as an affine function of the indicator; what `yes - no` rounds away is added back."""
-    rise = yes - no
-    part = rise - yes
-    rest = (yes - (rise - part)) - (no + part)  # Knuth's error-free difference
-    share = _as(which, no)
-    return no + share * rise + share * rest
+    """One of two constants, as an affine function of the indicator."""
+    return operations.between(1, _as(which, no), no, yes)
 
 
 def _as(which, case):
     return jnp.broadcast_to(which, case.shape).astype(case.dtype)
 
 
-def gated(params: dict, operands: Sequence) -> Rewrite | None:
-    """A value times a share that jumps, somewhere in [0, 1], is a choice between 0 and the value."""
+def gated(_params: dict, operands: Sequence) -> Rewrite | None:
+    """A value times one of two numbers, or a share in [0, 1] made of such, is a choice between multiples."""
     for share, other in (operands, operands[::-1]):
-        if isinstance(other, Value) and _is_share(unbroadcast(share)):
+        if not isinstance(other, Value):
+            continue
+        source = unbroadcast(share)
+        if (choice := _one_of_two(source)) is not None:
+            which, no, yes = choice
+
+            def function(which, x, share=share, source=source, no=no, yes=yes):
+                chosen = _arranged(which.astype(x.dtype), share, source)
+                return operations.between(x, operations.select(chosen, jnp.zeros_like(x), x), no, yes)
+
+            return function, [which, other]
+        if _is_share(source):
             return lambda s, x: operations.select(s, jnp.zeros_like(x), x), [share, other]
     return None
 
 
+def choice_of_results(primitive, params: dict, operands: Sequence) -> Rewrite | None:
+    """A function of choices by one boolean, and of numbers, is a choice between its two results."""
+    bare = not any(made_by(operand, "select_n") for operand in operands)  # an affine image of an indicator stays one
+    if bare or primitive.name not in ELEMENTWISE or not _is_float(operands[-1].dtype):
+        return None
+    found = [(None, o, o) if isinstance(o, Literal) else _choice(o) for o in operands]
+    choices = [choice for choice in found if choice is not None]
+    which, *others = {choice[0] for choice in choices} - {None} or {None}
+    if others or len(choices) < len(found):
+        return None
+
+    def function(which, *cases):
+        no, yes = (primitive.bind(*half, **params) for half in (cases[: len(operands)], cases[len(operands) :]))
+        return jax.lax.select_n(jnp.broadcast_to(which, no.shape), no, yes)
+
+    return function, [which, *(choice[1] for choice in choices), *(choice[2] for choice in choices)]
+
+
+def _choice(operand) -> tuple[Value, Any, Any] | None:
+    """`(boolean, case where false, case where true)` of a choice between what no region reaches."""
+    if made := made_by(operand, "select_n"):
+        which, *cases = made.operands
+        known = isinstance(which, Value) and which.dtype == bool and not any(isinstance(c, Value) for c in cases)
+        return (which, *cases) if known else None
+    made = made_by(operand, "convert_element_type")
+    if made is None or made.operands[0].dtype != bool or not _is_float(made.dtype):
+        return None
+    (which,), (no, yes) = made.operands, (Literal(made.dtype.type(k), made.shape) for k in (0, 1))
+    negated = made_by(which, "not")
+    return (negated.operands[0], yes, no) if negated else (which, no, yes)
+
+
+def _one_of_two(operand) -> tuple[Value, Any, Any] | None:
+    """`(boolean, number where false, number where true)` of a choice between two numbers."""
+    choice = _choice(operand)
+    if choice is None or not all(isinstance(case, Literal) for case in choice[1:]):
+        return None
+    return choice[0], choice[1].value, choice[2].value
+
+
 def _is_share(operand) -> bool:
     """Whether a number is made of choices between numbers, and lies in [0, 1]."""
-    if made := made_by(operand, "convert_element_type"):
-        return made.operands[0].dtype == bool
-    if made := made_by(operand, "select_n"):
-        return _chosen(made, 0, 1)
+    if choice := _one_of_two(operand):
+        return all(0 <= number <= 1 for number in choice[1:])
     made = made_by(operand, "div")
-    return made is not None and _is_share(made.operands[0]) and _chosen(made.operands[1], 1, float("inf"))
-
-
-def _chosen(operand, least: float, most: float) -> bool:
-    """Whether an operand is a choice between numbers in a range."""
-    made = made_by(operand, "select_n")
-    return made is not None and all(isinstance(c, Literal) and least <= c.value <= most for c in made.operands[1:])
+    if made is None or not _is_share(made.operands[0]):
+        return False
+    over = _one_of_two(made.operands[1])
+    return over is not None and all(number >= 1 for number in over[1:])
 
 
 # --- which entries are largest ----------------------------------------------------------------------------------------
@@ -141,13 +185,21 @@ def equals_larger(_params: dict, operands: Sequence) -> Rewrite | None:
     return None
 
 
+def at_least_one(_params: dict, operands: Sequence) -> Rewrite | None:
+    """A quotient by the number of entries that equal the maximum: there is one."""
+    total = made_by(unbroadcast(operands[1]), "reduce_sum")
+    if total is None or _counted(total, total.operands[0]) is None:
+        return None
+    return lambda x, ties: x / jnp.maximum(ties, 1), operands
+
+
 def shared_product(_params: dict, operands: Sequence) -> Rewrite | None:
     """`(g / ties) * largest` (reverse mode): see the module's head."""
     for spread, largest in (operands, operands[::-1]):
         quotient, equal = made_by(unbroadcast(spread), "div"), unbroadcast(largest)
-        if quotient is None or not _counts(quotient.operands[1], equal):
+        ties = _counted(quotient.operands[1], equal) if quotient else None
+        if quotient is None or ties is None:
             continue
-        ties = unbroadcast(quotient.operands[1])
         entries = _places(largest, equal)
         own = np.broadcast_to(np.expand_dims(_numbers(ties), ties.params["axes"]), equal.shape).ravel()
         if np.array_equal(own[entries], _places(quotient.operands[1], ties).ravel()[_places(spread, quotient)]):
@@ -166,22 +218,26 @@ def shared_sum(_params: dict, operands: Sequence) -> Rewrite | None:
         return None
     for largest in product.operands:
         equal = unbroadcast(largest)
-        if _counts(operands[1], equal) and largest is equal and operands[1] is unbroadcast(operands[1]):
+        if _counted(operands[1], equal) and largest is equal and operands[1] is unbroadcast(operands[1]):
             return (lambda x: x, operands[:1]) if operands[1].params["axes"] == total.params["axes"] else None
     return None
 
 
-def _counts(operand, equal) -> bool:
-    """Whether a number counts the entries that equal a maximum, which `equal` marks."""
-    ties, marks = made_by(unbroadcast(operand), "reduce_sum"), made_by(equal, "convert_element_type")
-    return (
-        ties is not None
-        and marks is not None
-        and ties.operands[0] is marks
-        and isinstance(marks.operands[0], Value)
-        and (found := _largest_entries(marks.operands[0])) is not None
-        and found[2] == tuple(ties.params["axes"])
-    )
+def _counted(operand, equal) -> Value | None:
+    """The sum that a number repeats, if it counts the entries that equal a maximum, which `equal` marks."""
+    ties, marks = _total(operand), made_by(equal, "convert_element_type")
+    if ties is None or marks is None or ties.operands[0] is not marks or not isinstance(marks.operands[0], Value):
+        return None
+    found = _largest_entries(marks.operands[0])
+    return ties if found is not None and found[2] == tuple(ties.params["axes"]) else None
+
+
+def _total(operand) -> Value | None:
+    """The sum that an operand repeats, if it is one, or the larger of it and 1 (`at_least_one`)."""
+    larger = made_by(unbroadcast(operand), "max")
+    if larger and isinstance(larger.operands[1], Literal) and larger.operands[1].value == 1:
+        operand = larger.operands[0]
+    return made_by(unbroadcast(operand), "reduce_sum")
 
 
 def _numbers(value: Value) -> np.ndarray:

@@ -51,6 +51,14 @@ def over_last_axis(function: Callable, x: jax.Array, axes: tuple[int, ...]) -> j
     return jnp.moveaxis(result.reshape(moved.shape), range(-len(axes), 0), axes)
 
 
+def between(x: jax.Array | float, chosen: jax.Array, no, yes) -> jax.Array:
+    """`no x` where a choice between 0 and x fell on 0, else `yes x`; what `yes - no` rounds away is added back."""
+    rise = yes - no
+    part = rise - yes
+    rest = (yes - (rise - part)) - (no + part)  # Knuth's error-free difference
+    return no * x + rise * chosen + rest * chosen
+
+
 _select, _meet, _logsumexp = map(Primitive, ("select", "meet", "logsumexp"))
 _in_order_of, _is_defined = map(Primitive, ("in_order_of", "is_defined"))
 

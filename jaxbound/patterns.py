@@ -32,7 +32,9 @@ def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
     for rule in _MATCHES.get(primitive.name, ()):
         if (rewrite := rule(params, operands)) is not None:
             return rewrite
-    return factors.before_broadcast(primitive, params, operands)
+    return factors.before_broadcast(primitive, params, operands) or indicators.choice_of_results(
+        primitive, params, operands
+    )
 
 
 def parts(name: str, params: dict, operands: Sequence) -> Rewrite | None:
@@ -103,34 +105,51 @@ def _softmax(_params: dict, operands: Sequence) -> Rewrite | None:
 
 
 def _log_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
-    shifted = operands[0]
-    log = made_by(unbroadcast(operands[1]), "log")
-    found = _summed_exp(log.operands[0]) if log is not None else None
-    if log is None or found is None or found[0].operands[0] is not shifted:
+    shifted, total = operands[0], _logsumexp_of(operands[1])
+    if total is None or total.operands[0] is not shifted:
         return None
-    _, axes, total = found
-    if not (put_back(operands[1], log, axes, shifted.shape) and put_back(log.operands[0], total, axes, shifted.shape)):
+    axes = total.params["axes"]
+    if not put_back(operands[1], unbroadcast(operands[1]), axes, shifted.shape):
         return None
     return functools.partial(operations.over_last_axis, _log_softmax_of, axes=axes), [_without_shift(shifted, axes)]
+
+
+def _log_of_sum(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(sum(exp(x)))`."""
+    size = made_by(operands[0], "abs")
+    found = _summed_exp(size.operands[0] if size else operands[0])
+    return _logsumexp_as(operands[0].shape, found[0].operands[0], found[1]) if found else None
 
 
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
     """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))`, whatever the shift."""
     for out, shift in (operands, operands[::-1]):
-        log = made_by(unbroadcast(out), "log")
-        if log is None:
+        total = _logsumexp_of(out)
+        if total is None or out.shape != shift.shape:
             continue
-        size = made_by(log.operands[0], "abs")
-        found = _summed_exp(size.operands[0] if size is not None else log.operands[0])
-        if found is None:
-            continue
-        exponent, axes = found[0].operands[0], found[1]
+        exponent, axes = total.operands[0], total.params["axes"]
         x = _without_shift(exponent, axes)
-        if x is exponent or unbroadcast(exponent.operands[1]) is not unbroadcast(shift):
-            continue
-        if out.shape == shift.shape and np.prod(out.shape) == np.prod(np.delete(x.shape, axes)):
-            return lambda x, axes=axes, shape=out.shape: operations.logsumexp(x, axes).reshape(shape), [x]
+        if x is not exponent and unbroadcast(exponent.operands[1]) is unbroadcast(shift):
+            return _logsumexp_as(out.shape, x, axes)
     return None
+
+
+def _logsumexp_as(shape: tuple[int, ...], x: Value, axes: tuple[int, ...]) -> Rewrite | None:
+    """Of this shape: one function of all entries, and what it is composed of."""
+    if np.prod(shape) != np.prod(np.delete(x.shape, axes)):
+        return None
+
+    def function(x):
+        terms = 1 * jnp.exp(x)  # the factor hides the sum from `_log_of_sum`
+        return operations.meet(operations.logsumexp(x, axes), jnp.log(jnp.sum(terms, axes))).reshape(shape)
+
+    return function, [x]
+
+
+def _logsumexp_of(operand) -> Value | None:
+    """The node that `_logsumexp_as` has made, if it made the operand."""
+    met = made_by(unbroadcast(operand), "meet")
+    return made_by(met.operands[0], "logsumexp") if met else None
 
 
 def _softmax_of(x):
@@ -197,6 +216,7 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "reduce_prod": [rewrites.reduce_product],
     "reduce_window_max": [rewrites.window_max],
     "select_and_scatter_add": [rewrites.window_max_adjoint],
+    "select_and_gather_add": [rewrites.window_max_tangent],
     "cummax": [rewrites.cumulative(jnp.max)],
     "cummin": [rewrites.cumulative(jnp.min)],
     "cumprod": [rewrites.cumulative(jnp.prod)],
@@ -206,10 +226,11 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "integer_pow": [rewrites.integer_power],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
+    "log": [_log_of_sum],
     "eq": [definedness.rule("eq"), indicators.equals_larger],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
     "mul": [indicators.shared_product, factors.product],
-    "div": [_softmax, indicators.shared_sum],
+    "div": [_softmax, indicators.shared_sum, indicators.at_least_one],
     "sub": [_log_softmax, _fast_variance, factors.total("sub")],
     "add": [_logsumexp, factors.total("add")],
     "add_any": [factors.total("add_any")],

@@ -7,7 +7,7 @@ input, with the operands it takes; or None, to keep the equation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -281,33 +281,50 @@ def top_k(params: dict, operands: Sequence) -> Rewrite:
 
 def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
     """The derivative of a pooled maximum: what comes from a window goes to the places that may be the largest in it."""
-    window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
     if not isinstance(operands[1], Value) or params["select_prim"].name != "ge":
         return None
 
     def function(source, x):
-        outer = [n + low + high for n, (low, high) in zip(x.shape, padding, strict=True)]
-        spans = [(n - w) // s * s + 1 for n, w, s in zip(outer, window, strides, strict=True)]
-        zero, config = jnp.zeros((), x.dtype), [(low, high, 0) for low, high in padding]
-        padded = jax.lax.pad(x, zero, config)
-        inside = np.pad(np.ones(x.shape, bool), padding)
-        places = list(np.ndindex(*window))
-
-        def at(array, place):
-            stops = [p + span for p, span in zip(place, spans, strict=True)]
-            return array[tuple(slice(p, q, s) for p, q, s in zip(place, stops, strides, strict=True))]
-
+        outer = [n + low + high for n, (low, high) in zip(x.shape, params["padding"], strict=True)]
         total = jnp.zeros(x.shape, x.dtype)
-        for place in places:
-            rivals = [other for other in places if other != place]
-            wins = [(at(padded, place) - at(padded, other) >= 0) | ~at(inside, other) for other in rivals]
-            largest = functools.reduce(jnp.logical_and, wins, jnp.asarray(at(inside, place)))
-            share = jnp.where(largest, source, zero)
-            spread = [
-                (p - low, n - span - p - high, s - 1)
-                for p, (low, high), n, span, s in zip(place, padding, outer, spans, strides, strict=True)
-            ]
-            total = total + jax.lax.pad(share, zero, spread)
+        for place, largest, span in _winners(x, params):
+            share = jnp.where(largest, source, jnp.zeros((), x.dtype))
+            sides = zip(place, params["padding"], outer, span, params["window_strides"], strict=True)
+            spread = [(p - low, n - s - p - high, stride - 1) for p, (low, high), n, s, stride in sides]
+            total = total + jax.lax.pad(share, jnp.zeros((), x.dtype), spread)
         return total
 
     return function, operands
+
+
+def window_max_tangent(params: dict, operands: Sequence) -> Rewrite | None:
+    """A derivative of a pooled maximum, forward: the tangent at the place that may be the largest in the window."""
+    dilated = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
+    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or dilated:
+        return None
+
+    def function(tangent, x):
+        padded = jnp.pad(tangent, params["padding"])
+        shares = [jnp.where(won, _at(padded, place, span, params), 0) for place, won, span in _winners(x, params)]
+        return functools.reduce(jnp.add, shares)
+
+    return function, operands
+
+
+def _winners(x, params: dict) -> Iterator[tuple[tuple[int, ...], jax.Array, list[int]]]:
+    """For every place in the window: itself, in which windows its entry is the largest, and what windows span."""
+    window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
+    padded, inside = jnp.pad(x, padding), np.pad(np.ones(x.shape, bool), padding)
+    span = [(n - w) // s * s + 1 for n, w, s in zip(padded.shape, window, strides, strict=True)]
+    places = list(np.ndindex(*window))
+    for place in places:
+        rivals = [other for other in places if other != place]
+        own = _at(padded, place, span, params)
+        wins = [(own - _at(padded, other, span, params) >= 0) | ~_at(inside, other, span, params) for other in rivals]
+        yield place, functools.reduce(jnp.logical_and, wins, jnp.asarray(_at(inside, place, span, params))), span
+
+
+def _at(array, place: Sequence[int], span: Sequence[int], params: dict):
+    """What stands at one place of every window."""
+    ends = zip(place, span, params["window_strides"], strict=True)
+    return array[tuple(slice(p, p + s, stride) for p, s, stride in ends)]

@@ -61,11 +61,20 @@ class _Builder:
 
     def _known(self, aval, array) -> Literal | Constant:
         """A number or array that the function closes over."""
-        if np.ndim(array) == 0 and not _compat.is_tracer(array):
+        plain = not (_compat.is_tracer(array) or jnp.issubdtype(aval.dtype, jax.dtypes.extended))
+        if plain and np.ndim(array) == 0:
             return Literal(np.asarray(array, aval.dtype)[()], ())
+        return self.captured(aval, array)
+
+    def captured(self, aval, array) -> Constant:
+        """A new constant, and the array that it is."""
         constant = self.constants.variable(aval)
         self.constants.captured.append((constant.number, array))
         return constant
+
+    def empty(self, aval) -> Constant:
+        """What no region reaches, since it has no entries."""
+        return self.captured(aval, np.zeros(aval.shape, aval.dtype))
 
     def _equation(self, equation, operands: list) -> list:
         callee = _compat.call_jaxpr(equation)
@@ -140,8 +149,8 @@ class _Builder:
 
     def apply(self, primitive, params: dict, operands: list, avals: list) -> list:
         """What an equation with at least one region-dependent operand makes."""
-        if not avals:
-            return []
+        if all(0 in aval.shape for aval in avals):
+            return [self.empty(aval) for aval in avals]
         narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE:
             operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]
@@ -252,6 +261,7 @@ def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_regi
         if region:
             leaf = Value((-1.0, len(inputs)), tuple(variable.aval.shape), variable.aval.dtype, label="input")
             inputs.append(leaf)
+            leaf = builder.empty(leaf) if 0 in leaf.shape else leaf
         else:
             leaf = builder.constants.variable(variable.aval)
             builder.constants.leaves[number] = leaf.number
@@ -294,9 +304,7 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
     results = []
     for output in outputs:
         if isinstance(output, Literal):
-            constant = builder.constants.variable(output)
-            builder.constants.captured.append((constant.number, np.full(output.shape, output.value)))
-            output = constant
+            output = builder.captured(output, np.full(output.shape, output.value))
         kind = ("node", output.node) if isinstance(output, Value) else ("constant", builder.constants.slot(output))
         results.append(kind)
     builder.constants.prune()

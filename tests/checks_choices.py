@@ -149,7 +149,7 @@ _MADE = {
     "product": lambda x: _spread(x) * jnp.tanh(x) * jax.nn.sigmoid(x),
     "difference": lambda x: (lambda g: g * jnp.sin(x) - g * jnp.cos(x))(_spread(x)),
     "choice": lambda x: (lambda g, t: jnp.where(x > 0, 0.1 * g * t, 0.7 * g * t))(_spread(x), jnp.tanh(_V @ x)),
-    "chain": jax.jacrev(lambda x: _V @ jax.nn.leaky_relu(_V @ x, 0.1)),
+    "chain": jax.jacrev(lambda x: jnp.tanh(_V @ jax.nn.leaky_relu(_V @ x, 0.1))),
 }
 
 

@@ -267,7 +267,7 @@ def test_derivative_bounds_contain_both_sides_of_kinks_and_ties(name, mode):
 
 def _hidden(x):
     """A sum of exponentials that no pattern knows."""
-    return jnp.sum(jnp.exp(x))
+    return jnp.sum(1.0 * jnp.exp(x))
 
 
 _COMPOSED = {
@@ -293,8 +293,6 @@ def _check_tightness(name: str, method: str, norms, boxes) -> None:
         for label, composed in compositions.items():
             low, high = _ends(composed, METHODS[method], region)
             slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
-            if (name, method) == ("logsumexp", "Forward"):  # log of the sum's own bounds, which a ball tightens
-                slack = slack + 0.1 * (high - low)
             assert np.all(lower >= low - slack), (label, norm, radius, lower, low)
             assert np.all(upper <= high + slack), (label, norm, radius, upper, high)
 

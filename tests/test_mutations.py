@@ -255,7 +255,7 @@ MUTANTS: dict[str, Mutant] = {
     "numbers of a choice exchanged": Mutant("group_choice", factors, "_gated", lambda original: lambda no, yes, *rest: original(yes, no, *rest)),
     "if as unless": Mutant("group_chain", factors._FACTORS, "if", lambda _: factors._FACTORS["unless"]),
     # derivatives of maxima
-    "every count is of ties": Mutant("divided_by_ties", indicators, "_counts", lambda _: lambda operand, equal: getattr(operand, "name", "") == "broadcast_in_dim"),
+    "every count is of ties": Mutant("divided_by_ties", indicators, "_counted", lambda _: lambda operand, equal: indicators._total(operand)),
     "larger than the first taken for largest": Mutant("gradients_of_maxima", indicators, "_is_largest", lambda _: lambda x: x - x[..., :1] >= 0),
     "larger than itself": Mutant("gradients_of_maxima", operations, "pairwise", _after(lambda found: (found[0] + 1, found[1]))),
     "largest for least": Mutant("gradients_of_maxima", patterns._MATCHES, "eq", _changed(lambda f: lambda x, y: f(y, x))),

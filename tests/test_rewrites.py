@@ -144,6 +144,24 @@ def test_the_stacked_results_of_a_scan_of_length_0_are_empty():
     assert np.array_equal([found.lower, found.upper], [[0, 0], [1, 1]])
 
 
+def test_arrays_without_entries_are_constants():
+    """No method need hear of them: neither an empty value nor an empty region."""
+    box, empty = jb.Box(-jnp.ones(2), jnp.ones(2)), jb.Box(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
+    for method in (jb.IBP(), jb.Forward(), jb.Crown()):
+        for transform in (lambda f: f, jax.jit):
+            bound = transform(jb.bound(lambda x, y: (jnp.tanh(x[:0]), jnp.sum(jnp.sin(y), 0) + x, y @ x), method))
+            none, total, product = bound(box, empty)
+            assert none.lower.shape == product.upper.shape == (0,)
+            assert np.array_equal([total.lower, total.upper], [[-1, -1], [1, 1]])
+
+
+def test_a_random_key_may_be_closed_over():
+    key = jax.random.key(3)
+    noise = jax.random.uniform(key, (2,))
+    found = jb.bound(lambda x: x * jax.random.uniform(key, (2,)), jb.Crown())(jb.Box(-jnp.ones(2), jnp.ones(2)))
+    assert np.allclose([found.lower, found.upper], [-noise, noise], rtol=1e-5)
+
+
 # --- booleans as numbers ------------------------------------------------------------------------------------------------
 
 _A, _B = slice(0, 4), slice(4, 8)
@@ -157,6 +175,11 @@ _BOOLEANS = {
     "structure": lambda x: jnp.concatenate([x[_A] > 0, x[_B] > x[_A]])[::-1].reshape(2, 4).T.astype(float),
     "counts": lambda x: [jnp.sum(x > 0) * 1.0, jnp.sum((x > 0).reshape(3, 4) * np.arange(4), 1).astype(float)],
     "parts of a truth": lambda x: (x > x[::-1])[jnp.array([0, 5, 5])].astype(float),
+    "in a narrower type": lambda x: (x[_A] > x[_B]).astype(np.float16).astype(float),
+    "functions of choices": lambda x: (lambda w: [jnp.where(w, 2.0, 3.0) * 0.5 + jnp.sqrt(jnp.where(w, 4.0, 9.0)), jnp.where(w, 3.0, 1.0) ** jnp.where(w, 0.5, 2.0)])(x[_A] > x[_B]),
+    "functions of choices between arrays": lambda x: (lambda w, a, b: jnp.where(w, a, b) + 0.1 * jnp.where(w, b, 0))(x[_A] > x[_B], np.arange(4.0), _MATRIX[:, 0]),
+    "choices by two booleans": lambda x: jnp.where(x[_A] > x[_B], 2.0, 3.0) * jnp.where(x[_A] > 0, 2.0, 3.0),
+    "a product with a choice": lambda x: [jnp.where(x[_A] > x[_B], -0.3, 0.7) * x[_B], jnp.where(x[:1] > x[1:2], -0.3, 0.7) * x[_B] * x[_A]],
     "chosen": lambda x: jnp.where(x > x[::-1], x, 2 * x[::-1]),
     "chosen constants": lambda x: jnp.where(x > x[::-1], 3.0, -1.0),
     "chosen constants, arrays": lambda x: jnp.where(x[_A] > x[_B], np.arange(4.0), 1.0),
@@ -255,6 +278,9 @@ _DERIVATIVES = {
     "max, forward": lambda x: jax.jvp(lambda x: jnp.max(jnp.sin(x).reshape(3, 4), 0), (x,), (jnp.arange(12.0),))[1],
     "max, jacfwd": jax.jacfwd(lambda x: jnp.max(x.reshape(3, 4), 1)),
     "max of an affine image": jax.grad(lambda x: jnp.max(_M @ x)),
+    "pooled maximum, forward": jax.jacfwd(lambda x: nn.max_pool(x.reshape(1, 3, 4, 1), (2, 2), (1, 2), "SAME")),
+    "pooled maximum": jax.jacrev(lambda x: nn.max_pool(x.reshape(1, 3, 4, 1), (2, 3), (1, 1), "SAME")),
+    "leaky_relu": jax.grad(lambda x: jnp.sum(_M @ jax.nn.leaky_relu(x, 0.3))),
     "maximum": jax.jacrev(lambda x: jnp.maximum(x[:6], x[6:])),
     "maximum, forward": lambda x: jax.jvp(lambda x: jnp.minimum(x[:6], x[6:]), (x,), (jnp.arange(12.0),))[1],
     "relu": jax.jacrev(lambda x: _M[:, :4] @ jax.nn.relu(_M @ x)),
@@ -277,6 +303,34 @@ _DERIVATIVES = {
 @pytest.mark.parametrize("name", _DERIVATIVES)
 def test_derivatives_are_theirs_where_nothing_is_tied(name):
     _check(_DERIVATIVES[name], points=_generic(_POINTS), tolerance=1e-8)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("weights", [1.0, 2.0, np.array([-1.0, 2.0, 0.5])], ids=["sum", "twice", "array"])
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()], ids=["IBP", "Crown"])
+def test_slopes_of_functions_made_of_two_lines_are_exact(weights, method):
+    """Both cases are chosen by one boolean: never one's slope with the other's absence."""
+    box = jb.Box(jnp.array([-1.0, -0.5, 0.2]), jnp.array([1.0, 0.75, 0.3]))
+    for function, below in ((lambda x: jax.nn.leaky_relu(x, 0.1), 0.1), (lambda x: jnp.where(x > 0, x, -2 * x), -2.0)):
+        found = jb.bound(jax.grad(lambda x, f=function: jnp.sum(weights * f(x))), method)(box)
+        slopes = np.array([[below, below, 1.0], [1.0, 1.0, 1.0]]) * weights
+        assert np.allclose([found.lower, found.upper], [slopes.min(0), slopes.max(0)], atol=1e-12)
+
+
+@pytest.mark.x64
+def test_derivatives_of_a_tied_pool_contain_the_one_that_jax_takes():
+    """At a point where all entries are equal, nothing is decided."""
+    point, pool = jnp.zeros((1, 3, 3, 1)), lambda x: nn.max_pool(x, (2, 2), (1, 1))
+    for function in (jax.jacrev(pool), jax.jacfwd(pool)):
+        found = jb.bound(function, jb.IBP())(jb.Box(point, point))
+        assert np.all(found.lower <= function(point))
+        assert np.all(function(point) <= found.upper)
+
+
+def test_a_jacobian_of_a_maximum_is_finite():
+    for function in (jax.jacfwd(jnp.max), jax.jacrev(jnp.max)):
+        found = jb.bound(function, jb.IBP())(jb.Box(-jnp.ones(3), jnp.ones(3)))
+        assert np.allclose([found.lower, found.upper], [[0] * 3, [1] * 3], atol=1e-5)
 
 
 _TIED = {

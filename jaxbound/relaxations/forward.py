@@ -73,7 +73,7 @@ def nonlinear_node(op: Op, inputs: Sequence[Pair], planes: Planes, sizes: Sequen
 
     def combine(slopes, below, above):
         positive, negative = jnp.maximum(slopes, 0), jnp.minimum(slopes, 0)
-        return jnp.sum(positive * below + negative * above, axis=reduced)
+        return jnp.sum(times(positive, below) + times(negative, above), axis=reduced)
 
     leaves = []
     for leaf in range(len(inputs[0].slopes)):

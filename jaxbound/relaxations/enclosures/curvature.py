@@ -91,6 +91,7 @@ class Curvature:
             may not be sigma's (`|z|` inside softplus, at 0).
         slack: what convexity and monotonicity may lack, to be multiplied by `max(1, |l|, |u|)`; some 1e-14, more for
             functions that are steep around 0.
+        wobble: what `is_monotone` may lack, likewise; mostly 0.
         is_piecewise_linear: every piece is linear, there are no cells.
         is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
         is_continuous: there are no jumps and no poles in the domain.
@@ -103,6 +104,7 @@ class Curvature:
     critical: tuple[float, ...]
     switches: tuple[float, ...]
     slack: float
+    wobble: float
     is_piecewise_linear: bool
     is_monotone: int
     is_continuous: bool
@@ -529,9 +531,19 @@ def analyse(program: Program) -> Curvature | None:
             turns = [_turn(cells, piece) for piece in pieces]
             if not pieces or not all(wobble <= _TOLERANCE * cells.steepness for _, wobble in turns):
                 return None
-            return _describe(cells, pieces, holes, turns)
+            found = _describe(cells, pieces, holes, turns)
+            jumps = any(math.isinf(cell.upper - cell.lower) for cell in found.cells if _is_inside(cell, found.domain))
+            return None if jumps and _has_constants(program) else found  # how far depends on the constants
     except UnsupportedError:
         return None
+
+
+def _is_inside(cell: Cell, domain: tuple[float, float]) -> bool:
+    return domain[0] < cell.left and cell.right < domain[1]
+
+
+def _has_constants(program: Program) -> bool:
+    return any(operand[0] == "const" for _, _, operands in program.instructions for operand in operands)
 
 
 def _describe(
@@ -553,6 +565,7 @@ def _describe(
         critical=tuple(point for turn in turns for point in turn[0]),
         switches=_switches(cells, pieces),
         slack=2.001 * slack,  # a line at z0 and its value at z
+        wobble=2.001 * wobble,
         is_piecewise_linear=not holes and all(piece.kind == _LINEAR for piece in pieces),
         is_monotone=direction,
         is_continuous=continuous,

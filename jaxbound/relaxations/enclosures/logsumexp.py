@@ -32,7 +32,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     ends = []
     for end, sign in ((lower, -1), (upper, 1)):
         value = jax.nn.logsumexp(end, axes(op))
-        shifted = value + sign * _error(op, jnp.where(jnp.isfinite(value), value, 0), 0.0)
+        shifted = value + sign * _error(op, jnp.abs(jnp.where(jnp.isfinite(value), value, 0)))
         ends.append(jnp.where(jnp.isnan(value), sign * jnp.inf, shifted))
     return ends[0], ends[1]
 
@@ -58,11 +58,13 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     above = jnp.maximum(size_low + chord * (middle - low), size_high - chord * (high - middle))
     total = jnp.sum(above, reduced, keepdims=True)
     slope = chord / total
-    reach = jnp.max(jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced)
     known = jnp.squeeze(finite, reduced)
     value = jnp.squeeze(at_middle, reduced)
     ceiling = jnp.squeeze(shift + jnp.log(total), reduced)
-    error = _error(op, value, reach) + _error(op, ceiling, reach)
+    # an entry counts by its slope, so that a score of -1e38, which masks it, adds nothing
+    reach = jnp.sum(jnp.maximum(share, slope) * (jnp.abs(middle) + width + jnp.abs(at_middle)), reduced)
+    lost = jnp.finfo(op.dtype).tiny * jnp.sum(width, reduced)  # slopes that underflow
+    error = _error(op, jnp.abs(value) + jnp.abs(ceiling) + reach) + jax.lax.stop_gradient(lost)
     least, most = interval(op, inputs, constants)
     return Planes(
         (jnp.where(finite, share, 0),), jnp.where(known, value - jnp.sum(share * middle, reduced) - error, least),
@@ -70,10 +72,10 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     )  # fmt: skip
 
 
-def _error(op: Op, value, reach) -> jax.Array:
-    """What rounding adds: the sum of n exponentials, its logarithm, and the products with slopes that sum to 1."""
+def _error(op: Op, size) -> jax.Array:
+    """What rounding adds: the sum of n exponentials, its logarithm, and the products with slopes."""
     shape = op.input_shapes[0]
     count = 1
     for axis in axes(op):
         count *= shape[axis]
-    return jax.lax.stop_gradient((4 * count + 32) * jnp.finfo(op.dtype).eps * (1 + jnp.abs(value) + reach))
+    return jax.lax.stop_gradient((4 * count + 32) * jnp.finfo(op.dtype).eps * (1 + size))

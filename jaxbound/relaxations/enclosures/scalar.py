@@ -85,14 +85,30 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
         below = _lower_slope(lower_slope, op, low, high, constants, (below, above))
     else:
         below, above = slopes
-    below, above = jnp.where(finite, below, 0), jnp.where(finite, above, 0)
+    below, above = [jnp.where(finite & (jnp.abs(s) >= jnp.finfo(op.dtype).tiny), s, 0) for s in (below, above)]
     floor, ceiling = intercepts(op, below, above, low, high, constants)
     least, most = interval(op, inputs, constants)
+    floor = _at_least(floor, _outside(op, below, least, low, high))
+    ceiling = -_at_least(-ceiling, _outside(op, -above, -most, low, high))
     return Planes((below,), jnp.where(finite, floor, least), (above,), jnp.where(finite, ceiling, most))
 
 
+def _outside(op: Op, slope, least, low, high) -> jax.Array:
+    """The intercept of a line below the whole range: the better one for flat lines far from 0."""
+    steps = jnp.maximum(slope * low, slope * high)
+    return least - steps - _unit(op) * (jnp.abs(least) + 2 * jnp.abs(steps)) - jnp.finfo(op.dtype).tiny
+
+
+def _at_least(value, other) -> jax.Array:
+    """The larger one; where they are equal the first, derivatives included."""
+    return jnp.where(other > value, other, value)
+
+
 def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
-    """Bounds, exact up to rounding, of min sigma(z) - below * z and max sigma(z) - above * z over the interval."""
+    """Bounds, exact up to rounding, of min sigma(z) - below * z and max sigma(z) - above * z over the interval.
+
+    A subnormal slope may count as 0: `planes` leaves none.
+    """
     curvature = curvature_of(op)
     shape = jnp.broadcast_shapes(jnp.shape(below), jnp.shape(above), jnp.shape(lower))
     lower, upper = jnp.broadcast_to(lower, shape), jnp.broadcast_to(upper, shape)
@@ -112,12 +128,12 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
         first = jnp.argmin(attained, axis=0)[None]  # at equal heights the end, which moves, before the held point
         least = jnp.take_along_axis(attained, first, axis=0, mode="clip")[0]
         loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
-        loss = loss + jnp.finfo(op.dtype).tiny * (1 + reach)  # a subnormal slope may count as 0
+        loss = loss + jnp.finfo(op.dtype).tiny  # a subnormal product may count as 0
         rigorous = jnp.min(above_line[:known], axis=0) - loss
         if own:
             searched = jnp.min(bounds[np.array(own)], axis=0) - search.LOSS * loss
             rigorous = jnp.minimum(rigorous, searched)
-        rigorous = rigorous - _slack(curvature, reach)
+        rigorous = rigorous - _scaled(curvature.slack, reach)
         for cell in curvature.cells:
             left = jnp.clip(_number(cell.left, lower, -1), lower, upper)
             right = jnp.clip(_number(cell.right, lower, 1), lower, upper)
@@ -219,7 +235,8 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     held = jnp.where(overflown, jax.lax.stop_gradient(points), points)  # an infinite end has no derivative, not NaN
     least = jnp.min(sign * op.program(held, *constants), axis=0)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    loss = _error(op, points, constants) + _slack(curvature, reach)
+    slack = curvature.wobble if curvature.is_monotone else curvature.slack
+    loss = _error(op, points, constants) + _scaled(slack, reach)
     least = least - jax.lax.stop_gradient(loss)
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
@@ -315,8 +332,8 @@ def _error(op: Op, points, constants: Sequence) -> jax.Array:
     return jnp.max(evaluation.error(op.program, *held), axis=0)
 
 
-def _slack(curvature: Curvature, reach):
-    return curvature.slack * jnp.maximum(1, reach) if curvature.slack else 0.0
+def _scaled(slack: float, reach):
+    return slack * jnp.maximum(1, reach) if slack else 0.0
 
 
 def _unit(op: Op) -> float:
