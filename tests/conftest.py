@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
-_DEVICES = "--xla_force_host_platform_device_count"
+
+def _add_flag(name: str, value: object) -> None:
+    if name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {name}={value}".strip()
+
 
 # XLA reads the flags when the backend starts, so this stands before anything that imports JAX; jaxbound adds its own.
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+_add_flag("--xla_force_host_platform_device_count", 8)
+
+# Compiling takes most of the time: what is the same is compiled once, for both workers and for the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -20,6 +29,14 @@ hypothesis.settings.register_profile(
     "thorough", parent=hypothesis.settings.get_profile("deterministic"), max_examples=2000
 )
 hypothesis.settings.load_profile("deterministic")
+
+
+def pytest_configure(config):
+    """Quick runs leave out XLA's slowest passes; `make soundness` tests what users run."""
+    if config.option.markexpr != "slow":
+        _add_flag("--xla_backend_optimization_level", 1)
+        if jax.__version_info__ < (0, 11):  # later ones do not know it
+            _add_flag("--xla_cpu_use_fusion_emitters", "false")
 
 
 def pytest_collection_modifyitems(items):

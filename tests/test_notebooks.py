@@ -44,7 +44,7 @@ def test_notebooks_run(name, tmp_path):
 
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "MPLBACKEND")}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     environment |= {"PYTHONPATH": path, "IPYTHONDIR": str(tmp_path)}
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)
