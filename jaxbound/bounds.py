@@ -76,4 +76,4 @@ class LinearBounds:
             if is_region(region):
                 lower = lower + regions.minimum(region, below)
                 upper = upper + regions.minimum(region, -above)
-        return Interval(jnp.where(jnp.isnan(lower), -jnp.inf, lower), jnp.where(jnp.isnan(upper), jnp.inf, -upper))
+        return Interval(*(sign * jnp.where(end < jnp.inf, end, -jnp.inf) for end, sign in ((lower, 1), (upper, -1))))

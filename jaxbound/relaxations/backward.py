@@ -153,7 +153,7 @@ def concretize(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Lower bounds of the rows over the region, and bounds on their rounding error.
 
-    NaN (an undefined bound) and `void` (nothing may be certified) give minus infinity.
+    What is undefined or overflowed, and `void` (nothing may be certified), give minus infinity.
     """
     lower, rounding = carry
     for region, rows in zip(region_leaves, incoming, strict=True):
@@ -165,7 +165,8 @@ def concretize(
             terms = values[0].size + 8
             rounding = rounding + affine.gamma(terms, values.dtype) * total(jnp.abs(values), regions.magnitude(region))
             rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
-    return jnp.where(jnp.isnan(lower) | void, -jnp.inf, lower), rounding
+    rounding = None if rounding is None else jnp.where(jnp.isnan(rounding), jnp.inf, rounding)
+    return jnp.where((lower < jnp.inf) & ~void, lower, -jnp.inf), rounding
 
 
 def total(rows: jax.Array, values: jax.Array) -> jax.Array:

@@ -103,14 +103,14 @@ def interval_of(pair: Pair, leaves: Sequence[regions.Region], *, outward: bool) 
             columns = jnp.moveaxis(sign * slopes[side], 0, -1)
             shape = regions.leaf_struct(region).shape
             total = total + regions.minimum(region, columns.reshape(*columns.shape[:-1], *shape))
-        ends.append(jnp.where(jnp.isnan(total), -jnp.inf, total))
+        ends.append(jnp.where(total < jnp.inf, total, -jnp.inf))
     empty = jnp.any(jnp.stack([regions.is_empty(region) for region in leaves]))
     low, high = jnp.where(empty, -jnp.inf, ends[0]), jnp.where(empty, jnp.inf, -ends[1])
     if not outward:
         return low, high
     sizes = leaf_sizes(leaves)
     error = pair.error + affine.gamma(sum(size.size for size in sizes) + 8, low.dtype) * _size(pair, sizes)
-    return low - error, high + error
+    return interval.certain(low - error, high + error)
 
 
 def substitute(

@@ -35,7 +35,12 @@ def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool) 
         error = affine.rounding(op, [magnitude(ends) for ends in inputs], constants)
         if error is not None:
             low, high = low - error, high + error
-    return low, high
+    return certain(low, high)
+
+
+def certain(low: jax.Array, high: jax.Array) -> Ends:
+    """Nothing is known where a bound is undefined, or infinite on the wrong side: a sum overflowed on its way."""
+    return jnp.where(low < jnp.inf, low, -jnp.inf), jnp.where(high > -jnp.inf, high, jnp.inf)
 
 
 def magnitude(ends: Ends) -> jax.Array:
