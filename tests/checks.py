@@ -317,6 +317,9 @@ def check_switches():
 
 def check_abnormal():
     """Empty regions and infinite ends."""
+    point, weights = jnp.full(3, 1.7e308), jnp.array([1.0, 1.0, -1.9])
+    overflown = jb.bound(lambda x: x @ weights, jb.IBP())(jb.Box(point, point))
+    assert overflown.lower <= 1.7e307 <= overflown.upper
     function = lambda x: jax.nn.relu(x @ _W1 + _B1) @ _W2  # noqa: E731
     for make, numbers in (
         (lambda c, r: jb.LpBall(c, r, 2, clip=(0.0, 1.0)), (jnp.full((1, 2), 3.0), jnp.full(1, 0.5))),

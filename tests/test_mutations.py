@@ -171,7 +171,7 @@ MUTANTS: dict[str, Mutant] = {
     "transpose with the sign flipped": Mutant("crown_program", affine, "pull", lambda original: lambda op, rows, c: [-part if op.facts.scales else part for part in original(op, rows, c)]),
     "no rounding of products": Mutant("rounding", affine, "gamma", _always(0.0)),
     "rounding of one term": Mutant("rounding", affine, "gamma", lambda original: lambda terms, dtype: original(1, dtype)),
-    "NaN kept": Mutant("abnormal", affine, "_finish", lambda _: lambda low, high: (low, high)),
+    "overflow kept": Mutant("abnormal", interval, "certain", lambda _: lambda low, high: (low, high)),
     "infinite ends as a middle": Mutant("abnormal", affine, "_middle_radius", lambda _: lambda ends: (jnp.nan_to_num(ends[0] / 2 + ends[1] / 2), jnp.nan_to_num(ends[1] - ends[0], posinf=1.0) / 2)),
     # facts
     "subtraction increases": Mutant("affine_intervals", primitives.AFFINE, "sub", _facts(signs=(1, 1))),

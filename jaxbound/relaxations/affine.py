@@ -101,12 +101,21 @@ def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
 
 def rounding(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array | None:
     """A bound on the error of evaluating the node at inputs of at most these magnitudes; None if it makes none."""
-    terms = op.facts.terms(op.input_shapes, op.shape, dict(op.params))
+    terms = _terms(op)
     if terms == 0:
         return None
     size = absolute(op, magnitudes, constants)
     shift = offset(op, constants)
     return gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+
+
+def moves(op: Op) -> bool:
+    """Whether the node only moves or chooses entries: an infinite one is then itself, not an overflow."""
+    return _terms(op) == 0
+
+
+def _terms(op: Op) -> int:
+    return op.facts.terms(op.input_shapes, op.shape, dict(op.params))
 
 
 def pull_error(op: Op) -> float:

@@ -35,7 +35,7 @@ def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool) 
         error = affine.rounding(op, [magnitude(ends) for ends in inputs], constants)
         if error is not None:
             low, high = low - error, high + error
-    return certain(low, high)
+    return (low, high) if affine.moves(op) else certain(low, high)
 
 
 def certain(low: jax.Array, high: jax.Array) -> Ends:
