@@ -239,6 +239,23 @@ def _least_gap(function, kinks, lower, upper, slope) -> np.ndarray:
 
 
 @pytest.mark.x64
+@pytest.mark.parametrize("drop", [2e-12, 9e-14, 1e-14])
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.3, -2.3])
+def test_a_jump_too_small_to_break_monotonicity_is_bounded(at, drop):
+    """It passes for a kink of a function that rises, and is far above the rounding of its values."""
+    near = np.nextafter(at, [-9.0, 9.0])
+    for base in (lambda z: z, jnp.tanh):
+        for sign in (1, -1):
+            function = lambda z, b=base, s=sign: s * jnp.where(z < at, b(z) + 0.3, b(z) + (0.3 - drop))  # noqa: E731
+            for low, high in (near, (near[0], at + 1), (at - 1, near[1]), (at, at + 0.5), (at - 0.5, at)):
+                op = tracing.build(function, [jax.ShapeDtypeStruct((1,), np.float64)], [True]).nodes[1].op
+                least, most = scalar.interval(op, [(jnp.asarray([low]), jnp.asarray([high]))], [])
+                values = function(np.array([z for z in (low, high, at, *near) if low <= z <= high]))
+                assert least <= values.min() + 2e-15
+                assert values.max() - 2e-15 <= most
+
+
+@pytest.mark.x64
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_intercepts_and_intervals_are_exact(name):
     activation, lower, upper, slopes = _moderate(name, 3)

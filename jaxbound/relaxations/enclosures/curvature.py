@@ -91,7 +91,7 @@ class Curvature:
             may not be sigma's (`|z|` inside softplus, at 0).
         slack: what convexity and monotonicity may lack, to be multiplied by `max(1, |l|, |u|)`; some 1e-14, more for
             functions that are steep around 0.
-        wobble: what `is_monotone` may lack, likewise; mostly 0.
+        wobble: what `is_monotone` may lack, likewise, but for the `kinks`: points where sigma may jump by so much.
         is_piecewise_linear: every piece is linear, there are no cells.
         is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
         is_continuous: there are no jumps and no poles in the domain.
@@ -105,6 +105,7 @@ class Curvature:
     switches: tuple[float, ...]
     slack: float
     wobble: float
+    kinks: tuple[tuple[float, float], ...]
     is_piecewise_linear: bool
     is_monotone: int
     is_continuous: bool
@@ -532,14 +533,11 @@ def analyse(program: Program) -> Curvature | None:
             if not pieces or not all(wobble <= _TOLERANCE * cells.steepness for _, wobble in turns):
                 return None
             found = _describe(cells, pieces, holes, turns)
-            jumps = any(math.isinf(cell.upper - cell.lower) for cell in found.cells if _is_inside(cell, found.domain))
+            inside = [c for c in found.cells if found.domain[0] < c.left and c.right < found.domain[1]]
+            jumps = any(math.isinf(cell.upper - cell.lower) for cell in inside)
             return None if jumps and _has_constants(program) else found  # how far depends on the constants
     except UnsupportedError:
         return None
-
-
-def _is_inside(cell: Cell, domain: tuple[float, float]) -> bool:
-    return domain[0] < cell.left and cell.right < domain[1]
 
 
 def _has_constants(program: Program) -> bool:
@@ -553,6 +551,7 @@ def _describe(
     inside = (cells.right > low) & (cells.left < high)
     slopes = cells.proof.orders[1, 0, inside]
     joints = inside[:-1] & inside[1:]
+    kinked = 1 + np.flatnonzero(joints & (cells.gap[1:-1] > 0) & ~cells.broken[1:-1])
     unproved = inside & (cells.kind == _OPEN)
     continuous = not cells.broken[1:-1][joints].any() and bool(cells.proof.continuous[unproved].all())
     slope_range = (float(slopes.lower.min()), float(slopes.upper.max())) if continuous else (-math.inf, math.inf)
@@ -566,6 +565,7 @@ def _describe(
         switches=_switches(cells, pieces),
         slack=2.001 * slack,  # a line at z0 and its value at z
         wobble=2.001 * wobble,
+        kinks=tuple((float(cells.left[i]), 1.001 * float(cells.gap[i])) for i in kinked),
         is_piecewise_linear=not holes and all(piece.kind == _LINEAR for piece in pieces),
         is_monotone=direction,
         is_continuous=continuous,

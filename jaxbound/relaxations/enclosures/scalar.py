@@ -235,8 +235,11 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     held = jnp.where(overflown, jax.lax.stop_gradient(points), points)  # an infinite end has no derivative, not NaN
     least = jnp.min(sign * op.program(held, *constants), axis=0)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    slack = curvature.wobble if curvature.is_monotone else curvature.slack
+    slack, kinks = (curvature.wobble, curvature.kinks) if curvature.is_monotone else (curvature.slack, ())
     loss = _error(op, points, constants) + _scaled(slack, reach)
+    for point, gap in kinks:
+        met = (lower <= _number(point, lower, 1)) & (upper >= _number(point, lower, -1))
+        loss = loss + jnp.where(met, _number(gap, lower, 1), 0)
     least = least - jax.lax.stop_gradient(loss)
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
