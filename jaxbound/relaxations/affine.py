@@ -67,10 +67,10 @@ def adds(op: Op) -> bool:
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """Bounds of the node's value from bounds of its inputs."""
     if not op.facts.scales:
-        return _finish(apply(op, _ends(op, inputs, 0), constants), apply(op, _ends(op, inputs, 1), constants))
+        return apply(op, _ends(op, inputs, 0), constants), apply(op, _ends(op, inputs, 1), constants)
     middle, radius = zip(*map(_middle_radius, inputs), strict=True)
     center, spread = apply(op, middle, constants), absolute(op, radius, constants)
-    return _finish(center - spread, center + spread)
+    return center - spread, center + spread
 
 
 def interval_functions(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
@@ -157,7 +157,3 @@ def _middle_radius(ends: Ends) -> Ends:
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     middle = jnp.where(finite, low / 2 + high / 2, 0)
     return middle, jnp.where(finite, jnp.maximum(high - middle, middle - low), jnp.inf)
-
-
-def _finish(low: jax.Array, high: jax.Array) -> Ends:
-    return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
