@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.maximum import axes
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -62,7 +62,9 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     value = jnp.squeeze(at_middle, reduced)
     ceiling = jnp.squeeze(shift + jnp.log(total), reduced)
     # an entry counts by its slope, so that a score of -1e38, which masks it, adds nothing
-    reach = jnp.sum(jnp.maximum(share, slope) * (jnp.abs(middle) + width + jnp.abs(at_middle)), reduced)
+    away = jnp.abs(middle - at_middle)  # whose rounding is the relative error of a share
+    reach = jnp.abs(middle) + (1 + away) * width + jnp.abs(at_middle)
+    reach = jnp.sum(times(jnp.maximum(share, slope), reach), reduced)
     lost = jnp.finfo(op.dtype).tiny * jnp.sum(width, reduced)  # slopes that underflow
     error = _error(op, jnp.abs(value) + jnp.abs(ceiling) + reach) + jax.lax.stop_gradient(lost)
     least, most = interval(op, inputs, constants)
