@@ -5,7 +5,7 @@ Flax networks; `certify` turns bounds into certificates. See README.md.
 """
 
 from jaxbound.attack import Attack, pgd
-from jaxbound.bounds import Interval, LinearBounds
+from jaxbound.bounds import Estimate, Interval, LinearBounds
 from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
 from jaxbound.errors import (
     ArgumentError,
@@ -17,11 +17,25 @@ from jaxbound.errors import (
     SoundnessError,
     UnsupportedError,
 )
+from jaxbound.exact import LP, MILP
 from jaxbound.explanation import Explanation
+from jaxbound.jacobian import (
+    FastLip,
+    LipschitzIntegral,
+    RecurJac,
+    jacobian_bounds,
+    landscape_radius,
+    lipschitz,
+    spectral_lipschitz,
+)
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
-from jaxbound.network import crown, crown_ibp, fastlin, forward, ibp
+from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
+from jaxbound.polytope import ConvexPolytope
+from jaxbound.quadratic import Quadratic
+from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
 from jaxbound.transform import bound, explain, linear_bounds, pre_activation_bounds
+from jaxbound.tuning import Frown, tune
 
 __version__ = "0.1.0"
 
@@ -32,11 +46,14 @@ __all__ = [
     "Attack",
     "Best",
     "Box",
+    "ConvexPolytope",
     "Crown",
     "CrownIBP",
+    "Estimate",
     "Explanation",
     "FastLin",
     "Forward",
+    "Frown",
     "HostLoopError",
     "Interval",
     "JaxboundError",
@@ -49,6 +66,8 @@ __all__ = [
     "SoundnessError",
     "UnsupportedError",
     "bound",
+    "cap",
+    "certified_radius",
     "certify",
     "check_against_attack",
     "crown",
@@ -56,10 +75,22 @@ __all__ = [
     "explain",
     "fastlin",
     "forward",
+    "frown",
     "ibp",
     "linear_bounds",
     "margin_spec",
     "margins",
     "pgd",
     "pre_activation_bounds",
+    "tune",
+    "LP",
+    "MILP",
+    "Quadratic",
+    "FastLip",
+    "LipschitzIntegral",
+    "RecurJac",
+    "jacobian_bounds",
+    "landscape_radius",
+    "lipschitz",
+    "spectral_lipschitz",
 ]

@@ -1,4 +1,4 @@
-"""What methods return: intervals and linear bounds, as pytrees."""
+"""What methods return: intervals, estimates of them and linear bounds, as pytrees."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from jaxbound import errors, regions
 from jaxbound.regions import is_region
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Interval:
-    """Elementwise bounds: `lower <= value <= upper`.
-
-    `upper` is None where only lower bounds were asked for.
-
-    >>> import jax.numpy as jnp
-    >>> Interval(jnp.zeros(2), jnp.ones(2)).width
-    Array([1., 1.], dtype=float32)
-    """
+class _Ends:
+    """A lower and an upper end of every entry; `upper` is None where only lower ones were asked for."""
 
     lower: jax.Array
     upper: jax.Array | None
@@ -41,6 +33,30 @@ class Interval:
         if self.upper is None:
             raise errors.ArgumentError('only lower bounds were asked for: pass sides="both"')
         return self.upper
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Interval(_Ends):
+    """Elementwise bounds: `lower <= value <= upper`.
+
+    `upper` is None where only lower bounds were asked for.
+
+    >>> import jax.numpy as jnp
+    >>> Interval(jnp.zeros(2), jnp.ones(2)).width
+    Array([1., 1.], dtype=float32)
+    """
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Estimate(_Ends):
+    """What a method whose guarantee is "estimate" says in place of an `Interval`: either end may be on the wrong side.
+
+    >>> import jax.numpy as jnp
+    >>> isinstance(Estimate(jnp.zeros(2), jnp.ones(2)), Interval)
+    False
+    """
 
 
 @jax.tree_util.register_dataclass

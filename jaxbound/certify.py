@@ -135,7 +135,7 @@ def margins(
     _check_method(method)
     network = resolve(params, x, apply_fn, activation)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
-    logits = _logits_struct(network, region)
+    logits = logits_struct(network, region)
     return _lower_bounds(network, region, labels, logits, method, memory_limit, outward=False)[0]
 
 
@@ -157,7 +157,7 @@ def _are_empty(stacked: Region) -> jax.Array:
     return jax.vmap(regions.is_empty)(stacked)
 
 
-def _logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
+def logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one example's logits."""
     struct = regions.leaf_struct(region)
     example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
@@ -303,7 +303,7 @@ def certify(
     total = regions.leaf_struct(region).shape[0]
     if total == 0 or labels.shape != (total,):
         raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
-    logits = _logits_struct(network, region)
+    logits = logits_struct(network, region)
     margin_spec(labels, logits.shape[0])  # raises where a label is no class
     if batch_size is None:
         batch_size = _automatic_batch_size(network, region, logits, method, memory_limit)
@@ -390,8 +390,8 @@ def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, cli
     """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
     traced = jax.eval_shape(around, x, eps)  # every check that needs no values
-    _refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
-    _refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
+    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
     if isinstance(x, Box):
         return jax.tree.map(np.asarray, x)
     ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
@@ -402,7 +402,8 @@ def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, cli
     return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
 
 
-def _refuse_half_precision(name: str, dtypes: list) -> None:
+def refuse_half_precision(name: str, dtypes: list) -> None:
+    """Refuse dtypes whose rounding no certificate survives."""
     for dtype in dtypes:
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise errors.argument_type(

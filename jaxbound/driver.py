@@ -127,7 +127,7 @@ class Run:
         image of the region is bounded by the region itself, not by its enclosing box, also for interval arithmetic.
         """
         prefix = self.graph.nodes[number].affine_in_region
-        needed = self._open_entries(number) if skip_exact and not prefix else None
+        needed = self.open_entries(number) if skip_exact and not prefix else None
         chosen = np.asarray(needed) if needed is not None and self.eager else None
         if chosen is not None and not chosen.any():
             return
@@ -136,7 +136,7 @@ class Run:
         if prefix:
             self.base[number] = self.ends[number]
 
-    def _open_entries(self, number: int) -> jax.Array:
+    def open_entries(self, number: int) -> jax.Array:
         """Entries of a node for which some reader's relaxation could still gain.
 
         All of them where a nonlinear node reads such a reader's own bounds.
@@ -151,31 +151,32 @@ class Run:
     # --- backward passes --------------------------------------------------------------------------------------------
 
     def bound_node(self, number: int, *, needed: np.ndarray | None = None, sides: str = "both") -> tuple[Ends, Ends]:
-        """Bounds of a node by backward passes from its entries, and the rounding error of each.
+        """Bounds of a node by backward passes from its entries: `(lower, upper)`, not widened, and their rounding.
 
         Args:
             number: the node.
-            needed: mask of the entries to bound, concrete; the others are unbounded in the result. None for all.
+            needed: mask of the entries to bound, concrete; the others are unbounded. None for all.
             sides: "both", or "lower" for infinite upper bounds at half the cost.
-
-        Returns:
-            `(lower, upper)`, not widened, and their rounding errors (zeros unless `outward`), each of the node's shape.
         """
+        return self.in_chunks(lambda index: self.bound_rows(number, index, sides), number, needed=needed, sides=sides)
+
+    def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
+        """One backward pass from some entries of a node; an index of -1 makes an empty row."""
         op = self.graph.nodes[number].op
-        static = op.shape, op.dtype, sides, self.outward
+        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, self.outward), ((), ()), index)
+        rows, carry = self.pull_to_inputs({number: identity}, carry)
+        return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
 
-        def one(index):
-            identity, carry = self.call(_begin, static, ((), ()), index)
-            rows, carry = self.pull_to_inputs({number: identity}, carry)
-            return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
-
+    def in_chunks(self, one: Callable, number: int, *, needed: np.ndarray | None = None, sides: str = "both"):
+        """What `bound_node` returns, with `one` instead of a backward pass; no chunk has more than `max_rows` rows."""
+        op = self.graph.nodes[number].op
         chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1))
         if self.eager or len(chunks) == 1:
             parts = [one(index) for index in chunks]
         else:
             stacked = jax.lax.map(one, jnp.stack(chunks))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
-        return self.call(_collect, static, ((), ()), chunks, parts)
+        return self.call(_collect, (op.shape, op.dtype, sides), ((), ()), chunks, parts)
 
     def _chunks(self, size: int, needed: np.ndarray | None, sides: int) -> Iterator[jax.Array]:
         """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
@@ -334,7 +335,7 @@ def _concretize(_static, _constants, leaves, incoming, carry, void):
 
 
 def _collect(static, _constants, chunks, parts):
-    shape, dtype, sides, _ = static
+    shape, dtype, sides = static
     size, dtype = int(np.prod(shape)), jnp.result_type(dtype, *(part.lower for part in parts))
     ends = [jnp.full(size + 1, -jnp.inf, dtype), jnp.full(size + 1, -jnp.inf, dtype)]
     errors = [jnp.zeros(size + 1, dtype), jnp.zeros(size + 1, dtype)]

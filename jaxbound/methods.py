@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound import errors, regions, stretches
+from jaxbound.bounds import Estimate, Interval
 from jaxbound.driver import ROWS, Run
-from jaxbound.graph import Block, Graph
+from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.relaxations import coefficients, enclosures, forward, interval
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Planes, spread
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -56,7 +57,15 @@ class Method:
     (True, 'certified')
     """
 
-    guarantee: ClassVar[str] = "certified"
+    @property
+    def guarantee(self) -> str:
+        """ "certified", or "estimate" where bounds may be on the wrong side of the true value."""
+        return "certified"
+
+    @property
+    def result(self) -> type[Interval] | type[Estimate]:
+        """What its bounds come back as."""
+        return Interval if self.guarantee == "certified" else Estimate
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -71,12 +80,13 @@ class Method:
         raise errors.no_such_answer(type(self).__name__, "linear bounds")
 
 
-def _targets(graph: Graph) -> list[int]:
+def targets(graph: Graph) -> list[int]:
     """The nodes whose values nonlinear nodes read, in order."""
     return sorted({source for i in graph.structure.nonlinear for source in graph.nodes[i].inputs})
 
 
-def _outputs(graph: Graph) -> list[int]:
+def output_nodes(graph: Graph) -> list[int]:
+    """The nodes that are outputs, in order."""
     return [number for kind, number in graph.structure.outputs if kind == "node"]
 
 
@@ -97,19 +107,19 @@ class IBP(Method):
 
     def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        targets = set(_targets(graph))
-        for number in sorted(targets & set(range(graph.structure.num_inputs))):
+        read = set(targets(graph))
+        for number in sorted(read & set(range(graph.structure.num_inputs))):
             _tighten_prefix(run, number)
         for block in graph.blocks:
             run.propagate(block)
-            for number in sorted(targets & set(range(block.start, block.stop))):
+            for number in sorted(read & set(range(block.start, block.stop))):
                 _tighten_prefix(run, number)
         return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
         run = self._run(graph, leaves, request)
-        return {number: run.ends[number] for number in _targets(graph)}
+        return {number: run.ends[number] for number in targets(graph)}
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
@@ -117,7 +127,7 @@ class IBP(Method):
         for number in graph.structure.nonlinear:
             run.planes[number] = Planes.constant(*run.ends[number])
         results = []
-        for number in _outputs(graph):
+        for number in output_nodes(graph):
             node = graph.nodes[number]
             known = node.op.kind != "affine" or run.exact(number) or (
                 not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
@@ -154,17 +164,17 @@ class Forward(Method):
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
         run = self._run(graph, leaves, request)
-        return {number: run.ends[number] for number in _targets(graph)}
+        return {number: run.ends[number] for number in targets(graph)}
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
         run = self._run(graph, leaves, request)
-        return [_pass(run, k, request, run.known(k)) for k in _outputs(graph)]
+        return [_pass(run, k, request, run.known(k)) for k in output_nodes(graph)]
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The pair of linear functions of each output."""
         run = self._run(graph, leaves, request)
-        return [_linear(run, number) for number in _outputs(graph)]
+        return [_linear(run, number) for number in output_nodes(graph)]
 
 
 @jax.tree_util.register_dataclass
@@ -178,7 +188,9 @@ class Crown(Method):
         pre_activation: the method that bounds the inputs of nonlinearities; None for CROWN itself, at every one.
         lower_slope: "adaptive" (the slope with the smallest gap; for ReLU 1 if u > -l else 0), "parallel" (the upper
             line's slope), "zero" or "one" (as near as the graph's convex hull allows). Static.
-        slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound.
+        slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound. With the node's shape,
+            they hold for every bound; with a first axis more, as `tune` returns them (a list for several outputs),
+            they belong to groups of the result's rows, and inputs of nonlinearities are bounded with CROWN's own.
         intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
             everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
 
@@ -193,7 +205,7 @@ class Crown(Method):
 
     pre_activation: Method | None = None
     lower_slope: str = field(default="adaptive", metadata={"static": True})
-    slopes: dict[str, tuple] | None = None
+    slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
     intersect: bool = field(default=True, metadata={"static": True})
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
@@ -215,8 +227,7 @@ class Crown(Method):
                     elif not run.exact(source):
                         run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
                     run.tightened.add(source)
-                slopes = None if self.slopes is None else self.slopes.get(node.name)
-                run.enclose(block, _checked(self.lower_slope), slopes)
+                run.enclose(block, _checked(self.lower_slope), self._given(run, block, 0, grouped=False))
             run.propagate(block)
 
         scan = not run.eager and given is None and self.slopes is None
@@ -233,20 +244,50 @@ class Crown(Method):
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
         run = self.relax(graph, leaves, request, skip_exact=False)
-        return {number: run.ends[number] for number in _targets(graph)}
+        return {number: run.ends[number] for number in targets(graph)}
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
-        run = self.relax(graph, leaves, request)
+        return self.outputs(self.relax(graph, leaves, request), request)
+
+    def outputs(self, run: Run, request: Request) -> list[Bounded]:
+        """Bounds of the outputs, once everything before them is relaxed."""
         results = []
-        for number in _outputs(graph):
-            results.append(_pass(run, number, request, run.known(number) if self.intersect else None))
+        for position, number in enumerate(output_nodes(run.graph)):
+            known = run.known(number) if self.intersect else None
+            results.append(_pass(self._for_rows(run, position, request), number, request, known))
         return results
+
+    def _for_rows(self, run: Run, position: int, request: Request) -> Run:
+        """The relaxations for one output, where slopes are given by groups of its rows."""
+        rows, sides = run.graph.nodes[output_nodes(run.graph)[position]].op.size, 2 if request.sides == "both" else 1
+        blocks = [block for block in run.graph.blocks if run.graph.nodes[block.start].op.kind in NONLINEAR]
+        given = {block: self._given(run, block, position, grouped=True) for block in blocks}
+        if all(slopes is None for slopes in given.values()):
+            return run
+        run = run.fork({})
+        run.max_rows = sides * rows
+        for block, slopes in given.items():
+            if slopes is not None:
+                inputs = [run.ends[k] for k in run.graph.nodes[block.start].inputs]
+                static = block.template.nodes[0], sides, rows
+                run.planes[block.start] = run.call(_enclose_rows, static, run.constants(block), inputs, slopes)
+        return run
+
+    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> tuple | None:
+        """The slopes given for a node and an output, if they are (or are not) by groups."""
+        if self.slopes is None:
+            return None
+        node = run.graph.nodes[block.start]
+        slopes = (self.slopes if isinstance(self.slopes, dict) else self.slopes[position]).get(node.name)
+        ndim = len(node.op.shape) + (run.batch is not None)
+        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else slopes
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The linear functions of each output."""
         run = self.relax(graph, leaves, request)
-        return [_linear(run, number) for number in _outputs(graph)]
+        numbers = enumerate(output_nodes(graph))
+        return [_linear(self._for_rows(run, position, request), number) for position, number in numbers]
 
 
 @jax.tree_util.register_dataclass
@@ -315,7 +356,7 @@ class Best(Method):
         """For each entry the best lower and the best upper bound."""
         first, *others = [method.bound(graph, leaves, request) for method in self.methods]
         for other in others:
-            first = [_better(a, b) for a, b in zip(first, other, strict=True)]
+            first = [better(a, b) for a, b in zip(first, other, strict=True)]
         return first
 
 
@@ -371,10 +412,10 @@ def _finish(request, _constants, found, rounding, known) -> Bounded:
             jnp.where(swapped, high, low), jnp.where(swapped, low, high),
             jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
         )  # fmt: skip
-    return result if known is None else _better(result, _of_ends(known, request))
+    return result if known is None else better(result, _of_ends(known, request))
 
 
-def _better(first: Bounded, second: Bounded) -> Bounded:
+def better(first: Bounded, second: Bounded) -> Bounded:
     """The better bound entry by entry, judged with its rounding."""
     low = first.lower - first.lower_rounding >= second.lower - second.lower_rounding
     lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
@@ -393,6 +434,14 @@ def _linear(run: Run, number: int) -> tuple:
     identity, carry = run.start(number)
     rows, carry = run.pull_to_inputs({number: identity}, carry)
     return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
+
+
+def _enclose_rows(static, constants, inputs, slopes) -> Planes:
+    (op, _, used), sides, rows = static
+    first = slopes if sides == 2 else jax.tree.map(lambda leaf: leaf[: leaf.shape[0] // 2], slopes)
+    own = [constants[k] for k in used]
+    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(first)
+    return jax.tree.map(lambda leaf: spread(leaf, sides, rows), made)
 
 
 def _split_sides(static, _constants, rows, intercept):

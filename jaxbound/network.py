@@ -6,7 +6,7 @@ Everything above this file bounds functions; everything that knows Flax is here.
 `(variables, example) -> output` without a batch axis, so that equal networks share one graph, and the functions named
 after methods bound it over a ball around every example of a batch:
 
-    ibp | forward | fastlin | crown | crown_ibp (params, x, eps, ...) -> Interval(lower, upper)
+    ibp | forward | fastlin | crown | crown_ibp | frown | cap (params, x, eps, ...) -> Interval(lower, upper)
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ import numpy as np
 from flax import nnx
 
 from jaxbound import errors, regions
-from jaxbound.bounds import Interval
+from jaxbound.bounds import Estimate, Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
+from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
 from jaxbound.transform import Problem, prepare
+from jaxbound.tuning import Frown
 
 MEMORY_LIMIT = 1 << 30
 """Bytes that the coefficients of one backward pass may take by default."""
@@ -325,7 +327,7 @@ def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both
 def bound_network(
     method: Method, params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
     sides="both", memory_limit=None,
-) -> Interval:  # fmt: skip
+) -> Interval | Estimate:  # fmt: skip
     """Bounds of a network's outputs, or of linear specifications of them, over a ball around every example.
 
     `lower <= spec @ f(x') <= upper` for every x' with `||x' - x||_norm <= eps`, and `clip[0] <= x' <= clip[1]`.
@@ -344,7 +346,8 @@ def bound_network(
         memory_limit: bytes that the coefficients of a backward pass may take.
 
     Returns:
-        `Interval` of shape (batch, outputs or specs); without batch axis for one example.
+        `Interval` of shape (batch, outputs or specs); without batch axis for one example. `Estimate` from a method
+        whose guarantee is "estimate".
 
     Raises:
         ArgumentError, ArgumentTypeError, UnsupportedError: with what to do instead.
@@ -357,7 +360,7 @@ def bound_network(
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
     problem = problem_of(network, region, spec)
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides=sides))
-    return Interval(found.lower, found.upper)
+    return method.result(found.lower, found.upper)
 
 
 def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bounded]:
@@ -379,7 +382,7 @@ def _named(name: str, method: type[Method], what: str, reference: str) -> Callab
     def function(
         params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
         sides="both", memory_limit=None, **options,
-    ) -> Interval:  # fmt: skip
+    ) -> Interval | Estimate:  # fmt: skip
         return bound_network(
             method(**options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm, clip=clip,
             spec=spec, sides=sides, memory_limit=memory_limit,
@@ -397,3 +400,8 @@ forward = _named("forward", Forward, "Bounds of a network by forward linear boun
 fastlin = _named("fastlin", FastLin, "Bounds of a network by Fast-Lin.", "Weng et al. 2018, section 3.3.")
 crown = _named("crown", Crown, "Bounds of a network by CROWN.", "Zhang et al. 2018, theorem 3.2.")
 crown_ibp = _named("crown_ibp", CrownIBP, "Bounds of a network by CROWN-IBP.", "Zhang et al. 2020, section 3.2.")
+frown = _named("frown", Frown, "Bounds of a network by FROWN, tuned CROWN.", "Lyu et al. 2020, section 4.")
+cap = _named(
+    "cap", ConvexPolytope, "Bounds of a network by the convex polytope, or estimates by random projections.",
+    "Wong and Kolter 2018, theorem 1; Wong et al. 2018, section 3.2.",
+)  # fmt: skip

@@ -211,6 +211,7 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "scan": [rewrites.scan],
     "cond": [rewrites.cond],
     "split": [rewrites.split],
+    "unstack": [rewrites.unstack],
     "dot_general": [rewrites.dot_general],
     "conv_general_dilated": [rewrites.convolution],
     "reduce_prod": [rewrites.reduce_product],

@@ -32,6 +32,12 @@ def split(params: dict, operands: Sequence) -> Rewrite:
     return function, operands
 
 
+def unstack(params: dict, operands: Sequence) -> Rewrite:
+    """Slices without their axis."""
+    axis = params["axis"]
+    return lambda x: [jax.lax.index_in_dim(x, k, axis, keepdims=False) for k in range(x.shape[axis])], operands
+
+
 def reshape(params: dict, operands: Sequence) -> Rewrite | None:
     """A reshape that reads its operand's axes in another order is a transpose first."""
     axes, shape = params["dimensions"], params["new_sizes"]

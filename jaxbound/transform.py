@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions, tracing
-from jaxbound.bounds import Interval, LinearBounds
+from jaxbound.bounds import Estimate, Interval, LinearBounds
 from jaxbound.explanation import Explanation
 from jaxbound.explanation import explain as _explain
 from jaxbound.graph import Graph, Structure
@@ -105,7 +105,7 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
 
     Returns:
         A function of fn's arguments, in which any leaf may be a `Box` or an `LpBall`, that returns a pytree like fn's
-        result with `Interval` leaves.
+        result with `Interval` leaves (`Estimate` where the method's guarantee is "estimate").
 
     Raises:
         UnsupportedError: fn needs an operation that cannot be bounded; `explain` shows it beforehand.
@@ -119,10 +119,10 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
     @functools.wraps(fn, updated=())
     def bounded(*args):
         check_method("method", method)
-        _validate(args)
+        validate(args)
         problem = prepare(fn, args)
         results = iter(method.bound(problem.graph, problem.leaves, Request(rounding=rounding)))
-        return _fill(problem, lambda: _interval(next(results)), lambda c: Interval(c, c))
+        return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(c, c))
 
     return bounded
 
@@ -153,7 +153,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
     @functools.wraps(fn, updated=())
     def bounded(*args):
         check_method("method", method)
-        _validate(args)
+        validate(args)
         problem = prepare(fn, args)
         results = iter(method.planes(problem.graph, problem.leaves, Request()))
 
@@ -171,7 +171,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
             zeros = shaped([jnp.zeros((*constant.shape, *struct.shape), struct.dtype) for struct in structs])
             return LinearBounds(zeros, constant, zeros, constant)
 
-        return _fill(problem, dependent, fixed)
+        return fill(problem, dependent, fixed)
 
     return bounded
 
@@ -198,7 +198,7 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
     @functools.wraps(fn, updated=())
     def bounded(*args):
         check_method("method", method)
-        _validate(args)
+        validate(args)
         problem = prepare(fn, args)
         known = method.pre_activations(problem.graph, problem.leaves, Request())
         found = {}
@@ -206,7 +206,7 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
             node = problem.graph.nodes[number]
             for k, source in enumerate(node.inputs):
                 name = node.name if len(node.inputs) == 1 else f"{node.name}:{k}"
-                found[name] = Interval(*known[source])
+                found[name] = method.result(*known[source])
         return found
 
     return bounded
@@ -291,18 +291,20 @@ def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, axes) -> 
     return _compat.eager_jit(_mapped(structure, numbers, in_axes, axes))
 
 
-def _validate(args) -> None:
+def validate(args) -> None:
+    """Refuse malformed regions, by the argument that holds them."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(args, is_leaf=is_region):
         if is_region(leaf):
             regions.validate(leaf, f"the region at argument {jax.tree_util.keystr(path)}")
 
 
-def _interval(found: Bounded) -> Interval:
+def as_interval(found: Bounded, result: type[Interval] | type[Estimate] = Interval) -> Interval | Estimate:
+    """Bounds widened by their rounding."""
     assert found.upper is not None
-    return Interval(found.lower - found.lower_rounding, found.upper + found.upper_rounding)
+    return result(found.lower - found.lower_rounding, found.upper + found.upper_rounding)
 
 
-def _fill(problem: Problem, dependent: Callable, fixed: Callable):
+def fill(problem: Problem, dependent: Callable, fixed: Callable):
     """A pytree like the function's result."""
     outputs = [
         dependent() if kind == "node" else fixed(problem.graph.constants[number])

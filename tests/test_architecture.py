@@ -35,20 +35,22 @@ ROOMS = (
     ("stretches",),
     ("methods",),
     ("transform",),
+    ("ascent",),
     ("tuning",),
-    ("polytope",),
+    ("polytope", "quadratic"),
     ("exact",),
-    ("jacobian",),
     ("network",),
     ("attack", "records"),
     ("certify",),
+    ("radius",),
+    ("jacobian",),
     ("training",),
     ("",),  # jaxbound/__init__.py
 )
 NETWORK = ROOMS.index(("network",))
 USUAL_LINES, MOST_LINES = 350, 600
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
-SOLVERS = {"scipy", "highspy", "cvxpy"}
+SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}
 DATA = {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "torch", "torchvision"}
 RANDOM_OBJECTS = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64"}
 

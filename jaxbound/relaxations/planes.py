@@ -10,6 +10,7 @@ Constant planes have no slopes: they are what interval propagation knows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,69 @@ class Planes:
     def constant(cls, lower: jax.Array, upper: jax.Array) -> Planes:
         """What an interval says."""
         return cls((), lower, (), upper)
+
+
+class Lines(NamedTuple):
+    """Valid lines on one side of a scalar node, in the order of their slopes; the first axis counts them."""
+
+    slopes: jax.Array
+    intercepts: jax.Array
+
+    def at(self, share: jax.Array) -> Lines:
+        """Between the first line (0) and the last (1): averages of neighbours, which are valid up to rounding."""
+        position = share * (len(self.slopes) - 1)
+        first, second = jax.tree.map(lambda leaf: leaf[0], self), jax.tree.map(lambda leaf: leaf[1], self)
+        part = position
+        for k in range(1, len(self.slopes) - 1):  # no gather: all of it is one fused loop
+            past = position >= k
+            part = jnp.where(past, position - k, part)
+            first = jax.tree.map(lambda leaf, old, k=k, past=past: jnp.where(past, leaf[k], old), self, first)
+            second = jax.tree.map(lambda leaf, old, k=k, past=past: jnp.where(past, leaf[k + 1], old), self, second)
+        return jax.tree.map(lambda one, other: one + part * (other - one), first, second)
+
+
+class Freedom(NamedTuple):
+    """What may be given to `planes` as slopes: below and above a table of them, first axis, in a sensible order.
+
+    A share in [0, 1] is a place between the first entry and the last one; `shares` is where the default is.
+    """
+
+    slopes: tuple[jax.Array, jax.Array]
+    shares: tuple[jax.Array, jax.Array]
+
+    @classmethod
+    def linear(cls, first: jax.Array, last: jax.Array, default: tuple[jax.Array, jax.Array], count: int = 2) -> Freedom:
+        """Evenly spaced slopes, the same below and above."""
+        steps = jnp.linspace(0, 1, count, dtype=first.dtype).reshape(-1, *[1] * first.ndim)
+        table, spread = first + steps * (last - first), jnp.where(last > first, last - first, 1)
+        return cls((table, table), ((default[0] - first) / spread, (default[1] - first) / spread))
+
+
+def between(table, share: jax.Array):
+    """Averages of neighbours in a pytree of tables (first axis), at shares of [0, 1] with the shape of their entries.
+
+    The average of two valid planes is valid, up to rounding. There is no gather: all is one fused loop.
+    """
+    count = len(jax.tree.leaves(table)[0])
+    position = share * (count - 1)
+
+    def entry(k):
+        return jax.tree.map(lambda leaf: leaf[k], table)
+
+    first, second, part = entry(0), entry(min(1, count - 1)), position
+    for k in range(1, count - 1):
+        past = position >= k
+        choose = lambda new, old, past=past: jnp.where(past, new, old)  # noqa: E731
+        part = choose(position - k, part)
+        first, second = jax.tree.map(choose, entry(k), first), jax.tree.map(choose, entry(k + 1), second)
+    return jax.tree.map(lambda one, other: one + part * (other - one), first, second)
+
+
+def spread(values: jax.Array, sides: int, rows: int) -> jax.Array:
+    """From groups to rows: on each side, neighbours share what belongs to their group."""
+    split = values.reshape(sides, -1, *values.shape[1:])
+    shared = -(-rows // split.shape[1])
+    return jnp.repeat(split, shared, axis=1)[:, :rows].reshape(sides * rows, *values.shape[1:])
 
 
 def times(coefficients: jax.Array, values: jax.Array) -> jax.Array:

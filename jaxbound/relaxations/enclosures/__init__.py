@@ -1,11 +1,12 @@
 """What is known about each kind of nonlinear node: its interval and planes around it.
 
-An enclosure is a module with four functions; it never knows which interpreter asks.
+An enclosure is a module with five functions; it never knows which interpreter asks.
 
     describe(op) -> str                                           for `explain`
     interval(op, inputs, constants) -> (lower, upper)             of the node, from (lower, upper) of its inputs
     is_exact(op, position, ends) -> mask                          entries of an input whose tightening gains nothing
     planes(op, inputs, constants, lower_slope, slopes) -> Planes  with the slopes chosen by a rule, or given
+    freedom(op, inputs, constants, lower_slope) -> Freedom        which slopes are worth a try, and where the rule is
 """
 
 from __future__ import annotations

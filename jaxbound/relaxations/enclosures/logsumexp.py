@@ -1,10 +1,12 @@
 """Planes around `y = log(sum_k exp(x_k))` over some axes, a convex function that rises in every entry.
 
-Below, the tangent plane at the middle c of the box: `y >= y(c) + sum_k p_k (x_k - c_k)` with p = softmax(c). Above, the
-chords of the exponentials and a tangent of the logarithm (Wei et al. 2023, "Convex bounds on the softmax function with
-applications to robustness verification"): with `sum_k exp(x_k) <= S(x)`, affine in x, and S(c) > 0,
+Below, the tangent plane at a point c: `y >= y(c) + sum_k p_k (x_k - c_k)` with p = softmax(c). Above, the chords of the
+exponentials and a tangent of the logarithm (Wei et al. 2023, "Convex bounds on the softmax function with applications
+to robustness verification"): with `sum_k exp(x_k) <= S(x)`, affine in x, and any other point c,
 
     y  <=  log S(c) + (S(x) - S(c)) / S(c).
+
+Both points are the middle of the box by default, and on its diagonal if given.
 """
 
 from __future__ import annotations
@@ -16,9 +18,14 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.maximum import axes
-from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.planes import Freedom, Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
+
+_POINTS = 9
+"""Tangent planes among which tuning chooses."""
+_LEAST = 1 / 16
+"""The lowest place of c above: there S is at least this part of its largest value, and its logarithm has a tangent."""
 
 
 def describe(op: Op) -> str:
@@ -43,35 +50,46 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """A tangent plane below, chords under a tangent above."""
+    """A tangent plane below, chords under a tangent above; `slopes` are places of c on the diagonal, in [0, 1]."""
     ((lower, upper),) = inputs
     reduced = axes(op)
     finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
-    middle, width = low / 2 + high / 2, high - low
-    at_middle = jax.nn.logsumexp(middle, reduced, keepdims=True)
-    share = jnp.exp(middle - at_middle)
+    halves = jnp.full(op.shape, 0.5, op.dtype)
+    width = high - low
+    places = (halves, halves) if slopes is None else (slopes[0], jnp.maximum(slopes[1], _LEAST))
+    below, above = [low + jnp.expand_dims(place, reduced) * width for place in places]
+    at_below = jax.nn.logsumexp(below, reduced, keepdims=True)
+    share = jnp.exp(below - at_below)
     shift = jax.lax.stop_gradient(jnp.max(high, axis=reduced, keepdims=True))
     size_low, size_high = jnp.exp(low - shift), jnp.exp(high - shift)
     wide = width > 1e-3  # below, the quotient cancels; any slope makes a line above an exponential
     chord = jnp.where(wide, (size_high - size_low) / jnp.where(wide, width, 1), size_high)
-    above = jnp.maximum(size_low + chord * (middle - low), size_high - chord * (high - middle))
-    total = jnp.sum(above, reduced, keepdims=True)
+    lines = jnp.maximum(size_low + chord * (above - low), size_high - chord * (high - above))
+    total = jnp.sum(lines, reduced, keepdims=True)
     slope = chord / total
     known = jnp.squeeze(finite, reduced)
-    value = jnp.squeeze(at_middle, reduced)
+    value = jnp.squeeze(at_below, reduced)
     ceiling = jnp.squeeze(shift + jnp.log(total), reduced)
     # an entry counts by its slope, so that a score of -1e38, which masks it, adds nothing
-    away = jnp.abs(middle - at_middle)  # whose rounding is the relative error of a share
-    reach = jnp.abs(middle) + (1 + away) * width + jnp.abs(at_middle)
+    away = jnp.abs(below - at_below)  # whose rounding is the relative error of a share
+    reach = jnp.maximum(jnp.abs(below), jnp.abs(above)) + (1 + away) * width + jnp.abs(at_below)
     reach = jnp.sum(times(jnp.maximum(share, slope), reach), reduced)
     lost = jnp.finfo(op.dtype).tiny * jnp.sum(width, reduced)  # slopes that underflow
     error = _error(op, jnp.abs(value) + jnp.abs(ceiling) + reach) + jax.lax.stop_gradient(lost)
     least, most = interval(op, inputs, constants)
     return Planes(
-        (jnp.where(finite, share, 0),), jnp.where(known, value - jnp.sum(share * middle, reduced) - error, least),
-        (jnp.where(finite, slope, 0),), jnp.where(known, ceiling - jnp.sum(slope * middle, reduced) + error, most),
+        (jnp.where(finite, share, 0),), jnp.where(known, value - jnp.sum(share * below, reduced) - error, least),
+        (jnp.where(finite, slope, 0),), jnp.where(known, ceiling - jnp.sum(slope * above, reduced) + error, most),
     )  # fmt: skip
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """Points along the diagonal of the box."""
+    zeros = jnp.zeros(op.shape, op.dtype)
+    (below, _), (half, _) = Freedom.linear(zeros, zeros + 1, (zeros + 0.5, zeros), count=_POINTS)
+    (above, _), (other, _) = Freedom.linear(zeros + _LEAST, zeros + 1, (zeros + 0.5, zeros), count=_POINTS)
+    return Freedom((below, above), (half, other))
 
 
 def _error(op: Op, size) -> jax.Array:

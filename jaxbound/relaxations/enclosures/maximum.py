@@ -6,18 +6,21 @@ Let k* be the entry with the largest lower bound and m that bound. Below, `y >= 
     y <= x_k* + sum over k != k* of chord of relu(x_k - m)      (since y <= m + sum_k relu(x_k - m), and x_k* >= m).
 
 The one that is lower at the middle of the box is taken. Where k* dominates (m is at least every other upper bound) the
-second is `x_k*` itself, so the relaxation is exact there.
+second is `x_k*` itself, so the relaxation is exact there. Averages are valid too, of two entries below and of the two
+planes above, if a place between them is given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.enclosures.meet import among
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -45,7 +48,10 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """One entry below; above the better of a constant and a sum of chords."""
+    """One entry below; above the better of a constant and a sum of chords.
+
+    `slopes` are places in [0, 1]: below among the entries by their lower bounds, above from the constant to the chords.
+    """
     ((lower, upper),) = inputs
     reduced = axes(op)
     finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
@@ -59,18 +65,39 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     risen = jnp.where(chosen, 0, jnp.where(width > 0, -chord * low, high - floor))
     intercept = jnp.sum(jnp.where(high > floor, risen, 0), axis=reduced)
     ceiling = jnp.max(high, axis=reduced)
-    tilted = jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling
+    tilted = (jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling).astype(low.dtype)
+    zeros = jnp.zeros(op.shape, op.dtype)
+    below, above = (zeros, tilted) if slopes is None else slopes
+    weights = _weights(op, low, below)
     reach = jnp.sum(slope * jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced) + jnp.abs(ceiling)
     error = jax.lax.stop_gradient((8 + jnp.ndim(low)) * jnp.finfo(op.dtype).eps * reach)
-    exact = jnp.sum(slope, axis=reduced) == 1
-    use = jnp.expand_dims(tilted, reduced) & finite
+    exact = (above == 0) | ((above == 1) & (jnp.sum(slope, axis=reduced) == 1))
+    lost = jnp.where(jnp.max(weights, axis=reduced) < 1, 4 * error, 0)  # weights sum to 1 up to rounding
     least, most = interval(op, inputs, constants)
     known = jnp.squeeze(finite, reduced)
     return Planes(
-        (jnp.where(chosen & finite, 1, 0).astype(low.dtype),), jnp.where(known, 0, least).astype(low.dtype),
-        (jnp.where(use, slope, 0),),
-        jnp.where(known, jnp.where(tilted, intercept + jnp.where(exact, 0, error), ceiling), most),
+        (jnp.where(finite, weights, 0),), jnp.where(known, -lost, least).astype(low.dtype),
+        (jnp.where(finite, jnp.expand_dims(above, reduced) * slope, 0),),
+        jnp.where(known, above * intercept + (1 - above) * ceiling + jnp.where(exact, 0, error), most),
     )  # fmt: skip
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """From the entry with the largest lower bound to that with the smallest; from the constant to the chords."""
+    (sloped,) = planes(op, inputs, constants, lower_slope).upper_slopes
+    zeros = jnp.zeros(op.shape, op.dtype)
+    tilted = jnp.any(sloped != 0, axis=axes(op)).astype(op.dtype)
+    count = math.prod(op.input_shapes[0][axis] for axis in axes(op))
+    return Freedom.linear(zeros, zeros + 1, (zeros, tilted), count=max(count, 2))
+
+
+def _weights(op: Op, low: jax.Array, share: jax.Array) -> jax.Array:
+    """Weights of the entries; at share 0 the first with the largest lower bound has all."""
+    reduced = axes(op)
+    last = range(-len(reduced), 0)
+    moved = jnp.moveaxis(low, reduced, last)
+    flat = moved.reshape(*moved.shape[: -len(reduced)], -1)
+    return jnp.moveaxis(among(share, -flat, -1).reshape(moved.shape), last, reduced)
 
 
 def _first_largest(values: jax.Array, reduced: tuple[int, ...]) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -43,10 +43,26 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """One expression on each side; `slopes` holds the shares of all of them (summing to 1) instead."""
-    if slopes is None:
-        lows, highs = jnp.stack([low for low, _ in inputs]), jnp.stack([high for _, high in inputs])
-        numbers = jnp.arange(len(inputs)).reshape(-1, *[1] * len(op.shape))
-        slopes = [(best == numbers).astype(op.dtype) for best in (jnp.argmax(lows, 0), jnp.argmin(highs, 0))]
+    """One expression on each side; `slopes` is a place in [0, 1] between the best and the worst one instead."""
     zeros = jnp.zeros(op.shape, op.dtype)
-    return Planes(tuple(slopes[0]), zeros, tuple(slopes[1]), zeros)
+    below, above = (zeros, zeros) if slopes is None else slopes
+    lows, highs = (jnp.stack([ends[k] for ends in inputs]) for k in (0, 1))
+    finite = jnp.all(jnp.isfinite(lows) & jnp.isfinite(highs), axis=0)  # else no average makes sense
+    weights = [among(jnp.where(finite, share, 0), order, 0) for share, order in ((below, -lows), (above, highs))]
+    reach = jnp.where(finite, jnp.sum(jnp.maximum(jnp.abs(lows), jnp.abs(highs)), axis=0), 0)
+    error = 4 * len(inputs) * jnp.finfo(op.dtype).eps * reach  # weights sum to 1 up to rounding
+    errors = [jax.lax.stop_gradient(jnp.where(jnp.max(w, axis=0) < 1, error, 0)) for w in weights]
+    return Planes(tuple(weights[0]), -errors[0], tuple(weights[1]), errors[1])
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """From the best expression to the worst one."""
+    zeros = jnp.zeros(op.shape, op.dtype)
+    return Freedom.linear(zeros, zeros + 1, (zeros, zeros), count=len(inputs))
+
+
+def among(share: jax.Array, order: jax.Array, axis: int) -> jax.Array:
+    """Weights along an axis that sum to 1: at share 0 all on the smallest of `order`, at 1 all on the largest."""
+    rank = jnp.argsort(jnp.argsort(order, axis=axis), axis=axis)
+    place = jnp.expand_dims(share, axis) * (order.shape[axis] - 1)
+    return jnp.maximum(1 - jnp.abs(place - rank.astype(share.dtype)), 0)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -59,6 +59,12 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
         tuple(jnp.where(finite, s, 0) for s in low_slopes), jnp.where(finite, floor - error, least),
         tuple(jnp.where(finite, s, 0) for s in high_slopes), jnp.where(finite, ceiling + error, most),
     )  # fmt: skip
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """t from -1 to 1."""
+    zeros = jnp.zeros(op.shape, op.dtype)
+    return Freedom.linear(zeros - 1, zeros + 1, (zeros, zeros))
 
 
 def _extreme(boxes, slopes, choose) -> jax.Array:

@@ -17,6 +17,8 @@ sample points, moved to where they touch; what is left of their distance costs t
 the middle the flattest slope between those of both sides is taken.
 
 Rounding: intercepts are widened by a bound on the error of evaluating sigma (`evaluation.error`) and the line.
+
+Length: one rule; its questions (range, lines, slopes and their freedom) read the same samples, borders and errors.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import numpy as np
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -39,6 +41,8 @@ _CONVEX = {"convex": 1, "concave": -1}
 """The sign that makes a piece convex."""
 _SAMPLES = 8
 """Sample points on each side of the midpoint, for curved functions."""
+_LINES = 17
+"""Lines among which tuning chooses, for functions with more than one kink."""
 _CLOSE = 1 / 512
 """Part of the interval below which a point of contact is the midpoint: the line there is the tangent."""
 _NEAR = 16
@@ -63,8 +67,8 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The range of sigma on [l, u]."""
     ((lower, upper),) = inputs
     curvature = curvature_of(op)
-    least = _least(op, curvature, 1, lower, upper, constants)
-    return least, -_least(op, curvature, -1, lower, upper, constants)
+    least = extreme(op, curvature, 1, lower, upper, constants)
+    return least, -extreme(op, curvature, -1, lower, upper, constants)
 
 
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
@@ -135,8 +139,8 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
             rigorous = jnp.minimum(rigorous, searched)
         rigorous = rigorous - _scaled(curvature.slack, reach)
         for cell in curvature.cells:
-            left = jnp.clip(_number(cell.left, lower, -1), lower, upper)
-            right = jnp.clip(_number(cell.right, lower, 1), lower, upper)
+            left = jnp.clip(rounded(cell.left, lower, -1), lower, upper)
+            right = jnp.clip(rounded(cell.right, lower, 1), lower, upper)
             hull = _floor(cell, sign, lower) - jnp.maximum(sign * slope * left, sign * slope * right)
             hull = hull - _unit(op) * (jnp.abs(hull) + 2 * jnp.abs(slope) * reach)
             rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
@@ -204,18 +208,46 @@ def _touch(op: Op, start, stop, ends, constants) -> Ends:
     return jnp.where(first <= lower, ends[0], first), jnp.where(last >= upper, ends[2], last)
 
 
-def support_range(op: Op, lower, upper, constants) -> Ends:
-    """The slopes of the convex hull of the graph at the two ends: lower slopes outside gain nothing."""
+def support_range(op: Op, lower, upper, constants, sign: int = 1) -> Ends:
+    """The slopes of the convex (sign 1) or concave (-1) hull of the graph at the ends: those outside gain nothing."""
     curvature = curvature_of(op)
     points = jnp.concatenate([_samples(curvature, lower, upper), _samples(curvature, upper, lower)])
     values = op.program(points, *constants)
     ends = []
-    for end, choose in ((lower, jnp.min), (upper, jnp.max)):
+    for end, choose in ((lower, jnp.min), (upper, jnp.max))[::sign]:
         away = points != end
         chords = (values - op.program(end, *constants)) / jnp.where(away, points - end, 1)
         slopes = jnp.where(away, chords, _flattest(op, end, constants))
-        ends.append(_within(curvature, choose(slopes, axis=0)))
+        extreme = choose if sign > 0 else {jnp.min: jnp.max, jnp.max: jnp.min}[choose]
+        ends.append(_within(curvature, extreme(slopes, axis=0)))
     return ends[0], jnp.maximum(ends[0], ends[1])
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """Slopes between those of the hull's ends, closer where the function is flat: contact moves fast there.
+
+    For a function with one kink, what is between two lines is their average.
+    """
+    ((lower, upper),) = inputs
+    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
+    chosen = planes(op, inputs, constants, lower_slope)
+    curvature = curvature_of(op)
+    one_kink = curvature.is_piecewise_linear and len(curvature.pieces) <= 2 and not curvature.cells
+    spaced, back = (lambda s: s, lambda s: s) if one_kink else (_root, lambda s: s * jnp.abs(s))
+    tables, shares = [], []
+    for sign, (own,) in ((1, chosen.lower_slopes), (-1, chosen.upper_slopes)):
+        ends = support_range(op, low, high, constants, sign)
+        first, last = spaced(jnp.minimum(ends[0], own)), spaced(jnp.maximum(ends[1], own))
+        (table, _), (share, _) = Freedom.linear(first, last, (spaced(own), first), count=2 if one_kink else _LINES)
+        tables.append(back(table))
+        shares.append(share)
+    return Freedom((tables[0], tables[1]), (shares[0], shares[1]))
+
+
+def _root(slope) -> jax.Array:
+    """With its sign; at 0 its derivative is taken as 0."""
+    return jnp.sign(slope) * jnp.sqrt(jnp.where(slope == 0, 1, jnp.abs(slope)))
 
 
 def _lower_slope(rule: str, op: Op, lower, upper, constants, hull: Ends) -> jax.Array:
@@ -225,7 +257,7 @@ def _lower_slope(rule: str, op: Op, lower, upper, constants, hull: Ends) -> jax.
     return jnp.clip({"zero": 0.0, "one": 1.0}[rule], flattest, steepest).astype(jnp.result_type(lower))
 
 
-def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:
+def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:
     """A lower bound of sign * sigma on [lower, upper]."""
     points = [lower, upper]
     if not curvature.is_monotone:
@@ -238,8 +270,8 @@ def _least(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> 
     slack, kinks = (curvature.wobble, curvature.kinks) if curvature.is_monotone else (curvature.slack, ())
     loss = _error(op, points, constants) + _scaled(slack, reach)
     for point, gap in kinks:
-        met = (lower <= _number(point, lower, 1)) & (upper >= _number(point, lower, -1))
-        loss = loss + jnp.where(met, _number(gap, lower, 1), 0)
+        met = (lower <= rounded(point, lower, 1)) & (upper >= rounded(point, lower, -1))
+        loss = loss + jnp.where(met, rounded(gap, lower, 1), 0)
     least = least - jax.lax.stop_gradient(loss)
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
@@ -260,8 +292,8 @@ def _minima(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper,
     slopes = jax.lax.stop_gradient(jnp.stack([sides[sign] for sign, _ in curved]))
     signs = column([sign for sign, _ in curved])
     limits = (
-        column([_number(piece.left, lower, 1) for _, piece in curved]),
-        column([_number(piece.right, lower, -1) for _, piece in curved]),
+        column([rounded(piece.left, lower, 1) for _, piece in curved]),
+        column([rounded(piece.right, lower, -1) for _, piece in curved]),
     )
     return search.minimize(
         lambda z: signs * (op.program(z, *held) - slopes * z),
@@ -304,21 +336,21 @@ def _flattest(op: Op, z, constants) -> jax.Array:
 def _within(curvature: Curvature, slope) -> jax.Array:
     """Slopes of difference quotients are noisy on short intervals; they stay within those of sigma."""
     flattest, steepest = curvature.slope_range
-    slope = jnp.clip(slope, _number(flattest, slope, -1), _number(steepest, slope, 1))
+    slope = jnp.clip(slope, rounded(flattest, slope, -1), rounded(steepest, slope, 1))
     return jnp.where(jnp.isfinite(slope), slope, 0)
 
 
 def _meets(cell: Cell, lower, upper) -> jax.Array:
     """Whether an interval meets a cell, which is open."""
-    return (lower < _number(cell.right, lower, 1)) & (upper > _number(cell.left, lower, -1))
+    return (lower < rounded(cell.right, lower, 1)) & (upper > rounded(cell.left, lower, -1))
 
 
 def _floor(cell: Cell, sign: int, like) -> float:
     """A lower bound of sign * sigma in a cell."""
-    return _number(cell.lower, like, -1) if sign > 0 else -_number(cell.upper, like, 1)
+    return rounded(cell.lower, like, -1) if sign > 0 else -rounded(cell.upper, like, 1)
 
 
-def _number(value: float, like, direction: int) -> float:
+def rounded(value: float, like, direction: int) -> float:
     """A float64 number in the dtype of an array, rounded down (-1) or up (+1) where it does not fit."""
     limits = jnp.finfo(jnp.result_type(like))
     if abs(value) > float(limits.max):

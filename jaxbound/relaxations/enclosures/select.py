@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.planes import Freedom, Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -55,8 +55,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in cases for end in ends]), axis=0)
     (low_a, high_a), (low_b, high_b) = [tuple(jnp.where(finite, end, 0) for end in ends) for ends in cases]
     least, most = low_a - high_b, high_a - low_b
-    chord = jnp.clip(most / jnp.where(most > least, most - least, 1), 0, 1)
-    below, above = (chord, chord) if slopes is None else slopes
+    below, above = (_chord(least, most), _chord(least, most)) if slopes is None else slopes
     reach = sum(jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in ((low_a, high_a), (low_b, high_b)))
     whole = ((low_s == 1) | (high_s == 0)).astype(op.dtype)
     error = jax.lax.stop_gradient((1 - whole) * 16 * jnp.finfo(op.dtype).eps * reach)
@@ -74,6 +73,19 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     lower, floor = _split(op, shares(low_s + below * spread), floor, constants)
     upper, ceiling = _split(op, shares(high_s - above * spread), ceiling, constants)
     return Planes(lower, jnp.where(known, floor, bottom), upper, jnp.where(known, ceiling, top))
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """k from 0 over the chord to 1; h is linear in k on both sides of it."""
+    _, (low_a, high_a), (low_b, high_b) = _operands(op, inputs, constants)
+    chord = _chord(low_a - high_b, high_a - low_b)
+    table, middle = jnp.stack([0 * chord, chord, 0 * chord + 1]), jnp.full_like(chord, 0.5)
+    return Freedom((table, table), (middle, middle))
+
+
+def _chord(least, most) -> jax.Array:
+    share = jnp.clip(most / jnp.where(most > least, most - least, 1), 0, 1)
+    return jnp.where(jnp.isfinite(share), share, 0)
 
 
 def _within(share: Ends) -> Ends:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -35,3 +35,9 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     lower, upper = interval(op, inputs, constants)
     zeros = jnp.zeros(op.shape, op.dtype)
     return Planes((zeros,), lower, (zeros,), upper)
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """None."""
+    zeros = jnp.zeros(op.shape, op.dtype)
+    return Freedom((zeros[None], zeros[None]), (zeros, zeros))

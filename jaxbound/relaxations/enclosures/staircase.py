@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -39,16 +39,37 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """On each side the better of a constant and a line of slope 1; `slopes` are 0 or 1 if given."""
+    """On each side the better of a constant and a line of slope 1, or with `slopes` in [0, 1] their average."""
     ((low, high),) = inputs
     lower, upper = interval(op, inputs, constants)
     finite = jnp.isfinite(low) & jnp.isfinite(high)
+    reach = jnp.where(finite, jnp.maximum(jnp.abs(low), jnp.abs(high)) + 1, 0)
+    below, above = _OFFSETS[op.name]
+    rising, falling = (
+        _chosen(op, inputs) if slopes is None else [jnp.where(finite, jnp.clip(s, 0, 1), 0) for s in slopes]
+    )
+
+    def mixed(slope, offset, end, sign):
+        average = jnp.where(slope > 0, slope * offset, 0) + jnp.where(slope < 1, (1 - slope) * end, 0)
+        return average + sign * jnp.where((slope == 0) | (slope == 1), 0, 8 * jnp.finfo(op.dtype).eps * reach)
+
+    return Planes((rising,), mixed(rising, below, lower, -1), (falling,), mixed(falling, above, upper, 1))
+
+
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+    """From the constant to the line of slope 1."""
+    zeros = jnp.zeros(op.shape, op.dtype)
+    return Freedom.linear(zeros, zeros + 1, _chosen(op, inputs))
+
+
+def _chosen(op: Op, inputs: Sequence[Ends]) -> tuple[jax.Array, jax.Array]:
+    """1 where the line is better than the constant at the middle."""
+    ((low, high),) = inputs
+    lower, upper = interval(op, inputs, ())
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
     middle = jnp.where(finite, low / 2 + high / 2, 0)
     below, above = _OFFSETS[op.name]
-    if slopes is None:
-        slopes = finite & (middle + below > lower), finite & (middle + above < upper)
-    rising, falling = (jnp.asarray(slope, op.dtype) for slope in slopes)
-    return Planes(
-        (rising,), jnp.where(rising == 1, below, lower),
-        (falling,), jnp.where(falling == 1, above, upper),
-    )  # fmt: skip
+    return (
+        (finite & (middle + below > lower)).astype(op.dtype),
+        (finite & (middle + above < upper)).astype(op.dtype),
+    )

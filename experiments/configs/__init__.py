@@ -1,0 +1,1 @@
+"""Configurations for `experiments.train`: each file has `get_config()`."""

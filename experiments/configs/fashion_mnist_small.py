@@ -1,0 +1,14 @@
+"""Fashion-MNIST, the ten small models A to J, radius 0.1."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config() -> ConfigDict:
+    """The configuration."""
+    return base.mnist(
+        "fashion_mnist_small", "mnist_small", dataset="fashion_mnist", learning_rate=1e-3, eps=0.1, eps_test=0.1
+    )  # fmt: skip

@@ -1,0 +1,267 @@
+"""One tuning: lower bounds of some rows of one node, maximised over the slopes of every relaxation before it.
+
+A slope is written as a share in [0, 1] of the range in which it can gain anything (`planes.Freedom`). Shares start near
+CROWN's own choice, take optax steps along the projected gradient, and every row keeps the best bound that it has seen.
+The whole loop is one step of the driver (`tuned_rows`), compiled once per target and mapped over the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbound.driver import Rows, Run
+from jaxbound.graph import Graph, Op, Structure
+from jaxbound.relaxations import enclosures
+from jaxbound.relaxations.planes import Freedom, Planes, between, spread, times
+
+Shares = dict[int, tuple[jax.Array, jax.Array]]
+"""Per nonlinear node, below and above; the first axis is that of groups of rows."""
+
+_PATIENCE = 5
+"""Steps in a row that gain too little before tuning stops early."""
+_RATE, _MOMENTUM = 0.3, 0.5
+_INWARD = 0.25
+"""How far shares start from CROWN's own choice towards the middle: at the ends of the ranges gradients vanish."""
+
+
+@functools.lru_cache(maxsize=64)
+def default_optimizer(steps: int) -> optax.GradientTransformation:
+    """Momentum on evened-out gradients, with a step that decays to nothing.
+
+    One object per number of steps, so that nothing compiles twice.
+    """
+    rate = optax.cosine_decay_schedule(_RATE, max(steps, 1))
+    return optax.chain(scale_by_largest(), optax.trace(_MOMENTUM), optax.scale_by_learning_rate(rate))
+
+
+def scale_by_largest() -> optax.GradientTransformation:
+    """Divide the gradient of every row by its largest entry, and take the root of what is left, signs kept.
+
+    The slopes that matter most move by the whole learning rate, others less but not in proportion; rows are independent
+    because the first axis of every leaf is theirs. (Adam moves all slopes alike, those of no effect too: its bounds
+    after 20 steps are those of this after 5; docs/frown.md.)
+    """
+
+    def update(updates, state, params=None):
+        per_leaf = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(updates)]
+        largest = functools.reduce(jnp.maximum, per_leaf, jnp.zeros(()))
+
+        def evened(leaf):
+            part = leaf / jnp.where(largest > 0, largest, 1).reshape(-1, *[1] * (leaf.ndim - 1))
+            return jnp.sign(part) * jnp.sqrt(jnp.abs(part))
+
+        return jax.tree.map(evened, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class Settings(NamedTuple):
+    """How slopes are tuned; static."""
+
+    steps: int
+    optimizer: optax.GradientTransformation
+    shared: int | None
+    """Rows that share slopes; None for all on one side."""
+    early_stop: float | None
+    sides: str
+    outward: bool
+
+
+class _State(NamedTuple):
+    """What a tuning carries from step to step."""
+
+    step: jax.Array
+    shares: Shares
+    optimizer: optax.OptState
+    best: Rows
+    """The best bound of every row so far."""
+    level: jax.Array
+    """The largest sum of bounds of every group, and the shares that gave it."""
+    kept: Shares
+    gained: jax.Array
+    stalled: jax.Array
+
+
+def tuned_rows(static, constants, leaves, ends, index) -> Rows:
+    """Tuned lower bounds of some rows."""
+    return tuned_rows_and_slopes(static, constants, leaves, ends, index)[0]
+
+
+def tuned_rows_and_slopes(
+    static: tuple[Structure, int, Settings], constants, leaves, ends, index
+) -> tuple[Rows, Shares]:
+    """Tuned lower bounds of some rows, and their slopes.
+
+    The derivative is that at the slopes found, which is all of it where they are best (the envelope theorem).
+
+    Args:
+        static: the graph, the node, and how to tune.
+        constants: of the graph.
+        leaves: the regions.
+        ends: bounds of every node that a pass from the node may meet.
+        index: the entries of the node to bound; -1 makes an empty row.
+    """
+    problem = _Problem(static, constants, leaves, ends, index)
+    kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index))
+    found = problem.rows(kept)
+    raised = jax.tree.map(lambda own, best: own + jax.lax.stop_gradient(best - own), found, best)
+    return _where(_value(best) > _value(found), raised, found), problem.slopes(kept)
+
+
+class _Problem:
+    """Lower bounds of some rows of one node as a function of shares."""
+
+    def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, index):
+        structure, self.number, self.how = static
+        self.index = index
+        self.run = Run(Graph(constants, structure, None), leaves, outward=self.how.outward)
+        self.run.ends = dict(ends)
+        self.blocks = [
+            block for block in structure.blocks if block.start in ends and block.start in structure.nonlinear
+        ]
+        self.tables: dict[int, tuple[Planes, Freedom]] = {}
+        for block in self.blocks:
+            inputs = [ends[k] for k in structure.nodes[block.start].inputs]
+            self.tables[block.start] = table_of(block.template.nodes[0], self.run.constants(block)[0], inputs)
+
+    def start(self) -> Shares:
+        """Near CROWN's own choice, for every group."""
+        groups = len(self.per_group(jnp.zeros(self.count)))
+        move = lambda share: jnp.broadcast_to(share + _INWARD * (0.5 - share), (groups, *share.shape))  # noqa: E731
+        return {k: jax.tree.map(move, freedom.shares) for k, (_, freedom) in self.tables.items()}
+
+    def slopes(self, shares: Shares) -> Shares:
+        """From shares to what `planes` may be given."""
+        return {
+            k: (between(freedom.slopes[0], shares[k][0]), between(freedom.slopes[1], shares[k][1]))
+            for k, (_, freedom) in self.tables.items()
+        }
+
+    def rows(self, shares: Shares) -> Rows:
+        """The lower bounds."""
+        run = self.run.fork({})
+        for block in self.blocks:
+            chosen = jax.tree.map(self.per_row, shares[block.start])
+            run.planes[block.start] = mixed(block.template.nodes[0][0], self.tables[block.start][0], chosen)
+        return run.bound_rows(self.number, self.index, self.how.sides)
+
+    @property
+    def sides(self) -> int:
+        """Which kinds of rows there are."""
+        return 2 if self.how.sides == "both" else 1
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.sides * self.index.shape[0]
+
+    def per_row(self, values: jax.Array) -> jax.Array:
+        """What belongs to groups, for every row."""
+        return values if self.how.shared == 1 else spread(values, self.sides, self.index.shape[0])
+
+    def per_group(self, values: jax.Array) -> jax.Array:
+        """Sums over the rows of each group."""
+        if self.how.shared == 1:
+            return values
+        padding = -self.index.shape[0] % self._size
+        split = jnp.pad(values.reshape(self.sides, -1), ((0, 0), (0, padding)))
+        return split.reshape(-1, self._size).sum(axis=1)
+
+    @property
+    def _size(self) -> int:
+        rows = self.index.shape[0]
+        groups = 1 if self.how.shared is None else -(-rows // self.how.shared)
+        return -(-rows // groups)
+
+
+def _maximised(problem: _Problem) -> tuple[Shares, Rows]:
+    """The best shares of every group, and the best bound of every row."""
+    how, start = problem.how, problem.start()
+
+    def loss(shares):
+        rows = problem.rows(shares)
+        return -jnp.sum(jnp.where(jnp.isfinite(_value(rows)), _value(rows), 0)), rows
+
+    def step(state: _State) -> _State:
+        (_, rows), gradient = jax.value_and_grad(loss, has_aux=True)(state.shares)
+        best = _where(_value(rows) > _value(state.best), rows, state.best)
+        level = problem.per_group(_value(rows))
+        kept = _where(level > state.level, state.shares, state.kept)
+        gain = jnp.sum(jnp.where(jnp.isfinite(state.level) & (level > state.level), level - state.level, 0))
+        little = gain <= (how.early_stop or 0) * state.gained
+        gradient = jax.tree.map(_projected, state.shares, gradient)
+        updates, optimizer = how.optimizer.update(gradient, state.optimizer, state.shares)
+        return _State(
+            step=state.step + 1,
+            shares=jax.tree.map(lambda share: jnp.clip(share, 0, 1), optax.apply_updates(state.shares, updates)),
+            optimizer=optimizer,
+            best=best,
+            level=jnp.maximum(level, state.level),
+            kept=kept,
+            gained=state.gained + gain,
+            stalled=jnp.where(little & (state.step > 0), state.stalled + 1, 0),
+        )
+
+    def going_on(state: _State) -> jax.Array:
+        going = state.step <= how.steps  # the last one only evaluates
+        return going if how.early_stop is None else going & (state.stalled < _PATIENCE)
+
+    shapes = jax.eval_shape(problem.rows, start)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)._replace(
+        lower=jnp.full(shapes.lower.shape, -jnp.inf, shapes.lower.dtype)
+    )
+    level, zero = problem.per_group(nothing.lower), jnp.zeros((), shapes.lower.dtype)
+    state = _State(jnp.array(0), start, how.optimizer.init(start), nothing, level, start, zero, jnp.array(0))
+    state = jax.lax.while_loop(going_on, step, state)
+    return state.kept, state.best
+
+
+def _value(rows: Rows) -> jax.Array:
+    """A bound with its rounding counted."""
+    return rows.lower if rows.rounding is None else rows.lower - rows.rounding
+
+
+def _where(condition: jax.Array, new, old):
+    """A choice along the first axis."""
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+def _projected(share: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Without what would leave [0, 1]: it must not weigh in an optimizer that looks at the whole."""
+    leaves = ((share <= 0) & (gradient > 0)) | ((share >= 1) & (gradient < 0))
+    return jnp.where(leaves | ~jnp.isfinite(gradient), 0, gradient)
+
+
+def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
+    """Planes with the slopes of a node's freedom, widened by the rounding of their averages."""
+    op, _, used = node
+    enclosure, own = enclosures.of(op), [constants[k] for k in used]
+    freedom = enclosure.freedom(op, inputs, own, "adaptive")
+    table = jax.vmap(lambda slopes: enclosure.planes(op, inputs, own, "adaptive", slopes))(freedom.slopes)
+    reaches = [jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in inputs]
+    widths = []
+    for slopes, intercept in ((table.lower_slopes, table.lower_intercept), (table.upper_slopes, table.upper_intercept)):
+        products = [jnp.max(times(jnp.abs(s), reach), axis=0) for s, reach in zip(slopes, reaches, strict=True)]
+        size = sum(jnp.sum(product, axis=enclosures.reduced_axes(op)) for product in products)
+        size = size + jnp.max(jnp.abs(intercept), axis=0)
+        width = 4 * jnp.finfo(op.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
+        widths.append(jax.lax.stop_gradient(jnp.where(len(intercept) > 1, width, 0)))
+    return Planes(
+        table.lower_slopes, table.lower_intercept - widths[0], table.upper_slopes, table.upper_intercept + widths[1]
+    ), freedom
+
+
+def mixed(op: Op, table: Planes, shares: tuple[jax.Array, jax.Array]) -> Planes:
+    """The planes at some places of a table."""
+    axes = enclosures.reduced_axes(op)
+    kept = [axis - len(op.shape) - len(axes) for axis in axes]  # counted from the last: rows come first
+    wide = [jnp.expand_dims(share, kept) for share in shares]
+    return Planes(
+        between(table.lower_slopes, wide[0]), between(table.lower_intercept, shares[0]),
+        between(table.upper_slopes, wide[1]), between(table.upper_intercept, shares[1]),
+    )  # fmt: skip

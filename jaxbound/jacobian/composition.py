@@ -1,0 +1,215 @@
+"""Jacobian bounds by any method: RecurJac and Fast-Lip on the chain itself, all others through `jax.jacrev`.
+
+Bounding is a transformation of functions, and so is differentiation: any method bounds the graph of `jax.jacrev(f)`.
+There the derivative of a nonlinearity is one scalar function, a step or a smooth bump, times the cotangent; kinks and
+ties are covered by the hull of both sides, so the bounds hold for Clarke's Jacobian too.
+
+A derivative says how a function changes only if the function is continuous and the derivative its own. So functions
+that may jump are refused, and so are those that give JAX another derivative: `stop_gradient`, and custom rules that are
+not JAX's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbound import _compat, errors, regions
+from jaxbound.bounds import Interval
+from jaxbound.graph import Graph
+from jaxbound.jacobian import slopes
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
+from jaxbound.methods import Best, Bounded, Method, better, check_method
+from jaxbound.network import Network, Specified, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.regions import Region
+from jaxbound.transform import Problem, prepare
+
+_OWN = PurePath(jax.__file__).parent
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_REFUSED = {
+    "staircase": "it jumps, and its derivative of 0 does not tell how far",
+    "select": "it may jump where the choice changes, and no derivative says how far",
+    "stop_gradient": "it hides a part of the derivative",
+}
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """The Jacobian of a network's flattened output by its flattened example, as a function of one example."""
+
+    network: Callable
+
+    def __call__(self, variables, example, *spec):
+        """The Jacobian at one example, of shape (outputs, inputs)."""
+        jacobian = jax.jacrev(lambda example: self.network(variables, example, *spec).reshape(-1))(example)
+        return jacobian.reshape(jacobian.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """A network over a region, whose Jacobian is wanted, and the problem of its values."""
+
+    network: Network
+    region: Region
+    spec: ArrayLike | None
+    values: Problem
+
+    @functools.cached_property
+    def derivatives(self) -> Problem:
+        """The problem of its derivatives: the graph of `jax.jacrev`.
+
+        Raises:
+            UnsupportedError: a derivative that does not tell how the function changes.
+        """
+        _check_continuous(self.values.graph)
+        network, spec = self.network, () if self.spec is None else (self.spec,)
+        function = network.function if self.spec is None else Specified(network.function)
+        _check_rules(function, self, spec)
+        if not network.batched:
+            return prepare(Derivative(function), (network.variables, self.region, *spec))
+        shared = [False] * len(jax.tree.leaves(network.variables))
+        batch = [*shared, True, *(np.ndim(rows) == 3 for rows in spec)]
+        return prepare(Derivative(function), (network.variables, regions.per_example(self.region), *spec), batch)
+
+
+def differentiated(network: Network, region: Region, spec: ArrayLike | None) -> Differentiated:
+    """A network over a region, ready for Jacobian bounds.
+
+    Raises:
+        ArgumentError: the network has several outputs.
+    """
+    problem = Differentiated(network, region, spec, problem_of(network, region, spec))
+    if len(problem.values.graph.structure.outputs) != 1:
+        raise errors.ArgumentError("the network has several outputs: bound the Jacobian of one at a time")
+    return problem
+
+
+def jacobian_of(
+    problem: Differentiated, method: Method, *, rounding: bool = False, memory_limit: int | None = None
+) -> Bounded:
+    """Bounds of a Jacobian, of shape (outputs, inputs), both flattened; a batch stands before."""
+    check_method("method", method)
+    if isinstance(method, Best):
+        parts = [jacobian_of(problem, part, rounding=rounding, memory_limit=memory_limit) for part in method.methods]
+        return functools.reduce(better, parts)
+    if isinstance(method, JacobianMethod):
+        request = request_of(problem.values, memory_limit, rounding=rounding)
+        return method.jacobian(problem.values.graph, problem.values.leaves, request)
+    request = request_of(problem.derivatives, memory_limit, rounding=rounding)
+    (found,) = outputs_of(problem.derivatives, method, request)
+    return found
+
+
+def jacobian_bounds(
+    params,
+    x: ArrayLike | Region,
+    eps: ArrayLike | None = None,
+    *,
+    apply_fn: Callable | None = None,
+    activation: str | Callable = "relu",
+    norm: float = np.inf,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
+    spec: ArrayLike | None = None,
+    method: Method = RecurJac(),  # noqa: B008 - immutable
+    memory_limit: int | None = None,
+) -> Interval:
+    """Bounds of the Jacobian of a network over a ball around every example.
+
+    `lower <= d(spec @ f)_i / dx_k (x') <= upper` for every x' with `||x' - x||_norm <= eps` and
+    `clip[0] <= x' <= clip[1]` at which f is differentiable, and for Clarke's Jacobian at all others.
+
+    Args:
+        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
+        eps: radius in the given norm, shape () or (batch,); may be infinite.
+        apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
+        activation: between Dense layers where there is no apply_fn.
+        norm: p >= 1, `jnp.inf` included.
+        clip: None or `(low, high)`: the range of valid inputs.
+        spec: None, (specs, outputs) or (batch, specs, outputs): bounds the Jacobian of `spec @ f`.
+        method: `RecurJac()` and `FastLip()` for chains of affine maps and scalar nonlinearities; any bounding method,
+            such as `Crown()`, through `jax.jacrev`, for any network; `Best` of them.
+        memory_limit: bytes that the coefficients of a backward pass may take.
+
+    Returns:
+        `Interval` of shape (batch, outputs or specs, *example shape); without batch axis for one example.
+
+    Raises:
+        UnsupportedError: the function may jump, hides its derivative, or is no chain (RecurJac, FastLip).
+        ArgumentError, ArgumentTypeError: with what to do instead.
+
+    Rounding: up to that of the computation.
+
+    Reference: Zhang et al. 2019 (RecurJac); Clarke, "Optimization and nonsmooth analysis", 1983, section 2.6.
+
+    >>> layers = [(jnp.array([[1.0, -1.0]]), jnp.zeros(2)), (jnp.ones((2, 1)), jnp.zeros(1))]
+    >>> jacobian_bounds(layers, jnp.ones((1, 1)), 0.5)  # |x| is x here
+    Interval(lower=Array([[[1.]]], dtype=float32), upper=Array([[[1.]]], dtype=float32))
+    """
+    problem = given(params, x, eps, apply_fn, activation, norm, clip, spec)
+    found = jacobian_of(problem, method, memory_limit=memory_limit)
+    assert found.upper is not None
+    inputs = problem.values.graph.nodes[0].op.shape
+    return Interval(*(end.reshape(*end.shape[:-1], *inputs) for end in (found.lower, found.upper)))
+
+
+def given(params, x, eps, apply_fn, activation, norm, clip, spec) -> Differentiated:
+    """The problem that the arguments of `jacobian_bounds` describe."""
+    network = resolve(params, x, apply_fn, activation)
+    region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
+    return differentiated(network, region, spec)
+
+
+# --- derivatives that can be trusted ----------------------------------------------------------------------------------
+
+
+def _check_continuous(graph: Graph) -> None:
+    for node in graph.nodes:
+        reason = _REFUSED.get(node.op.kind) or _REFUSED.get(node.op.name)
+        if reason:
+            raise errors.unsupported(
+                node.op.name, [node.op.shape], node.source, reason, method="jax.jacrev",
+                way_out="use a continuous function whose derivative is its own",
+            )  # fmt: skip
+        if node.op.kind == "scalar":
+            slopes.check(node, "jax.jacrev")
+
+
+def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> None:
+    """Refuse derivative rules that are not JAX's own."""
+    struct = regions.leaf_struct(problem.region)
+    example = jax.ShapeDtypeStruct(struct.shape[1:] if problem.network.batched else struct.shape, struct.dtype)
+    rows = [jax.ShapeDtypeStruct(np.shape(one)[-2:], jnp.result_type(one)) for one in spec]
+    closed = jax.make_jaxpr(function)(problem.network.variables, example, *rows)
+    for equation in _equations(closed.jaxpr):
+        if equation.primitive.name in _CUSTOM:
+            name, _, place = _origin(equation).partition(" at ")
+            if _OWN not in PurePath(place.rpartition(":")[0]).parents:
+                raise errors.unsupported(
+                    name or equation.primitive.name, [], place,
+                    "its derivative rule may not be its derivative", method="jax.jacrev",
+                    way_out="write it without a custom rule, or use method=RecurJac(), which needs none",
+                )  # fmt: skip
+
+
+def _equations(jaxpr) -> Iterator[_compat.JaxprEqn]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+def _origin(equation: _compat.JaxprEqn) -> str:
+    """Name and file of the function that a rule was made for; "" if it is not known."""
+    callee = _compat.call_jaxpr(equation)
+    return str(getattr(getattr(getattr(callee, "jaxpr", None), "debug_info", None), "func_src_info", ""))
