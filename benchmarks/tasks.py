@@ -16,7 +16,13 @@ import numpy as np
 
 import jaxbound as jb
 
-METHODS = {"ibp": jb.IBP(), "crown_ibp": jb.CrownIBP(), "crown": jb.Crown(), "forward": jb.Forward()}
+METHODS = {
+    "ibp": jb.IBP(),
+    "crown_ibp": jb.CrownIBP(),
+    "crown": jb.Crown(),
+    "forward": jb.Forward(),
+    "frown20": jb.Frown(steps=20),
+}
 RADIUS = 0.01
 
 

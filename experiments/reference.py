@@ -43,6 +43,10 @@ METHODS: dict[str, jb.Method] = {
     "CROWN-one-lb": jb.Crown(lower_slope="one"),
     "Forward": jb.Forward(),
     "Forward+Backward": jb.Crown(pre_activation=jb.Forward()),
+    "alphafix20": jb.Frown(steps=20, pre_activation=jb.Crown()),
+    "alphafix100": jb.Frown(steps=100, pre_activation=jb.Crown()),
+    "alphafull20": jb.Frown(steps=20),
+    "alphafull100": jb.Frown(steps=100),
 }
 
 
@@ -111,7 +115,7 @@ def network(data: np.lib.npyio.NpzFile) -> Callable:
     return attention if "heads" in arch else cnn
 
 
-def compare(path: Path) -> Iterator[tuple[str, str, float, float]]:
+def compare(path: Path, methods: Sequence[str] = tuple(METHODS)) -> Iterator[tuple[str, str, float, float]]:
     """`(method, norm, ratio of mean widths, largest violation)` for every method and norm that the file holds."""
     data = np.load(path)
     function = network(data)
@@ -120,6 +124,8 @@ def compare(path: Path) -> Iterator[tuple[str, str, float, float]]:
     else:
         outputs, args = function, ()
     for name, method in METHODS.items():
+        if name not in methods:
+            continue
         for norm in ("inf", "2", "1"):
             key = f"{name}.{norm}"
             if f"{key}.lb" not in data.files:
@@ -156,17 +162,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder with rival_*.npz")
     parser.add_argument("--only", default="", help="only files whose name contains this")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="only these methods")
     parser.add_argument("--limit", type=float, default=1.001, help="the largest ratio that passes")
     options = parser.parse_args(arguments)
     paths = files(options.folder, options.only)
     jax.config.update("jax_enable_x64", True)
     failures = 0
     for path in paths:
-        for name, norm, ratio, violation in compare(path):
+        for name, norm, ratio, violation in compare(path, options.methods):
             failed = ratio > options.limit or violation > 1e-9
             failures += failed
             verdict = "FAIL" if failed else ""
-            print(f"{path.stem:36s} {name:18s} l{norm:4s} ratio {ratio:.6f}  violation {violation:+.2e} {verdict}")
+            print(
+                f"{path.stem:36s} {name:18s} l{norm:4s} ratio {ratio:.6f}  violation {violation:+.2e} {verdict}",
+                flush=True,
+            )
     raise SystemExit(bool(failures))
 
 

@@ -109,8 +109,7 @@ def tuned_rows_and_slopes(
     problem = _Problem(static, constants, leaves, ends, index)
     kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index))
     found = problem.rows(kept)
-    raised = jax.tree.map(lambda own, best: own + jax.lax.stop_gradient(best - own), found, best)
-    return _where(_value(best) > _value(found), raised, found), problem.slopes(kept)
+    return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found), problem.slopes(kept)
 
 
 class _Problem:
@@ -226,6 +225,11 @@ def _value(rows: Rows) -> jax.Array:
     return rows.lower if rows.rounding is None else rows.lower - rows.rounding
 
 
+def _moving(value: jax.Array, like: jax.Array) -> jax.Array:
+    """A value with the derivative of another; what is added is exactly 0."""
+    return value + jnp.where(jnp.isfinite(like), like - jax.lax.stop_gradient(like), 0)
+
+
 def _where(condition: jax.Array, new, old):
     """A choice along the first axis."""
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
@@ -238,7 +242,7 @@ def _projected(share: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
-    """Planes with the slopes of a node's freedom, widened by the rounding of their averages."""
+    """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]
     freedom = enclosure.freedom(op, inputs, own, "adaptive")
@@ -249,7 +253,7 @@ def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
         products = [jnp.max(times(jnp.abs(s), reach), axis=0) for s, reach in zip(slopes, reaches, strict=True)]
         size = sum(jnp.sum(product, axis=enclosures.reduced_axes(op)) for product in products)
         size = size + jnp.max(jnp.abs(intercept), axis=0)
-        width = 4 * jnp.finfo(op.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
+        width = (4 + 2 * len(intercept)) * jnp.finfo(op.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
         widths.append(jax.lax.stop_gradient(jnp.where(len(intercept) > 1, width, 0)))
     return Planes(
         table.lower_slopes, table.lower_intercept - widths[0], table.upper_slopes, table.upper_intercept + widths[1]

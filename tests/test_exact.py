@@ -283,7 +283,7 @@ def _triangle(layers, region, pre: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", REGIONS)
-@pytest.mark.parametrize("given", [jb.IBP(), jb.Crown()], ids=["ibp", "crown"])
+@pytest.mark.parametrize("given", [jb.IBP(), pytest.param(jb.Crown(), marks=pytest.mark.slow)], ids=["ibp", "crown"])
 def test_the_program_of_triangles(name, given):
     layers, region = _layers("deep"), _regions(4)[name]
     pre = jb.pre_activation_bounds(_net(layers), given)(region)
@@ -291,7 +291,15 @@ def test_the_program_of_triangles(name, given):
 
 
 @pytest.mark.parametrize("name", REGIONS)
-@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jax.nn.hard_tanh], ids=["relu", "tanh", "hard_tanh"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        jax.nn.relu,
+        pytest.param(jnp.tanh, marks=pytest.mark.slow),
+        pytest.param(jax.nn.hard_tanh, marks=pytest.mark.slow),
+    ],
+    ids=["relu", "tanh", "hard_tanh"],
+)
 def test_one_line_per_side_and_no_intervals_is_crown(name, activation):
     """Correction 3 of the theory: at every layer, also where the program bounds its own pre-activations."""
     function, region = _net(_layers("deep"), activation), _regions(4)[name]
@@ -429,6 +437,7 @@ _SOUND = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "family"), _SOUND)
 def test_sound_and_tighter_than_crown(network, family):
     """Every attained value lies inside; equal pre-activation bounds order the methods."""

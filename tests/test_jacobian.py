@@ -85,7 +85,7 @@ def range_of(activation, low, high):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_slope_ranges_hold_and_are_tight(name, dtype):
     draw = np.random.default_rng(1)
     with jax.enable_x64(dtype == "float64"):
@@ -167,7 +167,7 @@ def extreme_jacobians(problem, activation):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-@pytest.mark.parametrize("sizes", [(3, 4, 2), (2, 3, 3, 2), (2, 3, 2, 3, 2)])
+@pytest.mark.parametrize("sizes", [(3, 4, 2), (2, 3, 3, 2), pytest.param((2, 3, 2, 3, 2), marks=pytest.mark.slow)])
 def test_bounds_hold_for_every_choice_of_derivatives(activation, sizes):
     function, x = ACTIVATIONS[activation], jnp.zeros((1, sizes[0]))
     for seed in range(3):
@@ -203,7 +203,9 @@ def test_fixed_signs_lose_nothing(direction):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-@pytest.mark.parametrize("open_layer", [0, 1, 2])
+@pytest.mark.parametrize(
+    "open_layer", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_one_open_layer_loses_nothing(activation, open_layer):
     """Where the derivatives of all other layers are known the Jacobian is linear in those that are not."""
     function = ACTIVATIONS[activation]
@@ -276,7 +278,9 @@ def jacobians_inside(function, x, eps, norm, count, key):
     return jnp.swapaxes(jax.vmap(jax.vmap(jax.jacrev(function)))(points), 0, 1)
 
 
-@pytest.mark.parametrize("norm", [np.inf, 2, 1])
+@pytest.mark.parametrize(
+    "norm", [2, pytest.param(np.inf, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
 def test_sound_by_sampling(activation, norm):
     layers, function = random_layers((4, 8, 6, 3), 5), ACTIVATIONS[activation]

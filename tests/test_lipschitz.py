@@ -105,7 +105,9 @@ def difference_quotients(function, norm, radius, count=4000):
     return change, jnp.linalg.norm(first - second, norm, axis=-1)
 
 
-@pytest.mark.parametrize("norm", [1, 2, np.inf])
+@pytest.mark.parametrize(
+    "norm", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(np.inf, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_constants_are_above_difference_quotients(activation, norm):
     function = getattr(jax.nn, activation)
@@ -199,7 +201,9 @@ def test_products_of_norms_of_convolutions(monkeypatch):
 # --- robustness -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", [1, 2, np.inf])
+@pytest.mark.parametrize(
+    "norm", [np.inf, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_integrals_bound_values(norm):
     ball = jb.LpBall(X, 0.3, norm, batch_ndim=1)
     points = jb.regions.sample(ball, jax.random.key(0), (3000,), extremes=True)

@@ -161,7 +161,7 @@ def test_pushed_entries_agree_where_the_input_skips_and_two_arguments_are_region
     ],
     ids=["tanh", "product", "maximum", "choices"],
 )
-@pytest.mark.parametrize("norm", [2, jnp.inf])
+@pytest.mark.parametrize("norm", [jnp.inf, pytest.param(2, marks=pytest.mark.slow)])
 def test_planes_that_are_not_parallel_are_sound(function, norm):
     """Pushed entries are exact, so that these estimates must contain everything that is attained."""
     ball = jb.LpBall(jnp.array([0.3, -0.2, 0.1, -0.4, 0.25, 0.0]), 0.3, norm, clip=(-0.5, 0.5))
@@ -219,7 +219,7 @@ def test_the_cauchy_estimator():
     assert (ratios < 0.9).any()  # too narrow: why estimates are refused as certificates
 
 
-@pytest.mark.parametrize("norm", [2, jnp.inf])
+@pytest.mark.parametrize("norm", [jnp.inf, pytest.param(2, marks=pytest.mark.slow)])
 def test_estimates_converge_with_the_number_of_projections(norm):
     net, point = layers((100, 100, 100, 3)), images(1, 100)[0]
     ball = jb.LpBall(point, RADII[norm], norm)
@@ -365,6 +365,7 @@ def test_estimates_can_be_trained_on():
 
 
 @pytest.mark.x64
+@pytest.mark.slow
 def test_estimates_in_float64():
     net = [tuple(part.astype(jnp.float64) for part in layer) for layer in layers(SIZES)]
     x = images(3, 6).astype(np.float64)

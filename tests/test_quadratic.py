@@ -127,6 +127,7 @@ _SHARED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "family"), _SHARED)
 def test_other_networks_of_one_layer(network, family):
     case = networks.NETWORKS[network]

@@ -26,7 +26,9 @@ def fused_of(given: Problem, eps, beta=1.0, **options):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.02), (np.inf, 0.1), (np.inf, 1.0), (2, 0.2)])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "beta", [0.5, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_fused_loss_bounds_the_cross_entropy(small, norm, eps, beta):
     found, _ = fused_of(small, eps, beta, norm=norm)
     assert np.all(found >= worst_sampled(small, eps, norm) - 1e-4)

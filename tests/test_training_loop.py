@@ -70,6 +70,7 @@ def files(folder: Path) -> str:
 # --- to the same bits -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_interrupted_runs_end_the_same(digits, tmp_path, parallel):
     run = run_of(parallel=parallel)

@@ -51,7 +51,7 @@ def test_robust_loss_of_extreme_bounds_is_finite():
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-@pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.2)])
+@pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), pytest.param(2, 0.2, marks=pytest.mark.slow)])
 def test_robust_loss_bounds_the_cross_entropy(small, method, norm, eps):
     hard = MarginLoss(method, norm, CLIP)(small.clean(), eps, 1.0)
     assert np.all(hard.loss >= worst_sampled(small, eps, norm) - 1e-4)

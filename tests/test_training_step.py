@@ -124,7 +124,7 @@ def thirty_steps(kind: str, count: int):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("kind", ["pmap", "jit"])
+@pytest.mark.parametrize("kind", [pytest.param("pmap", marks=pytest.mark.slow), "jit"])
 def test_thirty_steps_agree_in_float64(kind):
     expected, history = thirty_steps("jit", 1)
     found, also = thirty_steps(kind, 8)

@@ -197,7 +197,7 @@ def test_tuning_gains_and_more_so_with_tuned_inputs():
 @pytest.mark.x64
 def test_more_steps_never_lose():
     """Every row keeps its best; with a constant rate a longer run passes the same places."""
-    function, box = _mlp(jnp.float64)
+    function, box = _mlp(jnp.float64, widths=(3, 6, 2), activations=(jax.nn.relu,))
     optimizer = optax.adam(0.1)
     method = functools.partial(jb.Frown, optimizer=optimizer, pre_activation=jb.IBP())
     found = [jb.bound(function, method(steps=steps))(box) for steps in (0, 2, 8)]
@@ -209,7 +209,7 @@ def test_more_steps_never_lose():
 
 @pytest.mark.x64
 def test_sharing_slopes_trades_tightness():
-    function, box = _mlp(jnp.float64)
+    function, box = _mlp(jnp.float64, activations=(jax.nn.relu, jax.nn.relu))
     widths = []
     for groups in ("neuron", 2, "layer"):
         method = jb.Frown(steps=30, groups=groups, pre_activation=jb.Crown())
@@ -217,7 +217,7 @@ def test_sharing_slopes_trades_tightness():
         widths.append(float(bounds.width.mean()))
         count = {"neuron": 10, 2: 6, "layer": 2}[groups]
         assert {name: lower.shape for name, (lower, _) in slopes.items()} == {
-            "002/tanh": (count, 12), "004/relu": (count, 10),
+            "002/relu": (count, 12), "004/relu": (count, 10),
         }  # fmt: skip
         again = jb.bound(function, jb.Crown(slopes=slopes))(box)
         if count == 10:  # shared slopes give the best bound that each row has seen, not always at the last slopes
@@ -226,7 +226,7 @@ def test_sharing_slopes_trades_tightness():
 
 
 def test_slopes_of_several_outputs_are_a_list():
-    function, box = _mlp()
+    function, box = _mlp(widths=(3, 6, 5), activations=(jax.nn.relu,))
     both = lambda x: (function(x), function(x)[0] - function(x)[1])  # noqa: E731
     bounds, slopes = jb.tune(both, jb.Frown(steps=2, pre_activation=jb.IBP()))(box)
     assert [next(iter(part.values()))[0].shape[0] for part in slopes] == [10, 2]
@@ -237,9 +237,9 @@ def test_slopes_of_several_outputs_are_a_list():
 def test_images_are_tuned_independently():
     """A batch gives what its images give alone; early stopping too, which counts for each image apart."""
     rng = np.random.default_rng(0)
-    layers = [(jnp.asarray(rng.normal(size=shape) / 3, jnp.float32), None) for shape in ((6, 12), (12, 10), (10, 4))]
+    layers = [(jnp.asarray(rng.normal(size=shape) / 3, jnp.float32), None) for shape in ((6, 12), (12, 4))]
     x = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
-    for options in ({"steps": 4, "pre_activation": jb.IBP()}, {"steps": 40, "early_stop": 0.05}):
+    for options in ({"steps": 4}, {"steps": 40, "early_stop": 0.05}):
         together = jb.frown(layers, x, 0.2, **options)
         for k in range(3):
             alone = jb.frown(layers, x[k : k + 1], 0.2, **options)
