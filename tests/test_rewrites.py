@@ -105,6 +105,7 @@ _PRIMITIVES = {
     "repeated twice": lambda x: lax.broadcast_in_dim(lax.broadcast_in_dim(x, (12, 1), (0,)), (2, 12, 3), (1, 2)),
     "repeated, a new axis first": lambda x: lax.broadcast_in_dim(x.reshape(3, 4)[None], (2, 3, 4), (0, 1, 2)),
     "split": lambda x: jnp.split(x.reshape(4, 3), [1, 1, 3]),
+    "unstack": lambda x: jax.vjp(lambda *rows: jnp.stack(rows, 1), *x.reshape(4, 3))[1](x.reshape(3, 4)),
     "scan": lambda x: lax.scan(lambda c, r: (c * r + 1, (c, r)), x[0], x.reshape(4, 3)[:, 0]),
     "scan, reversed": lambda x: lax.scan(lambda c, r: (jnp.tanh(c - r), c), x[:3], x.reshape(4, 3), reverse=True),
     "scan of length 0": lambda x: lax.scan(lambda c, r: (c + r, jnp.stack([c, r])), x[0], x[:0]),
