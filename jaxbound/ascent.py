@@ -29,14 +29,20 @@ _INWARD = 0.25
 """How far shares start from CROWN's own choice towards the middle: at the ends of the ranges gradients vanish."""
 
 
-@functools.lru_cache(maxsize=64)
-def default_optimizer(steps: int) -> optax.GradientTransformation:
-    """Momentum on evened-out gradients, with a step that decays to nothing.
+@functools.lru_cache(maxsize=1)
+def default_optimizer() -> optax.GradientTransformationExtraArgs:
+    """Momentum on evened-out gradients, with a step that decays to nothing; one object, so that all compiles once."""
+    return optax.chain(scale_by_largest(), optax.trace(_MOMENTUM), scale_by_progress(_RATE))
 
-    One object per number of steps, so that nothing compiles twice.
-    """
-    rate = optax.cosine_decay_schedule(_RATE, max(steps, 1))
-    return optax.chain(scale_by_largest(), optax.trace(_MOMENTUM), optax.scale_by_learning_rate(rate))
+
+def scale_by_progress(rate: float) -> optax.GradientTransformationExtraArgs:
+    """A step downhill that falls from `rate` to 0 by a cosine of `progress` (an extra argument, from 0 to 1)."""
+
+    def update(updates, state, params=None, **extra):
+        step = -rate * (1 + jnp.cos(jnp.pi * extra["progress"])) / 2
+        return jax.tree.map(lambda leaf: step.astype(leaf.dtype) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_largest() -> optax.GradientTransformation:
@@ -63,7 +69,6 @@ def scale_by_largest() -> optax.GradientTransformation:
 class Settings(NamedTuple):
     """How slopes are tuned; static."""
 
-    steps: int
     optimizer: optax.GradientTransformation
     shared: int | None
     """Rows that share slopes; None for all on one side."""
@@ -101,13 +106,14 @@ def tuned_rows_and_slopes(
 
     Args:
         static: the graph, the node, and how to tune.
-        constants: of the graph.
+        constants: of the graph, then how many steps to take.
         leaves: the regions.
         ends: bounds of every node that a pass from the node may meet.
         index: the entries of the node to bound; -1 makes an empty row.
     """
+    *constants, steps = constants
     problem = _Problem(static, constants, leaves, ends, index)
-    kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index))
+    kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index), steps)
     found = problem.rows(kept)
     return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found), problem.slopes(kept)
 
@@ -178,9 +184,10 @@ class _Problem:
         return -(-rows // groups)
 
 
-def _maximised(problem: _Problem) -> tuple[Shares, Rows]:
+def _maximised(problem: _Problem, steps: jax.Array) -> tuple[Shares, Rows]:
     """The best shares of every group, and the best bound of every row."""
     how, start = problem.how, problem.start()
+    optimizer = optax.with_extra_args_support(how.optimizer)
 
     def loss(shares):
         rows = problem.rows(shares)
@@ -194,11 +201,12 @@ def _maximised(problem: _Problem) -> tuple[Shares, Rows]:
         gain = jnp.sum(jnp.where(jnp.isfinite(state.level) & (level > state.level), level - state.level, 0))
         little = gain <= (how.early_stop or 0) * state.gained
         gradient = jax.tree.map(_projected, state.shares, gradient)
-        updates, optimizer = how.optimizer.update(gradient, state.optimizer, state.shares)
+        progress = state.step / jnp.maximum(steps, 1)
+        updates, state_of = optimizer.update(gradient, state.optimizer, state.shares, progress=progress)
         return _State(
             step=state.step + 1,
             shares=jax.tree.map(lambda share: jnp.clip(share, 0, 1), optax.apply_updates(state.shares, updates)),
-            optimizer=optimizer,
+            optimizer=state_of,
             best=best,
             level=jnp.maximum(level, state.level),
             kept=kept,
@@ -207,7 +215,7 @@ def _maximised(problem: _Problem) -> tuple[Shares, Rows]:
         )
 
     def going_on(state: _State) -> jax.Array:
-        going = state.step <= how.steps  # the last one only evaluates
+        going = state.step <= steps  # the last one only evaluates
         return going if how.early_stop is None else going & (state.stalled < _PATIENCE)
 
     shapes = jax.eval_shape(problem.rows, start)
@@ -215,7 +223,7 @@ def _maximised(problem: _Problem) -> tuple[Shares, Rows]:
         lower=jnp.full(shapes.lower.shape, -jnp.inf, shapes.lower.dtype)
     )
     level, zero = problem.per_group(nothing.lower), jnp.zeros((), shapes.lower.dtype)
-    state = _State(jnp.array(0), start, how.optimizer.init(start), nothing, level, start, zero, jnp.array(0))
+    state = _State(jnp.array(0), start, optimizer.init(start), nothing, level, start, zero, jnp.array(0))
     state = jax.lax.while_loop(going_on, step, state)
     return state.kept, state.best
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,7 +25,7 @@ from jaxbound import errors
 from jaxbound.ascent import Settings, default_optimizer, tuned_rows, tuned_rows_and_slopes
 from jaxbound.bounds import Interval
 from jaxbound.driver import Ends, Run
-from jaxbound.graph import NONLINEAR, Graph, Structure
+from jaxbound.graph import NONLINEAR, Graph
 from jaxbound.methods import Bounded, Crown, Method, Request, better, output_nodes, targets
 from jaxbound.relaxations import interval
 from jaxbound.transform import as_interval, fill, prepare, validate
@@ -42,7 +43,7 @@ class Frown(Method):
     (of `Crown()` where they are tuned too). Examples of a batch are tuned independently.
 
     Args:
-        steps: how many gradient steps each bound gets. Static.
+        steps: how many gradient steps each bound gets; another number compiles nothing. Static.
         optimizer: any optax transformation, on shares in [0, 1] of the slopes' ranges; None for `default_optimizer`.
             Rows are independent if it works entry by entry. Static: pass the same object, or all compiles again.
         groups: how many neighbouring rows share slopes: "neuron" for none, a number, or "layer" for all rows on one
@@ -106,10 +107,11 @@ class Frown(Method):
     def problem(self, run: Run, number: int, sides: str) -> tuple:
         """What the tuning steps take for a node, but which of its entries."""
         shared = self.groups if isinstance(self.groups, int) else {"neuron": 1, "layer": None}[self.groups]
-        optimizer = default_optimizer(self.steps) if self.optimizer is None else self.optimizer
-        settings = Settings(self.steps, optimizer, shared, self.early_stop, sides, run.outward)
-        ends = {k: run.ends[k] for k in _reached(run.graph.structure, number)}
-        return (run.graph.structure, number, settings), (run.graph.constants, run.graph.axes), run.regions, ends
+        optimizer = default_optimizer() if self.optimizer is None else self.optimizer
+        graph, settings = run.graph, Settings(optimizer, shared, self.early_stop, sides, run.outward)
+        constants = (*graph.constants, jnp.asarray(self.steps)), None if graph.axes is None else (*graph.axes, None)
+        ends = {k: run.ends[k] for k in _reached(graph, number)}
+        return (graph.structure, number, settings), constants, run.regions, ends
 
     def _plain(self) -> Crown:
         """CROWN, which this never falls behind."""
@@ -213,11 +215,11 @@ def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:
     return run.call(_better, None, ((), ()), untuned, Bounded(ends[0], upper, *rounding))
 
 
-def _reached(structure: Structure, number: int) -> list[int]:
+def _reached(graph: Graph, number: int) -> list[int]:
     """The nodes that a pass from a node may meet."""
     found, stack = {number}, [number]
     while stack:
-        new = set(structure.nodes[stack.pop()].inputs) - found
+        new = set(graph.nodes[stack.pop()].inputs) - found
         found |= new
         stack.extend(new)
     return sorted(found)

@@ -307,6 +307,7 @@ def test_equal_methods_compile_once():
     jb.bound(function, jb.Frown(steps=2))(box)
     before = driver._compiled.cache_info().misses
     jb.bound(function, jb.Frown(steps=2))(box)
+    jb.bound(function, jb.Frown(steps=3))(box)
     assert driver._compiled.cache_info().misses == before
     leaves, tree = jax.tree.flatten(jb.Frown(pre_activation=jb.IBP()))
     assert jax.tree.unflatten(tree, leaves) == jb.Frown(pre_activation=jb.IBP())
