@@ -32,25 +32,6 @@ class Planes:
         return cls((), lower, (), upper)
 
 
-class Lines(NamedTuple):
-    """Valid lines on one side of a scalar node, in the order of their slopes; the first axis counts them."""
-
-    slopes: jax.Array
-    intercepts: jax.Array
-
-    def at(self, share: jax.Array) -> Lines:
-        """Between the first line (0) and the last (1): averages of neighbours, which are valid up to rounding."""
-        position = share * (len(self.slopes) - 1)
-        first, second = jax.tree.map(lambda leaf: leaf[0], self), jax.tree.map(lambda leaf: leaf[1], self)
-        part = position
-        for k in range(1, len(self.slopes) - 1):  # no gather: all of it is one fused loop
-            past = position >= k
-            part = jnp.where(past, position - k, part)
-            first = jax.tree.map(lambda leaf, old, k=k, past=past: jnp.where(past, leaf[k], old), self, first)
-            second = jax.tree.map(lambda leaf, old, k=k, past=past: jnp.where(past, leaf[k + 1], old), self, second)
-        return jax.tree.map(lambda one, other: one + part * (other - one), first, second)
-
-
 class Freedom(NamedTuple):
     """What may be given to `planes` as slopes: below and above a table of them, first axis, in a sensible order.
 
