@@ -68,6 +68,7 @@ class LipschitzIntegral(Method):
             """What one shell adds, with its rounding."""
             radius = jnp.asarray(ball.radius)
             inner, outer = radius * ((step - 1) / self.steps), radius * (step / self.steps)
+            outer = jnp.where(step == self.steps, radius, outer)  # a compiled quotient of equal numbers may be below 1
             constants = _constants(self.jacobian, graph, dataclasses.replace(ball, radius=outer), both)
             width = (outer - inner) * (1 + 4 * jnp.finfo(outer.dtype).eps)
             return constants * width.reshape(width.shape + (1,) * (constants.ndim - width.ndim))
