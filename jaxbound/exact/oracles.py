@@ -30,9 +30,24 @@ _LINES = 3
 """Lines for each side of a curved function, besides CROWN's own."""
 
 
+class _Oracle(Method):
+    """A method that builds a program of the graph and solves it."""
+
+    def _build(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool) -> _Build:
+        raise NotImplementedError
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        return self._build(graph, leaves, request, skip_exact=False).targets()
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region."""
+        return self._build(graph, leaves, request, skip_exact=True).outputs()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LP(Method):
+class LP(_Oracle):
     """The linear program of all values between their planes; over l_2 balls a cone program.
 
     `lower <= fn(x) <= upper` in exact arithmetic, whatever the solver did: what is reported is the Lagrangian at the
@@ -70,18 +85,10 @@ class LP(Method):
         build.walk(given, skip_exact=skip_exact)
         return build
 
-    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
-        """Bounds of every input of a nonlinear node."""
-        return self._build(graph, leaves, request, skip_exact=False).targets()
-
-    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
-        """Bounds of the outputs that depend on a region."""
-        return self._build(graph, leaves, request, skip_exact=True).outputs()
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class MILP(Method):
+class MILP(_Oracle):
     """The exact range of piecewise linear networks, by branch and bound.
 
     `lower <= fn(x) <= upper`, with equality up to the solver's tolerances where it finishes. A host loop like `LP`.
@@ -118,14 +125,6 @@ class MILP(Method):
         build = _Build(graph, leaves, request, solve, _LINES, True, split=True)
         build.walk(given, skip_exact=skip_exact)
         return build
-
-    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
-        """Bounds of every input of a nonlinear node."""
-        return self._build(graph, leaves, request, skip_exact=False).targets()
-
-    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
-        """Bounds of the outputs that depend on a region."""
-        return self._build(graph, leaves, request, skip_exact=True).outputs()
 
 
 # --- one call ---------------------------------------------------------------------------------------------------------
