@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
 from pathlib import Path
 
@@ -45,9 +46,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Doctests show every public name at work, so they belong to the fast subset for newer versions."""
+    no_solvers = pytest.mark.skip(reason="needs the extra: pip install 'jaxbound[exact]'")
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker(pytest.mark.fast)
+            if item.name.startswith("jaxbound.exact.") and importlib.util.find_spec("highspy") is None:
+                item.add_marker(no_solvers)
 
 
 @pytest.fixture(autouse=True)
