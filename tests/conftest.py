@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import importlib.util
@@ -45,7 +46,19 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Doctests show every public name at work, so they belong to the fast subset for newer versions."""
+    """What belongs to which subset.
+
+    Doctests show every public name at work, so they belong to the fast subset for newer versions. Of the cases of a
+    test that is marked `quick(n)`, n belong to the quick runs, evenly; the others are slow.
+    """
+    cases = collections.defaultdict(list)
+    for item in items:
+        if (mark := item.get_closest_marker("quick")) and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0], *mark.args].append(item)
+    for (_, count), some in cases.items():
+        chosen = {round(k * (len(some) - 1) / max(count - 1, 1)) for k in range(count)}
+        for k in set(range(len(some))) - chosen:
+            some[k].add_marker(pytest.mark.slow)
     no_solvers = pytest.mark.skip(reason="needs the extra: pip install 'jaxbound[exact]'")
     for item in items:
         if isinstance(item, pytest.DoctestItem):

@@ -41,6 +41,7 @@ def exact(region):
     return jnp.min(jax.vmap(minimum)(per_example(region), rows), axis=-1)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     "region",
     [

@@ -233,6 +233,7 @@ def _clarke(function, point: np.ndarray) -> np.ndarray:
     return np.asarray(_evaluated(jax.vmap(lambda x: _flat(jax.jacrev(function)(x))), around)[0])
 
 
+@pytest.mark.quick(12)
 @pytest.mark.x64
 @pytest.mark.parametrize("mode", ["jacrev", "jacfwd"])
 @pytest.mark.parametrize("name", _KINKED)
@@ -300,6 +301,7 @@ def _check_tightness(name: str, method: str, norms, boxes) -> None:
 _BOXES = ((0.5, 0.1), (1.0, 2.0), (1.0, 0.5))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.x64
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", _COMPOSED)

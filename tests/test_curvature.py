@@ -601,6 +601,7 @@ RULES: dict[str, tuple[Callable, float, float]] = {
 }
 
 
+@pytest.mark.quick(7)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_jets_hold_values_and_derivatives(rule):
     """Cells of all widths; derivatives by automatic differentiation, where no decision is open."""

@@ -158,12 +158,14 @@ def _check_lines(name: str, dtype, seed: int, options: dict, rules=()) -> None:
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
+@pytest.mark.quick(17)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_lines_with_any_slope_are_sound(name):
     _check_lines(name, np.float64, 0, FAST_COMPILE)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", QUICK_FLOAT32)
 def test_float32_lines_are_sound_for_the_function_itself(name):
     _check_lines(name, np.float32, 1, {})
@@ -184,6 +186,7 @@ def test_float32_lines_of_every_rule_are_sound(name, seed):
     _check_lines(name, np.float32, seed, {}, ("adaptive", "parallel", "zero", "one"))
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "silu", "exp", "abs"])
 @pytest.mark.parametrize(
     ("lower", "upper"), [(-np.inf, np.inf), (-np.inf, 1.0), (-2.0, np.inf), (np.nan, 1.0), (5.0, 1e38)]
@@ -238,6 +241,7 @@ def _least_gap(function, kinks, lower, upper, slope) -> np.ndarray:
     return gaps.min(axis=0)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.x64
 @pytest.mark.parametrize("drop", [2e-12, 9e-14, 1e-14])
 @pytest.mark.parametrize("at", [0.0, 0.5, 0.3, -2.3])
@@ -255,6 +259,7 @@ def test_a_jump_too_small_to_break_monotonicity_is_bounded(at, drop):
                 assert values.max() - 2e-15 <= most
 
 
+@pytest.mark.quick(17)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_intercepts_and_intervals_are_exact(name):
@@ -276,6 +281,7 @@ def test_intercepts_and_intervals_are_exact(name):
     assert np.all(interval[1] + most(0.0) < 1e-8 * scale)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.x64
 @pytest.mark.parametrize(
     "name", ["relu", "leaky_relu_negative", "abs", "clip", "tanh", "softplus", "gelu", "selu", "sin", "square"]
@@ -366,6 +372,7 @@ def test_planes_around_products(dtype):
         assert np.all(gap <= 64 * np.finfo(dtype).eps * size)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 @pytest.mark.parametrize(
     ("shape", "axes"), [((400, 5), (1,)), ((3, 400), (0,)), ((2, 300, 3), (0, 2)), ((500, 1), (1,))]
@@ -419,6 +426,7 @@ def _central(function, arguments, position: int, step: float = 1e-6):
     return (np.asarray(function(*moved[1])) - np.asarray(function(*moved[0]))) / (2 * step)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", ["relu", "tanh", "softplus", "gelu", "square", "clip"])
 def test_derivatives_of_intercepts(name):
@@ -441,6 +449,7 @@ def test_derivatives_of_intercepts(name):
         assert np.mean(np.abs(found[position] - expected) < 1e-4 * (1 + np.abs(expected))) > 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_derivatives_of_bounds():
     network = networks.NETWORKS["mlp_mixed"]
@@ -458,6 +467,7 @@ def test_derivatives_of_bounds():
         assert np.isclose(found[position], expected, rtol=1e-4), position
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_derivatives_at_single_points_are_finite():
     """Training meets radius 0 and neurons of width 0; one NaN ruins the step."""

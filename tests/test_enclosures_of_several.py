@@ -141,6 +141,7 @@ def test_expressions_that_miss_each_other_give_their_hull():
 # --- logsumexp -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(3)
 @BOTH
 @pytest.mark.parametrize(
     ("shape", "axes"), [((200, 4), (1,)), ((3, 100), (0,)), ((2, 50, 3), (0, 2)), ((100, 1), (1,))]
@@ -262,6 +263,7 @@ def test_derivatives_are_finite_at_single_points_and_ties():
             assert np.isfinite(part).all(), kind
 
 
+@pytest.mark.quick(1)
 @pytest.mark.x64
 @pytest.mark.parametrize("method", [jb.IBP(), jb.Forward(), jb.Crown()], ids=["IBP", "Forward", "Crown"])
 def test_they_batch_and_compile(method):

@@ -389,6 +389,7 @@ def assert_certifies_nothing(found, of=""):
     assert np.all(np.asarray(found.upper) == np.inf), (of, found.upper)
 
 
+@pytest.mark.quick(3)
 @by_name("method", ALL_METHODS)
 def test_under_jit_an_empty_or_undefined_region_gives_infinite_bounds(method):
     bounds = jax.jit(jb.bound(affine, method))
@@ -412,6 +413,7 @@ def test_under_jit_so_does_every_such_region_before_a_nonlinearity(method):
         assert_certifies_nothing(bounds(region), name)
 
 
+@pytest.mark.quick(3)
 @by_name("method", ALL_METHODS)
 def test_under_jit_one_bad_example_does_not_certify_and_spoils_no_other(method):
     x, eps = np.tile(POINT, (4, 1)), np.array([0.1, -0.1, 0.1, np.nan], "f")
@@ -427,6 +429,7 @@ def test_an_infinite_radius_gives_infinite_bounds_not_nan(norm, method):
     assert_certifies_nothing(bounded(two_layers, LpBall(POINT, np.inf, norm), method=method))
 
 
+@pytest.mark.quick(2)
 @by_name("method", ALL_METHODS)
 def test_nan_parameters_certify_nothing(method):
     first = np.where(np.eye(4, 5), np.nan, LAYERS[0][0]).astype("f")

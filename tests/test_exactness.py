@@ -216,6 +216,7 @@ def _at_a_point(name: str):
     return network, leaves, jax.tree.leaves(network.function(*arguments))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -342,6 +343,7 @@ def test_reshapes_and_jit_inside_change_nothing(method):
     _same(jb.bound(reshaped, INVARIANT[method])(layers, box), expected)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("method", "name"), [*((method, "layers") for method in INVARIANT), ("Crown", "mlp_mixed")])
 def test_jit_outside_changes_nothing(method, name):
     """The eager driver skips rows whose relaxation is exact; under `jit` it cannot."""

@@ -97,6 +97,7 @@ def test_digits_refuses_unknown_flags(capsys):
 # --- sequences --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", sequences.SETTINGS)
 def test_sequences_smoke_is_coherent(model, tmp_path, capsys):
     sequences.main(["--model", model, "--smoke", "--methods", "IBP", "--output", str(tmp_path), "--radii", "1e-4"])

@@ -91,6 +91,7 @@ def test_interval_softmax_is_exact():
         assert np.isclose(found.upper[i], jax.nn.softmax(jnp.where(own, high, low))[i], rtol=1e-12)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("scores", [[0.0, 0.0, 0.0, 0.0], [0.0, 90.0, 0.0, 0.0]])
 @pytest.mark.parametrize("radius", [1.0, 8.0, 50.0])
 def test_softmax_of_wide_scores_keeps_its_range_and_a_gradient(scores, radius):
@@ -106,6 +107,7 @@ def test_softmax_of_wide_scores_keeps_its_range_and_a_gradient(scores, radius):
     assert np.isfinite(jax.grad(lambda r: bounds(r).upper.sum())(radius))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("least", [-1e9, float(np.finfo(np.float32).min)])
 @pytest.mark.parametrize("method", [METHOD, jb.Forward(), jb.Crown()])
 def test_scores_that_mask_count_for_nothing(least, method):
@@ -181,6 +183,7 @@ _NOT_SOFTMAX = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(6)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _NOT_SOFTMAX)
 def test_near_misses_of_softmax_keep_their_values(name):
@@ -288,6 +291,7 @@ _REWRITTEN = {
 }
 
 
+@pytest.mark.quick(5)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _REWRITTEN)
 def test_rewrites_equal_what_they_replace(name):

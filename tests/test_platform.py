@@ -208,6 +208,7 @@ USES = {
 }
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("use", USES)
 def test_eager_jit_composes(use):
     np.testing.assert_allclose(USES[use](_compat.eager_jit(_sum_of_powers)), USES[use](_sum_of_powers), rtol=1e-5)

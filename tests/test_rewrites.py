@@ -127,6 +127,7 @@ def _generic(points):
     return points[:30]
 
 
+@pytest.mark.quick(16)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _PRIMITIVES)
 def test_rewrites_equal_what_they_replace(name):
@@ -199,6 +200,7 @@ _BOOLEANS = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(8)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _BOOLEANS)
 def test_booleans_as_numbers_keep_their_values(name):
@@ -300,6 +302,7 @@ _DERIVATIVES = {
 }
 
 
+@pytest.mark.quick(6)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _DERIVATIVES)
 def test_derivatives_are_theirs_where_nothing_is_tied(name):
@@ -352,12 +355,14 @@ _TIED = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(5)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _TIED)
 def test_near_misses_of_a_maximums_derivative_keep_their_values(name):
     _check(_TIED[name])
 
 
+@pytest.mark.quick(3)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _TIED)
 def test_near_misses_of_a_maximums_derivative_are_bounded_at_ties(name):
@@ -379,6 +384,7 @@ def test_near_misses_of_a_maximums_derivative_are_bounded_at_ties(name):
 # --- constants that are not finite ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     "function",
@@ -420,6 +426,7 @@ _ASKS = {
 _ANSWERED = {"isnan", "isfinite", "defined"}
 
 
+@pytest.mark.quick(3)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", _ASKS)
 def test_whether_a_value_is_defined_is_bounded_or_refused(name):

@@ -172,6 +172,7 @@ def _count(points: dict[str, tuple]) -> None:
 # --- float64 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(12)
 @pytest.mark.x64
 @pytest.mark.parametrize("name", QUICK)
 def test_bounds_hold(name):
@@ -243,6 +244,7 @@ def _exact_values(name: str, points: dict[str, tuple]) -> dict[str, tuple]:
     return found
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", ROUNDED)
 def test_float32_bounds_with_rounding_hold_in_exact_arithmetic(name):
     family = ("box", "l2", "linf_clip")[ROUNDED.index(name) % 3]
@@ -276,6 +278,7 @@ def _layered(params, x):
 _LAYERED = {"w": networks._normal("l", 5, 4), "b": networks._normal("m", 5), "v": networks._normal("n", 3, 5)}
 
 
+@pytest.mark.quick(3)
 @pytest.mark.x64
 @pytest.mark.parametrize("method", ["IBP", "Forward", "CrownIBP", "Crown", "FastLin", "Best"])
 def test_pre_activation_bounds_hold(method):
@@ -359,6 +362,7 @@ def _bound_traced(method, make, numbers):
     return jax.vmap(lambda *n: jb.bound(_small, method)(params, make(*n)))(*stacked)
 
 
+@pytest.mark.quick(12)
 @pytest.mark.usefixtures("without_compiling")
 @pytest.mark.parametrize("method", ABNORMAL)
 @pytest.mark.parametrize(
@@ -400,6 +404,7 @@ def test_abnormal_parameters_never_give_wrong_finite_bounds(method, bad, where):
     assert np.all((values <= bounds.upper) | np.isnan(values))
 
 
+@pytest.mark.quick(4)
 @pytest.mark.usefixtures("without_compiling")
 @pytest.mark.parametrize("method", ABNORMAL)
 @pytest.mark.parametrize("norm", [1, 2, np.inf])
@@ -436,6 +441,7 @@ def test_overflow_widens(method):
         assert not np.isnan(interval.lower)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.usefixtures("without_compiling")
 @pytest.mark.parametrize("rounding", [False, True])
 @pytest.mark.parametrize("method", ABNORMAL)

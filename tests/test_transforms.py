@@ -118,6 +118,7 @@ def assert_same(found, expected, atol=1e-9):
 # --- jit, vmap, lax.map -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(2)
 @pytest.mark.x64
 @cases(QUICK)
 def test_eager_is_jit(name, method):
@@ -497,6 +498,7 @@ def test_sharded_batches_are_one_batch():
 # --- shapes, dtypes, precision ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("method", METHODS)
 def test_eval_shape_needs_no_numbers(method):
     fn, params, x = setting("mlp", np.float32)
@@ -517,6 +519,7 @@ def test_eval_shape_of_linear_and_pre_activation_bounds():
     assert [found.lower.shape for found in layers.values()] == [(8,), (8,)]
 
 
+@pytest.mark.quick(2)
 @cases({("mlp", "IBP"), ("mlp", "Crown"), ("mlp", "Forward"), ("cnn", "CrownIBP")})
 def test_matrix_products_have_full_precision(name, method):
     """The default may be TF32 or bfloat16 on accelerators, which is a rounding error of one per mille."""
