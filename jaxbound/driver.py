@@ -29,6 +29,8 @@ Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
+_PIECES, _FEWEST = 8, 128
+"""Chosen entries of a node are bounded by eighths of it, and not less than so many at once: all by one program."""
 
 
 class Rows(NamedTuple):
@@ -158,7 +160,9 @@ class Run:
             needed: mask of the entries to bound, concrete; the others are unbounded. None for all.
             sides: "both", or "lower" for infinite upper bounds at half the cost.
         """
-        return self.in_chunks(lambda index: self.bound_rows(number, index, sides), number, needed=needed, sides=sides)
+        one = lambda index: self.bound_rows(number, index, sides)  # noqa: E731
+        most = None if needed is None else max(-(-self.graph.nodes[number].op.size // _PIECES), _FEWEST)
+        return self.in_chunks(one, number, needed=needed, sides=sides, most=most)
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
@@ -167,30 +171,45 @@ class Run:
         rows, carry = self.pull_to_inputs({number: identity}, carry)
         return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
 
-    def in_chunks(self, one: Callable, number: int, *, needed: np.ndarray | None = None, sides: str = "both"):
-        """What `bound_node` returns, with `one` instead of a backward pass; no chunk has more than `max_rows` rows."""
+    def in_chunks(
+        self,
+        one: Callable,
+        number: int,
+        *,
+        needed: np.ndarray | None = None,
+        sides: str = "both",
+        most: int | None = None,
+    ) -> tuple[Ends, Ends]:
+        """What `bound_node` returns, with `one` instead of a backward pass.
+
+        No chunk has more than `max_rows` rows, nor more than `most` entries.
+        """
         op = self.graph.nodes[number].op
-        chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1))
+        chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1, most))
         if self.eager or len(chunks) == 1:
             parts = [one(index) for index in chunks]
         else:
             stacked = jax.lax.map(one, jnp.stack(chunks))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
-        return self.call(_collect, (op.shape, op.dtype, sides), ((), ()), chunks, parts)
+        found = None
+        for index, part in zip(chunks, parts, strict=True):
+            found = self.call(_collect, (op.size, sides), ((), ()), found, index, part)
+        return self.call(_by_side, op.shape, ((), ()), found)
 
-    def _chunks(self, size: int, needed: np.ndarray | None, sides: int) -> Iterator[jax.Array]:
+    def _chunks(self, size: int, needed: np.ndarray | None, sides: int, most: int | None) -> Iterator[jax.Array]:
         """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
         if needed is None:
             chosen = np.arange(size, dtype=np.int32)
             chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
         else:
             flat = needed.reshape(-1, size)
-            most = _rounded(int(flat.sum(axis=1).max()), size)
-            order = np.argsort(~flat, axis=1, kind="stable")[:, :most]
+            count = int(flat.sum(axis=1).max())
+            count = _rounded(count, size) if most is None else count
+            order = np.argsort(~flat, axis=1, kind="stable")[:, :count]
             chosen = np.where(np.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
             chosen = chosen if self.batch is not None else chosen[0]
         total = chosen.shape[-1]
-        width = min(total, max(1, self.max_rows // sides))
+        width = min(total if most is None else min(most, size), max(1, self.max_rows // sides))
         for first in range(0, total, width):
             part = chosen[..., first : first + width]
             padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
@@ -334,17 +353,20 @@ def _concretize(_static, _constants, leaves, incoming, carry, void):
     return backward.concretize(leaves, incoming, carry, void)
 
 
-def _collect(static, _constants, chunks, parts):
-    shape, dtype, sides = static
-    size, dtype = int(np.prod(shape)), jnp.result_type(dtype, *(part.lower for part in parts))
-    ends = [jnp.full(size + 1, -jnp.inf, dtype), jnp.full(size + 1, -jnp.inf, dtype)]
-    errors = [jnp.zeros(size + 1, dtype), jnp.zeros(size + 1, dtype)]
-    for index, (lower, rounding) in zip(chunks, parts, strict=True):
-        where = jnp.where(index < 0, size, index)
-        for side in range(2 if sides == "both" else 1):
-            part = slice(side * index.shape[0], (side + 1) * index.shape[0])
-            ends[side] = ends[side].at[where].set(lower[part])
-            if rounding is not None:
-                errors[side] = errors[side].at[where].set(rounding[part])
-    shaped = [values[:size].reshape(shape) for values in (ends[0], -ends[1], *errors)]
-    return (shaped[0], shaped[1]), (shaped[2], shaped[3])
+def _collect(static, _constants, found, index, part):
+    """Put the bounds of some entries among those found; four rows: lower bounds of both signs, and their rounding."""
+    size, sides = static
+    if found is None:
+        nothing = jnp.full(size + 1, -jnp.inf, part.lower.dtype)
+        found = jnp.stack([nothing, nothing, jnp.zeros_like(nothing), jnp.zeros_like(nothing)])
+    where = jnp.where(index < 0, size, index)
+    kinds = slice(0, 2 if sides == "both" else 1), slice(2, 4 if sides == "both" else 3)
+    for kind, values in zip(kinds, part, strict=True):
+        if values is not None:
+            found = found.at[kind, where].set(values.reshape(-1, index.shape[0]))
+    return found
+
+
+def _by_side(shape, _constants, found):
+    low, negative, *errors = (values.reshape(shape) for values in found[:, :-1])
+    return (low, -negative), (errors[0], errors[1])

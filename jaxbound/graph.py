@@ -93,6 +93,12 @@ class Op:
         return primitives.AFFINE[self.name]
 
     @cached_property
+    def keeps_order(self) -> bool:
+        """Whether entry k of the flattened value is entry k of each flattened input, plus a constant."""
+        unrepeated = self.name == "broadcast_in_dim" and self.size == int(np.prod(self.input_shapes[0]))
+        return self.facts.order_preserving or unrepeated
+
+    @cached_property
     def size(self) -> int:
         """How many entries the value has."""
         return int(np.prod(self.shape))

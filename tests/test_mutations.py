@@ -186,7 +186,7 @@ MUTANTS: dict[str, Mutant] = {
     # backward
     "intercept dropped": Mutant("crown_program", backward._Tally, "_shift", _always(None)),
     "lower planes on both sides": Mutant("crown_program", scalar, "planes", _upper_as_lower),
-    "rows not negated": Mutant("crown_program", driver, "_begin", _after(lambda r: (dataclasses.replace(r[0], sign=jnp.abs(r[0].sign)), r[1]))),
+    "rows not negated": Mutant("crown_program", driver, "_begin", _after(lambda r: (dataclasses.replace(r[0], weight=jnp.abs(r[0].weight)), r[1]))),
     "rows mixed up": Mutant("crown_program", driver, "_collect", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
     "last rows forgotten": Mutant("chunks", driver.Run, "_chunks", lambda original: lambda *a: iter(list(original(*a))[:1])),
     "merged with the wrong end": Mutant("sound_everywhere", interval, "intersect", lambda _: lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[0] / 2 + b[1] / 2))),

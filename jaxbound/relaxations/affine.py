@@ -7,7 +7,7 @@ A node computes `z = L(x_1, ..., x_m) + b` with L linear, by binding one JAX pri
 * `offset`    the bind at zero: b;
 * `interval`  where L only moves and adds entries, the ends go through the bind itself; where constants scale, midpoint
               and radius do, the radius through `|L|`, the bind with the constants' absolute values;
-* `pull`      `jax.linear_transpose`, vmapped over the rows of coefficients;
+* `pull`      `jax.linear_transpose`, vmapped over the rows of coefficients (or a faster form of it);
 * `rounding`  `gamma_n (|L| |x| + |b|)` with `gamma_n = n u / (1 - n u)`: a bound on the error of evaluating the node in
               floating point whatever the order of its sums (Higham, "Accuracy and stability of numerical algorithms",
               2002, section 3.1).
@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
+from jaxbound.relaxations import convolutions
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -89,11 +90,19 @@ def interval_slopes(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends
     return center - spread, center + spread
 
 
+_FASTER = {"conv_general_dilated": convolutions.transpose}
+"""Primitive name -> its transpose with one constant, or None, where there is a faster form than `linear_transpose`."""
+
+
 def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
     """Coefficients of the inputs from coefficients of the value; the leading axis holds the rows."""
     shapes = [shape for shape, role in zip(op.input_shapes, _roles(op), strict=True) if role == "input"]
-    if op.facts.order_preserving:
+    if op.keeps_order:
         return [rows.reshape(rows.shape[:1] + shape) for shape in shapes]
+    if _roles(op) == ["input", "constant"] and op.name in _FASTER:
+        found = _FASTER[op.name](op.input_shapes, dict(op.params), rows, constants[op.operands[1][1]])
+        if found is not None:
+            return [found]
     avals = [jax.ShapeDtypeStruct(shape, op.dtype) for shape in shapes]
     transpose = jax.linear_transpose(lambda *inputs: linear(op, inputs, constants), *avals)
     return list(jax.vmap(transpose)(rows))

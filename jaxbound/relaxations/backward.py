@@ -25,7 +25,7 @@ from jaxbound import regions
 from jaxbound.graph import Op, Template
 from jaxbound.relaxations import affine, coefficients, enclosures, interval
 from jaxbound.relaxations.coefficients import Coefficients
-from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.planes import Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -112,22 +112,21 @@ class _Tally:
     def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
         shift = affine.offset(op, constants)
         if shift is not None:
-            self._shift(total(coefficients.dense(rows), shift), jnp.abs(shift), rows, op)
+            self._shift(coefficients.total(rows, shift, shift), jnp.abs(shift), rows, op)
         error = affine.pull_error(op)
         if self.rounding is not None and error > 0:
             size = affine.absolute(op, magnitudes, constants)
-            self.rounding += error * total(jnp.abs(coefficients.dense(rows)), size)
+            self.rounding += error * coefficients.size(rows, size)
 
     def add_planes(self, op: Op, rows: Coefficients, planes: Planes) -> list[Coefficients]:
-        positive, negative = coefficients.split(rows)
-        shift = total(positive, planes.lower_intercept) + total(negative, planes.upper_intercept)
+        shift = coefficients.total(rows, planes.lower_intercept, planes.upper_intercept)
         size = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
         self._shift(shift, size, rows, op)
         reduced = [axis - len(op.shape) - len(enclosures.reduced_axes(op)) for axis in enclosures.reduced_axes(op)]
-        positive, negative = jnp.expand_dims(positive, reduced), jnp.expand_dims(negative, reduced)
+        rows = coefficients.expand(rows, reduced)
         parts = []
         for k, (low, high) in enumerate(zip(planes.lower_slopes, planes.upper_slopes, strict=True)):
-            parts.append(coefficients.Dense(positive * low + negative * high))
+            parts.append(coefficients.scale(rows, low, high))
             self._err(parts[-1], self.magnitude(("outer", k)), 1)
         return parts
 
@@ -135,14 +134,13 @@ class _Tally:
         self.intercept += shift
         if self.rounding is not None:
             error = affine.gamma(op.size + 2, op.dtype)
-            self.rounding += error * total(jnp.abs(coefficients.dense(rows)), size)
+            self.rounding += error * coefficients.size(rows, size)
             self.rounding += affine.gamma(1, op.dtype) * jnp.abs(self.intercept)
 
     def _err(self, rows: Coefficients, magnitude, terms: int) -> None:
         """The error of rounding each coefficient `terms` times."""
         if self.rounding is not None:
-            values = coefficients.dense(rows)
-            self.rounding += affine.gamma(terms, values.dtype) * total(jnp.abs(values), magnitude)
+            self.rounding += affine.gamma(terms, self.rounding.dtype) * coefficients.size(rows, magnitude)
 
 
 def concretize(
@@ -159,17 +157,11 @@ def concretize(
     for region, rows in zip(region_leaves, incoming, strict=True):
         if rows is None:
             continue
-        values = coefficients.dense(rows)
-        lower = lower + regions.minimum(region, values)
+        lower = lower + coefficients.minimum(rows, region)
         if rounding is not None:
-            terms = values[0].size + 8
-            rounding = rounding + affine.gamma(terms, values.dtype) * total(jnp.abs(values), regions.magnitude(region))
-            rounding = rounding + affine.gamma(1, values.dtype) * jnp.abs(lower)
+            terms = regions.leaf_struct(region).size + 8
+            size = coefficients.size(rows, regions.magnitude(region))
+            rounding = rounding + affine.gamma(terms, lower.dtype) * size
+            rounding = rounding + affine.gamma(1, lower.dtype) * jnp.abs(lower)
     rounding = None if rounding is None else jnp.where(jnp.isnan(rounding), jnp.inf, rounding)
     return jnp.where((lower < jnp.inf) & ~void, lower, -jnp.inf), rounding
-
-
-def total(rows: jax.Array, values: jax.Array) -> jax.Array:
-    """Each row's product with values; values may have rows of their own."""
-    axes = tuple(range(1, rows.ndim))
-    return jnp.sum(times(rows, values), axis=axes)

@@ -120,7 +120,7 @@ def substitute(
 
     This merges an affine tail (a specification, say) with the last affine layer, where node by node would be looser.
     """
-    positive, negative = coefficients.split(rows)
+    positive, negative = coefficients.split(coefficients.dense(rows))
     axes = tuple(range(1, positive.ndim))
     found = []
     for region, (below, above) in zip(leaves, pair.slopes, strict=True):
@@ -129,11 +129,11 @@ def substitute(
         shape = regions.leaf_struct(region).shape
         found.append(coefficients.Dense((lower_part + upper_part).reshape(-1, *shape)))
     low, high = pair.intercepts
-    intercept = carry.intercept + backward.total(positive, low) + backward.total(negative, high)
+    intercept = carry.intercept + coefficients.total(rows, low, high)
     rounding = carry.rounding
     if rounding is not None:
         size = affine.gamma(2 * low.size + 4, low.dtype) * _size(pair, leaf_sizes(leaves))
-        rounding = rounding + backward.total(jnp.abs(positive - negative), pair.error + size)
+        rounding = rounding + coefficients.size(rows, pair.error + size)
         rounding = rounding + affine.gamma(2, low.dtype) * jnp.abs(intercept)
     return found, backward.Carry(intercept, rounding)
 
