@@ -228,6 +228,16 @@ def compiler_options() -> dict[str, Any]:
     return dict(_SAFE)
 
 
+_QUICK = "xla_cpu_use_fusion_emitters"
+
+
+def _quick_options() -> dict[str, Any]:
+    """Options that compile a fifth quicker and run as fast: the emitters before 0.11, which knows no others."""
+    known = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11)
+    chosen = not known or _QUICK in os.environ.get("XLA_FLAGS", "") or jax.default_backend() != "cpu"
+    return {} if chosen else {_QUICK: False}
+
+
 def _probe(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """The program that 0.10.2 gets wrong."""
     product = functools.partial(jnp.matmul, matrix, precision=jax.lax.Precision.HIGHEST)
@@ -255,7 +265,7 @@ def check_backend() -> None:
         MiscompilationWarning: if it does not in programs that are compiled without `compiler_options`.
     """
     options = compiler_options()
-    if not _is_right(options):
+    if not _is_right({**_quick_options(), **options}):
         raise errors.miscompiled(jax.default_backend(), jaxlib.__version__)
     if options and not _is_right({}):
         text = errors.miscompiled_outside(jaxlib.__version__, f"{_FLAG}=-reduce")
@@ -270,11 +280,17 @@ def eager_jit(
 ) -> Callable[P, R]:
     """`jax.jit`, protected from miscompilation where it is the outermost program, and as usual under a trace.
 
+    There it also compiles by the quicker of XLA's two kinds of emitters.
+
     The first call of any such function checks the backend.
     """
     jit = functools.partial(jax.jit, function, static_argnums=static_argnums, static_argnames=static_argnames)
     nested = jit()
-    outermost = functools.cache(lambda: jit(compiler_options=options) if (options := compiler_options()) else nested)
+
+    @functools.cache
+    def outermost():
+        options = {**_quick_options(), **compiler_options()}
+        return jit(compiler_options=options) if options else nested
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

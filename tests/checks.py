@@ -261,6 +261,27 @@ def check_patterns():
     _at_points(lambda x: nn.max_pool(x - 5, (1, 2), (1, 1), "SAME"), (1, 2, 3, 1))
 
 
+def check_windows():
+    """Convolutions with strides, padding and two ways through, against their matrix."""
+    rng = np.random.default_rng(5)
+    first, second, skip = (rng.integers(-3, 4, shape) * 1.0 for shape in ((3, 2, 3), (3, 3, 2), (1, 2, 2)))
+    scale = rng.integers(1, 4, (20, 2)) * 1.0
+
+    def conv(x, kernel, stride, padding):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,), (padding,), dimension_numbers=("NWC", "WIO", "NWC"), precision="highest"
+        )
+
+    def function(x):
+        return conv(conv(x * scale, first, 2, (1, 1)), second, 1, (1, 1)) + conv(x, skip, 2, (0, 0))
+
+    x = jnp.zeros((1, 20, 2))
+    planes = jb.linear_bounds(function, jb.Crown())(jb.Box(x - 1, x + 1))
+    expected = jax.jacobian(function)(x)
+    assert np.allclose(jax.tree.leaves(planes.lower_slope)[0], expected)
+    assert np.allclose(jax.tree.leaves(planes.upper_slope)[0], expected)
+
+
 def check_batches():
     """Every example of a batch is bounded over its own ball, by its own specification."""
     x, eps = np.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]]), np.array([0.25, 0.5, 0.0])

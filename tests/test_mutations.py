@@ -31,7 +31,7 @@ from jaxbound import (
     regions,
     transform,
 )
-from jaxbound.relaxations import affine, backward, coefficients, forward, interval
+from jaxbound.relaxations import affine, backward, coefficients, convolutions, forward, interval, windows
 from jaxbound.relaxations.enclosures import (
     evaluation,
     logsumexp,
@@ -183,11 +183,17 @@ MUTANTS: dict[str, Mutant] = {
     "positive and negative parts exchanged": Mutant("crown_program", coefficients, "split", _after(lambda parts: parts[::-1])),
     "second reader forgotten": Mutant("sound_everywhere", coefficients, "add", lambda _: lambda first, second: first),
     "columns of another neuron": Mutant("crown_program", coefficients, "pull", _another_column),
+    "windows begin one entry late": Mutant("windows", windows.Windowed, "origin", lambda original: lambda self, axis: original(self, axis)._replace(position=original(self, axis).position + 1)),
+    "windows stand out at the border": Mutant("windows", windows, "_inside", lambda _: lambda rows: rows),
+    "a union of windows moved": Mutant("windows", windows, "_united", _after(lambda values: jnp.roll(values, 1, 2))),
+    "values seen by the first row": Mutant("windows", windows, "cut", _after(lambda seen: jnp.broadcast_to(seen[:1], seen.shape))),
+    "taps of a strided kernel reversed": Mutant("windows", convolutions, "_convolved", lambda original: lambda inner, table: original(inner, table[::-1])),
+    "residues of a strided kernel reversed": Mutant("windows", affine._FASTER, "conv_general_dilated", _after(lambda rows: None if rows is None else jnp.flip(rows, 2))),
     # backward
     "intercept dropped": Mutant("crown_program", backward._Tally, "_shift", _always(None)),
     "lower planes on both sides": Mutant("crown_program", scalar, "planes", _upper_as_lower),
     "rows not negated": Mutant("crown_program", driver, "_begin", _after(lambda r: (dataclasses.replace(r[0], weight=jnp.abs(r[0].weight)), r[1]))),
-    "rows mixed up": Mutant("crown_program", driver, "_collect", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
+    "rows mixed up": Mutant("crown_program", driver, "_by_side", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
     "last rows forgotten": Mutant("chunks", driver.Run, "_chunks", lambda original: lambda *a: iter(list(original(*a))[:1])),
     "merged with the wrong end": Mutant("sound_everywhere", interval, "intersect", lambda _: lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[0] / 2 + b[1] / 2))),
     "magnitude of the upper end": Mutant("rounding", interval, "magnitude", lambda _: lambda ends: jnp.abs(ends[1]) * 1e-3),
