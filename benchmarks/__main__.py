@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -14,23 +15,15 @@ import jax
 
 from benchmarks import measure, tasks
 
-TASKS = (
-    "mlp_3x100 crown 1",
-    "mlp_20x100 crown 1",
-    "mlp_3x1024 ibp 64",
-    "mlp_3x1024 crown_ibp 64",
-    "mlp_3x1024 crown 8",
-    "cnn_small ibp 64",
-    "cnn_small crown_ibp 64",
-    "cnn_small crown 8",
-)
-COLUMNS = ("wall_seconds", "cpu_seconds", "first_call_seconds", "peak_mb", "calibration_cpu_seconds")
+TASKS = ("mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.PEERS, "dm_large crown 1")
+COLUMNS = ("wall_seconds", "cpu_seconds", "compile_seconds", "memory_mb", "calibration_cpu_seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the flags, run and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--task", help='"<network> <method> <batch>", such as "cnn_small crown 8"; default: a table')
+    parser.add_argument("--curves", action="store_true", help="the table in depth, width, batch and image size instead")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks.json"), help="where the table is kept")
     options = parser.parse_args(arguments)
@@ -44,23 +37,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(_header())
     rows = []
-    for name in TASKS:
+    chosen = [name for curve in tasks.CURVES.values() for name in curve] if options.curves else TASKS
+    for name in chosen:
         command = [sys.executable, "-m", "benchmarks", "--task", name, "--json"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(_line(rows[-1]), flush=True)
-    machine = {"machine": platform.platform(), "python": platform.python_version(), "jax": jax.__version__}
+    machine = {"machine": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(),
+               "jax": jax.__version__}  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({**machine, "rows": rows}, indent=1))
     print(f"saved to {options.output.resolve()}")
 
 
 def _header() -> str:
-    return " ".join([f"{'task':24s}", *(f"{name:>24s}" for name in COLUMNS)])
+    names = [*COLUMNS, "peer_cpu", "times_faster", "at_equal_speed"]
+    return " ".join([f"{'task':30s}", *(f"{name.removesuffix('_seconds'):>16s}" for name in names)])
 
 
 def _line(found: dict) -> str:
-    return " ".join([f"{found['task']:24s}", *(f"{found[name]:24.4f}" for name in COLUMNS)])
+    cells = [f"{found[name]:16.4f}" for name in COLUMNS]
+    peer = tasks.PEERS.get(found["task"])
+    if peer is not None:
+        ratio = peer.cpu_seconds / found["cpu_seconds"]
+        speed = found["calibration_cpu_seconds"] / tasks.PEER_CALIBRATION
+        cells += [f"{peer.cpu_seconds:16.3f}", f"{ratio:16.2f}", f"{ratio * speed:16.2f}"]
+    return " ".join([f"{found['task']:30s}", *cells])
 
 
 if __name__ == "__main__":

@@ -50,14 +50,16 @@ def row(name: str, run: Callable[[int], Any]) -> dict[str, float | str]:
     base = peak_mb()
     first, _ = seconds(lambda: run(0))
     wall, cpu = typical(lambda k: run(k + 1))
+    peak = peak_mb()
     return {
         "task": name,
         "cpu_seconds": cpu,
         "wall_seconds": wall,
         "first_call_seconds": first,
         "compile_seconds": max(first - wall, 0.0),
-        "peak_mb": peak_mb(),
+        "peak_mb": peak,
         "base_mb": base,
+        "memory_mb": peak - base,
         "calibration_cpu_seconds": calibrated[1],
         "calibration_wall_seconds": calibrated[0],
     }

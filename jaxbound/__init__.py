@@ -7,6 +7,7 @@ Flax networks; `certify` turns bounds into certificates. See README.md.
 from jaxbound.attack import Attack, pgd
 from jaxbound.bounds import Estimate, Interval, LinearBounds
 from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound.compilation import compilation_cache
 from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -70,6 +71,7 @@ __all__ = [
     "certified_radius",
     "certify",
     "check_against_attack",
+    "compilation_cache",
     "crown",
     "crown_ibp",
     "explain",

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "jaxbound"
 ROOMS = (
     ("errors",),  # before _compat, which raises
     ("_compat",),
+    ("compilation",),
     ("balls",),
     ("regions",),
     ("bounds",),
