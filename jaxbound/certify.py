@@ -38,7 +38,16 @@ from jax.typing import ArrayLike
 from jaxbound import _compat, errors, records, regions
 from jaxbound.attack import Attack
 from jaxbound.methods import Forward, Method
-from jaxbound.network import MEMORY_LIMIT, Network, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.network import (
+    MEMORY_LIMIT,
+    Network,
+    output_struct,
+    outputs_of,
+    problem_of,
+    region_around,
+    request_of,
+    resolve,
+)
 from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
 
@@ -159,9 +168,7 @@ def _are_empty(stacked: Region) -> jax.Array:
 
 def logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one example's logits."""
-    struct = regions.leaf_struct(region)
-    example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
-    logits = jax.eval_shape(network.function, network.variables, example)
+    logits = output_struct(network, region)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 1:
         kind = type(logits).__name__ if shape is None else f"an array of shape {shape}"

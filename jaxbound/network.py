@@ -303,10 +303,25 @@ def problem_of(network: Network, region: Region, spec) -> Problem:
     return prepare(Specified(network.function), (*arguments, spec), batch)
 
 
-def _check_spec(network: Network, region: Region, shape: tuple[int, ...]) -> None:
+def output_struct(network: Network, region: Region):
+    """The shapes and dtypes of one example's outputs; traced once per function and shapes."""
     struct = regions.leaf_struct(region)
     example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
-    outputs = jax.eval_shape(network.function, network.variables, example)
+    leaves, tree = jax.tree.flatten(network.variables)
+    try:
+        avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        return _output_struct(network.function, tree, avals, example, jnp.result_type(float))
+    except (AttributeError, TypeError):  # a Python number among the variables, or an unhashable callable
+        return jax.eval_shape(network.function, network.variables, example)
+
+
+@functools.lru_cache(maxsize=256)
+def _output_struct(function: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct, _default_dtype):
+    return jax.eval_shape(function, jax.tree.unflatten(tree, avals), example)
+
+
+def _check_spec(network: Network, region: Region, shape: tuple[int, ...]) -> None:
+    outputs = output_struct(network, region)
     size = int(np.prod(outputs.shape))
     if shape[-1] != size:
         raise errors.ArgumentError(f"spec has shape {shape}, but the network has {size} outputs")
