@@ -31,8 +31,8 @@ Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
-_PIECES, _FEWEST = 8, 128
-"""Chosen entries of a node are bounded by eighths of it, and not less than so many at once: all by one program."""
+_PIECES, _FEWEST = 16, 64
+"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program."""
 
 
 class Rows(NamedTuple):
