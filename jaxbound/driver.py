@@ -237,7 +237,7 @@ class Run:
             state = rows.pop(number), self.pairs[number], carry, self.regions
             parts, carry = self.call(_substitute, None, ((), ()), *state)
             for leaf, part in zip(leaves, parts, strict=True):
-                self.deliver(rows, leaf, part)
+                carry = self.deliver(rows, leaf, part, carry)
         return tuple(rows.get(leaf) for leaf in leaves), carry
 
     def pull(self, block: Any, rows: dict[int, Coefficients], carry: backward.Carry):
@@ -256,12 +256,16 @@ class Run:
         rows = {k: part for k, part in rows.items() if k not in inside}
         for k, part in zip((*block.outer, block.start), (*outgoing, stopped), strict=True):
             if part is not None:
-                self.deliver(rows, k, part)
+                carry = self.deliver(rows, k, part, carry)
         return rows, carry
 
-    def deliver(self, rows: dict[int, Coefficients], number: int, part: Coefficients) -> None:
-        """Add rows on a node to those that are there."""
-        rows[number] = self.call(_add, None, ((), ()), rows[number], part) if number in rows else part
+    def deliver(self, rows: dict[int, Coefficients], number: int, part: Coefficients, carry: backward.Carry):
+        """Add rows on a node to those that are there; what is collected, with the rounding of the sum."""
+        if number in rows:
+            ends = self.ends[number] if self.outward else None
+            part, carry = self.call(_add, None, ((), ()), rows[number], part, carry, ends)
+        rows[number] = part
+        return carry
 
 
 def _rounded(count: int, size: int) -> int:
@@ -347,8 +351,8 @@ def _substitute(_static, _constants, rows, pair, carry, leaves):
     return forward.substitute(rows, pair, carry, leaves)
 
 
-def _add(_static, _constants, first, second):
-    return coefficients.add(first, second)
+def _add(_static, _constants, first, second, carry, ends):
+    return backward.add(first, second, carry, None if ends is None else interval.magnitude(ends))
 
 
 def _concretize(_static, _constants, leaves, incoming, carry, void):

@@ -146,8 +146,7 @@ class Scanned:
         start = run.dense(rows.pop(self.entry)).values, carry
         scanned = jnp.arange(len(self.stretch.blocks)), tuple(self.constants), self.planes, self.ends
         (values, carry), _ = jax.lax.scan(step, start, scanned, reverse=True)
-        run.deliver(rows, self.stretch.read, coefficients.Dense(values))
-        return rows, carry
+        return rows, run.deliver(rows, self.stretch.read, coefficients.Dense(values), carry)
 
 
 # --- finding stretches ------------------------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ def _terms(op: Op) -> int:
 
 
 def pull_error(op: Op) -> float:
-    """The relative error of one entry of the transposed product."""
-    return gamma(op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params)), op.dtype)
+    """The relative error of one entry of the transposed product; one more, since a quotient may be a rounded factor."""
+    terms = op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params))
+    return gamma(terms + 1, op.dtype) if terms else 0.0
 
 
 def _roles(op: Op) -> list[str]:

@@ -84,6 +84,18 @@ def pull(
     return tally.outer, None, Carry(tally.intercept, tally.rounding)
 
 
+def add(
+    first: Coefficients, second: Coefficients, carry: Carry, magnitude: jax.Array | None
+) -> tuple[Coefficients, Carry]:
+    """The sum of rows on one value, and the rounding of it."""
+    found = coefficients.add(first, second)
+    if carry.rounding is None:
+        return found, carry
+    assert magnitude is not None
+    error = affine.gamma(1, carry.rounding.dtype) * coefficients.size(found, magnitude)
+    return found, carry._replace(rounding=carry.rounding + error)
+
+
 class _Tally:
     """Coefficients, intercept and rounding while a block is walked."""
 
@@ -106,8 +118,9 @@ class _Tally:
         if held[k] is None:
             held[k] = part
             return
-        held[k] = coefficients.add(held[k], part)
-        self._err(held[k], self.magnitude(source), 1)
+        carry = Carry(self.intercept, self.rounding)
+        held[k], carry = add(held[k], part, carry, self.magnitude(source))
+        self.rounding = carry.rounding
 
     def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
         shift = affine.offset(op, constants)
