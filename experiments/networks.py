@@ -5,7 +5,7 @@ the normalised image); dense and conv layers name their arrays in the npz:
 
     dense    y = x @ kernel + bias, kernel (in, out)                flatten   height, width, channel, in this order
     conv     kernel HWIO, with `strides` and `padding`; x is NHWC   add       the sum of its inputs
-    relu, sigmoid, tanh, identity                                   entry by entry
+    relu, sigmoid, tanh, ... (`ACTIVATIONS`), leaky_relu_0.3        entry by entry
 
 `normalization` holds `mean` and `std` per channel. It is part of the network, so radii are in units of the pixels in
 [0, 1], before it.
@@ -13,7 +13,9 @@ the normalised image); dense and conv layers name their arrays in the npz:
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +24,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
     "identity": lambda x: x,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "arctan": jnp.arctan,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
 }
 PRECISION = jax.lax.Precision.HIGHEST
+_SLOPE = re.compile(r"leaky_relu_([0-9.]+(?:e[+-]?[0-9]+)?)")
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,20 @@ class StoredNetwork:
         return (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
 
 
+def activation(kind: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation of a layer type; "leaky_relu_0.3" has the slope 0.3.
+
+    Raises:
+        KeyError: there is none.
+
+    >>> activation("leaky_relu_0.5")(jnp.array([-1.0, 2.0])).tolist()
+    [-0.5, 2.0]
+    """
+    if slope := _SLOPE.fullmatch(kind):
+        return functools.partial(jax.nn.leaky_relu, negative_slope=float(slope[1]))
+    return ACTIVATIONS[kind]
+
+
 def load(path: str | Path) -> tuple[StoredNetwork, dict[str, dict[str, np.ndarray]]]:
     """Read a stored network.
 
@@ -96,7 +120,7 @@ def load(path: str | Path) -> tuple[StoredNetwork, dict[str, dict[str, np.ndarra
 def _layer(entry: dict, path: Path) -> Layer:
     kind = entry["type"]
     known = ("dense", "conv", "flatten", "add", *ACTIVATIONS)
-    if kind not in known:
+    if kind not in known and not _SLOPE.fullmatch(kind):
         raise ValueError(f"{path.name}: layer {entry['name']} has type {kind!r}; known are {', '.join(known)}")
     if kind == "flatten" and entry.get("order", "HWC") != "HWC":
         raise ValueError(f"{path.name}: layer {entry['name']} flattens in order {entry['order']!r}, not HWC")
@@ -118,4 +142,4 @@ def _apply(layer: Layer, params: dict, read: list[jax.Array]) -> jax.Array:
         return read[0].reshape(read[0].shape[0], -1)
     if layer.kind == "add":
         return sum(read[1:], read[0])
-    return ACTIVATIONS[layer.kind](read[0])
+    return activation(layer.kind)(read[0])

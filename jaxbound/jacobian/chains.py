@@ -10,6 +10,7 @@ specification. It is kept both ways: as a linear map of flat vectors, cheap to a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from jaxbound.graph import Block, Graph, Op, Template
 from jaxbound.jacobian import slopes
 from jaxbound.relaxations import affine
 
+MOST = 1 << 33
+"""The most bytes that the matrix of one layer may take."""
 _WAY_OUT = "use method=Crown(), which bounds jax.jacrev of any network"
 
 
@@ -64,7 +67,7 @@ class Segment:
 
     def is_exact(self, constants: Sequence[jax.Array]) -> bool:
         """Whether the matrix is made without rounding."""
-        return not self._nodes or self._kernel(constants) is not None
+        return not self._nodes or self.kernel(constants) is not None
 
     @property
     def _nodes(self) -> Sequence[tuple[Op, tuple, tuple[int, ...]]]:
@@ -83,12 +86,12 @@ class Segment:
 
     def matrix(self, constants: Sequence[jax.Array]) -> jax.Array:
         """Row k is the map's value at the k-th unit vector: the transposed matrix."""
-        kernel = self._kernel(constants)
+        kernel = self.kernel(constants)
         return self._at_units(affine.linear, constants) if kernel is None else kernel
 
     def magnitude(self, constants: Sequence[jax.Array]) -> jax.Array:
         """The same for `absolute`."""
-        kernel = self._kernel(constants)
+        kernel = self.kernel(constants)
         return self._at_units(affine.absolute, constants) if kernel is None else jnp.abs(kernel)
 
     def _at_units(self, rule: Callable, constants: Sequence[jax.Array]) -> jax.Array:
@@ -112,7 +115,7 @@ class Segment:
         aval = jax.ShapeDtypeStruct((self.sizes[1],), self.dtype)
         return jax.linear_transpose(forward, aval)(vector.astype(self.dtype))[0]
 
-    def _kernel(self, constants: Sequence[jax.Array]) -> jax.Array | None:
+    def kernel(self, constants: Sequence[jax.Array]) -> jax.Array | None:
         """The matrix of a segment that is one product with a matrix: without multiplying by the identity."""
         mixing = [node for node in self._nodes if not node[0].facts.order_preserving]
         if len(mixing) != 1 or any(len(inputs) > 1 for _, inputs, _ in self._nodes):
@@ -151,7 +154,7 @@ class Layer(NamedTuple):
     matrix: Constants
     """An array of shape (inputs, outputs)."""
     magnitude: Constants
-    """`|W|`, or above it as `Segment.absolute` is, likewise; both are left out where they were not asked for."""
+    """Above `|W|` as `Segment.absolute` is, likewise; left out where it is `|matrix|`, and both where not asked for."""
 
     @property
     def flipped(self) -> Layer:
@@ -262,16 +265,33 @@ def _check_kind(graph: Graph, node, method: str) -> None:
 
 def _layer(run: Run, block: Block | None, segment: Segment, dense: bool) -> Layer:
     constants = ((), () if run.batch is not None else None) if block is None else run.constants(block)
+    nothing = ((), None if run.batch is None else ())
+    if not dense:
+        return Layer(segment, constants, nothing, nothing)
     arrays, axes = constants
     shared = all(axis is None for axis in axes or ())
+    _check_size(run, segment, shared)
 
-    def made(step: Callable) -> Constants:
-        array = _once(step, segment, tuple(arrays)) if shared else run.call(step, segment, constants)
+    def given(array: jax.Array) -> Constants:
         return (array,), None if run.batch is None else (None if shared else 0,)
 
-    nothing = ((), None if run.batch is None else ())
-    matrix = made(_matrix) if dense else nothing
-    return Layer(segment, constants, matrix, made(_magnitude) if dense and run.outward else nothing)
+    kernel = segment.kernel(arrays) if shared else None
+    if kernel is not None:
+        return Layer(segment, constants, given(kernel), nothing)
+
+    def made(step: Callable) -> Constants:
+        return given(_once(step, segment, tuple(arrays)) if shared else run.call(step, segment, constants))
+
+    return Layer(segment, constants, made(_matrix), made(_magnitude) if run.outward else nothing)
+
+
+def _check_size(run: Run, segment: Segment, shared: bool) -> None:
+    size = math.prod(segment.sizes) * jnp.dtype(segment.dtype).itemsize * (1 if shared else run.batch or 1)
+    if size > MOST:
+        raise errors.UnsupportedError(
+            f"the matrix of one layer would take {size / 2**30:.3g} GiB, which is too much for RecurJac and FastLip: "
+            f"{_WAY_OUT}"
+        )
 
 
 def _matrix(segment: Segment, constants: Sequence[jax.Array]) -> jax.Array:
