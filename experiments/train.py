@@ -4,43 +4,61 @@
 
 Every field of `experiments/configs/base.py` can be changed by a flag `--config.FIELD=VALUE`. A configuration may name
 several models (a family); `--config.model_subset=0,2` picks some. Each has its own folder `OUTPUT/NAME/MODEL` with its
-configuration, `metrics.jsonl`, `checkpoints/` and `result.json`. A run that was killed is continued by the same
-command, to the same bits.
+configuration, `metrics.jsonl`, TensorBoard `events/`, `checkpoints/`, and at its end `variables.npz` and
+`result.json`. A run that was killed is continued by the same command, to the same bits.
+
+Several processes train one model where each runs the command with the same flags, a folder that all of them see, and
+`--coordinator=HOST:PORT --processes=N --process=I` (or `--distributed` where the launcher says who is who).
 
 The last line on standard output is JSON: for one model its result, for several also the least, median and greatest of
 each error. `verified_error` is certified on the test set, in strict arithmetic, and attacked: an attack that breaks a
 certificate stops the run.
+
+Length: from a configuration to its pieces, the looks and the test, and the command around them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_flags
 
 import jaxbound as jb
 from experiments import require
+from experiments.configs import base
+from experiments.progress import Bar, Events
 from jaxbound.training import data, fusion, losses, models, schedules
 from jaxbound.training.data import Dataset, Examples
 from jaxbound.training.loop import Result, Run, fit
 from jaxbound.training.step import Schedules, Step, TrainState, create
 
+_KEY: Any = np.zeros(2, np.uint32)  # a raw key in NumPy: importing this starts no device; each step draws anew
 METHODS: dict[str, jb.Method] = {
     "ibp": jb.IBP(),
     "crown_ibp": jb.CrownIBP(),
     "crown": jb.Crown(),
     "fastlin": jb.FastLin(),
     "crown_zero": jb.Crown(lower_slope="zero"),
+    "crown_alone": jb.Crown(intersect=False),
+    "convex_polytope": jb.ConvexPolytope(),
+    "convex_polytope_50": jb.ConvexPolytope(projections=50, key=_KEY),
+    "frown": jb.Frown(),
+    "best": jb.Best(jb.IBP(), jb.CrownIBP()),
 }
+"""Bounds by name. "crown_alone" keeps nothing of interval arithmetic, as in the paper's Table 1; "convex_polytope_50"
+estimates, which makes a loss and no certificate; "best" is, margin by margin, the better one of IBP and CROWN-IBP."""
 CLIP = (0.0, 1.0)
 Config = Any  # an ml_collections.ConfigDict: its fields have no types
 
@@ -60,7 +78,7 @@ def model_of(config: Config, name: str, dataset: Dataset):
     return models.network(name, released=released, initializer=config.initializer, **normal)
 
 
-def term_of(config: Config, classes: int):
+def term_of(config: Config):
     """The robust term."""
     norm = float(config.norm)
     if config.loss == "natural":
@@ -70,7 +88,7 @@ def term_of(config: Config, classes: int):
     if config.loss == "trades":
         return losses.TradesLoss(config.trades_weight, losses.AdversarialLoss(config.attack_steps, norm, CLIP))
     if config.loss == "fused":
-        return fusion.FusedLoss(classes, METHODS[config.method], norm, CLIP)
+        return fusion.FusedLoss(METHODS[config.method], norm, CLIP)
     if config.loss == "margins":
         return losses.MarginLoss(METHODS[config.method], norm, CLIP)
     raise jb.ArgumentError(f"loss={config.loss!r}: choose natural, margins, fused, adversarial or trades")
@@ -108,8 +126,9 @@ def pieces(config: Config, name: str, dataset: Dataset, sampler: data.Sampler) -
         beta_final=config.beta_final, clock=config.clock,
     )  # fmt: skip
     objective = losses.Objective(
-        model.apply, term_of(config, dataset.classes), l1_weight=config.l1, activity_weight=config.activity
-    )
+        model.apply, term_of(config), l1_weight=config.l1, activity_weight=config.activity,
+        natural_dtype=None if config.natural_dtype == "float32" else jnp.dtype(config.natural_dtype),
+    )  # fmt: skip
     augment = data.Augment() if config.augment else None
     step = Step(objective, weights, augment=augment, accumulate=config.accumulate)
     optimizer = optimizer_of(config, learning_rate_of(config, epsilon, sampler.steps_per_epoch))
@@ -128,71 +147,81 @@ def sampler_of(config: Config, dataset: Dataset) -> data.Sampler:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def validation(config: Config, model, dataset: Dataset, examples: Examples) -> Callable[[dict], dict] | None:
-    """Clean and verified error on held-out examples at the test radius, up to rounding: quick, for choosing."""
+def look_of(config: Config, model, dataset: Dataset, examples: Examples, names: tuple[str, str, str]):
+    """`variables -> {name: error}`: clean, PGD, verified at the test radius, up to rounding; None without examples."""
     if not len(examples):
         return None
     size = min(config.test_batch_size, len(examples))
-    method, norm = METHODS[config.verify_with], float(config.norm)
+    method, eps = METHODS[config.verify_with], np.float32(config.eps_test)
+    around = {"apply_fn": model.apply, "norm": float(config.norm), "clip": CLIP}
 
     @jax.jit
-    def look(variables, x, labels):
-        bounds = jb.margins(
-            variables, x, labels, np.float32(config.eps_test), method=method, apply_fn=model.apply, norm=norm, clip=CLIP
-        )
-        return model.apply(variables, x).argmax(axis=1) != labels, ~losses.holds(bounds)
+    def look(variables, x, labels, keys):
+        bounds = jb.margins(variables, x, labels, eps, method=method, **around)
+        attacked = jb.pgd(variables, x, labels, eps, key=keys, steps=config.look_pgd_steps, **around)
+        return model.apply(variables, x).argmax(axis=1) != labels, attacked.success, ~losses.holds(bounds)
 
     def evaluate(variables: dict) -> dict:
-        wrong, unverified = [], []
-        for first in range(0, len(examples), size):
-            index = np.minimum(np.arange(first, first + size), len(examples) - 1)
-            count = min(size, len(examples) - first)
-            found = look(variables, dataset.images(examples.x[index]), examples.labels[index])
-            wrong.append(np.asarray(found[0])[:count])
-            unverified.append(np.asarray(found[1])[:count])
-        return {
-            "validation_error": float(np.concatenate(wrong).mean()),
-            "verified_error": float(np.concatenate(unverified).mean()),
-        }
+        keys = jax.random.split(jax.random.key(config.seed), len(examples))
+        found = in_batches(
+            lambda index: look(variables, dataset.images(examples.x[index]), examples.labels[index], keys[index]),
+            len(examples), size,
+        )  # fmt: skip
+        return {name: float(np.mean(values)) for name, values in zip(names, found, strict=True)}
 
     return evaluate
 
 
-def test_errors(config: Config, model, variables: dict, dataset: Dataset, eps: float, method: str) -> dict:
-    """Clean, PGD and verified error on the test set, or its first `test_examples`.
+def in_batches(function: Callable, count: int, size: int):
+    """What a function of indices gives for all of them, in batches of one size: the last one repeats the last index."""
+    parts = []
+    for first in range(0, count, size):
+        index = np.minimum(np.arange(first, first + size), count - 1)
+        parts.append(jax.tree.map(np.asarray, function(index)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
+
+
+def looked_at(dataset: Dataset, held: Examples, count: int) -> tuple[Examples, tuple[str, str, str]]:
+    """Held-out examples, or else the first so many of those that are trained on; and what their errors are called."""
+    if len(held):
+        return held, ("validation_error", "validation_pgd_error", "verified_error")
+    watched = Examples(dataset.train.x[:count], dataset.train.labels[:count])
+    return watched, ("watched_error", "watched_pgd_error", "watched_verified_error")
+
+
+def test_errors(
+    config: Config, model, variables: dict, dataset: Dataset, eps: float, methods: Sequence[str]
+) -> list[dict]:
+    """Clean, PGD and verified error on the test set, or its first `test_examples`: one attack, a row per method.
 
     Raises:
         SoundnessError: PGD broke a certificate.
     """
     count = config.test_examples or len(dataset.test)
     x, labels = dataset.images(dataset.test.x[:count]), dataset.test.labels[:count]
-    norm, size = float(config.norm), min(config.test_batch_size, len(x))
-    report = jb.certify(
-        variables, x, labels, np.float32(eps), method=METHODS[method], apply_fn=model.apply, norm=norm, clip=CLIP,
-        batch_size=size,
-    )  # fmt: skip
+    around = {"apply_fn": model.apply, "norm": float(config.norm), "clip": CLIP}
+    size, radius = min(config.test_batch_size, len(x)), np.float32(eps)
 
     @jax.jit
     def attack(variables, x, labels, keys):
+        step_size = config.pgd_step_size or None
         return jb.pgd(
-            variables, x, labels, np.float32(eps), key=keys, steps=config.pgd_steps, apply_fn=model.apply, norm=norm,
-            clip=CLIP, step_size=config.pgd_step_size or None,
+            variables, x, labels, radius, key=keys, steps=config.pgd_steps, step_size=step_size, **around
         )  # fmt: skip
 
     keys = jax.random.split(jax.random.key(config.seed), len(x))
-    parts = []
-    for first in range(0, len(x), size):
-        index = np.minimum(np.arange(first, first + size), len(x) - 1)
-        parts.append(jax.tree.map(np.asarray, attack(variables, x[index], labels[index], keys[index])))
-    found = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
-    jb.check_against_attack(report, found)
-    return {
-        "clean_error": report.clean_error,
-        "pgd_error": float(np.mean(found.success)),
-        "verified_error": report.verified_error,
-        "eps": eps,
-        "method": method,
-    }
+    found = in_batches(lambda index: attack(variables, x[index], labels[index], keys[index]), len(x), size)
+    rows = []
+    for method in methods:
+        started = time.perf_counter()
+        report = jb.certify(variables, x, labels, radius, method=METHODS[method], batch_size=size, **around)
+        jb.check_against_attack(report, found)
+        rows.append({
+            "clean_error": report.clean_error, "pgd_error": float(np.mean(found.success)),
+            "verified_error": report.verified_error, "eps": eps, "method": method,
+            "seconds": round(time.perf_counter() - started, 2),
+        })  # fmt: skip
+    return rows
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -207,24 +236,51 @@ def train_model(config: Config, name: str, dataset: Dataset, folder: Path, stop_
     interval = max(1, round(config.interval * sampler.steps_per_epoch))
     ramp_end = epsilon_of(config, sampler.steps_per_epoch).end
     run = Run(total, interval, ramp_end if len(held) else None, config.parallel)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same(config, folder / "config.json")
-    with _Bar(f"{config.name}/{name}", total) as bar:
-        evaluate = validation(config, model, rest, held)
+    leads = jax.process_index() == 0
+    if leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_same(config, folder / "config.json")
+    shows = [Bar(f"{config.name}/{name}", total), Events(folder)] if leads else []
+
+    def report(record: dict) -> None:
+        for show in shows:
+            show.show(record)
+
+    with contextlib.ExitStack() as open_ones:
+        for show in shows:
+            open_ones.callback(show.close)
         result = fit(
-            step, state, lambda number: data.batch_of(rest, sampler, number), run, folder, evaluate=evaluate,
-            report=bar.show,
+            step, state, lambda number: data.batch_of(rest, sampler, number), run, folder,
+            evaluate=look_of(config, model, rest, *looked_at(rest, held, config.watch)),
+            report=report,
         )  # fmt: skip
     if stop_after:
         return {"model": name, "seconds": result.seconds, "steps": total}
     found = finished(config, name, model, result, dataset)
-    (folder / "result.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    if leads:
+        arrays: Any = flatten_dict(result.variables, sep="/")
+        np.savez_compressed(folder / "variables.npz", **arrays)
+        (folder / "result.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     return found
+
+
+def trained(folder: Path) -> tuple[Config, dict]:
+    """The configuration of a finished run and its variables.
+
+    Raises:
+        SystemExit: the run is not finished.
+    """
+    config = base.get_config()
+    config.update(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if not (folder / "variables.npz").is_file():
+        raise SystemExit(f"{folder}: the run is not finished; the command that began it goes on with it")
+    with np.load(folder / "variables.npz") as found:
+        return config, unflatten_dict(dict(found), sep="/")
 
 
 def finished(config: Config, name: str, model, result: Result, dataset: Dataset) -> dict:
     """The line of JSON that a run ends with."""
-    found = test_errors(config, model, result.variables, dataset, config.eps_test, config.verify_with)
+    (found,) = test_errors(config, model, result.variables, dataset, config.eps_test, [config.verify_with])
     best = result.best_step if result.best_step >= 0 else int(result.state.step)
     return {
         "name": config.name,
@@ -246,30 +302,6 @@ def _check_same(config: Config, path: Path) -> None:
             f"{path.parent} holds a run with another configuration; pass another --output, or remove the folder"
         )
     path.write_text(text, encoding="utf-8")
-
-
-class _Bar:
-    """A progress bar with what the last look found."""
-
-    def __init__(self, name: str, total: int):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, desc=f"{name} (compiling)", unit="step", file=sys.stderr)
-        self._name = name
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def show(self, record: dict) -> None:
-        """Move to the record's step."""
-        shown = {"loss": "loss", "clean": "clean_error", "robust": "robust_error", "val": "validation_error",
-                 "verified": "verified_error", "eps": "eps", "kappa": "kappa", "beta": "beta"}  # fmt: skip
-        self._bar.set_description(self._name)
-        self._bar.set_postfix_str(", ".join(f"{k} {record[key]:.4g}" for k, key in shown.items() if key in record))
-        self._bar.update(record["step"] - self._bar.n)
 
 
 def chosen_models(config: Config) -> list[str]:
@@ -300,6 +332,9 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax reports every save
     given = flags.FLAGS
     config = given.config
+    if given.coordinator or given.distributed:
+        jax.distributed.initialize(given.coordinator, given.processes, given.process)
+    leads = jax.process_index() == 0
     try:
         dataset = data.load(config.dataset, given.data_dir, download=given.download)
     except (jb.ArgumentError, ImportError) as error:
@@ -308,9 +343,10 @@ def main(_) -> None:
     for name in chosen_models(config):
         folder = Path(given.output) / config.name / name
         results.append(train_model(config, name, dataset, folder, given.stop_after))
-        if len(results) > 1 or len(config.models) > 1:
+        if leads and len(config.models) > 1:
             print(json.dumps(results[-1]), flush=True)
-    print(json.dumps(results[0] if len(results) == 1 or given.stop_after else summary(results)), flush=True)
+    if leads:
+        print(json.dumps(results[0] if len(results) == 1 or given.stop_after else summary(results)), flush=True)
 
 
 def define_flags() -> None:
@@ -320,6 +356,12 @@ def define_flags() -> None:
     flags.DEFINE_string("output", "results/train", "folder for checkpoints, metrics and results")
     flags.DEFINE_string("data_dir", None, "where TFDS keeps prepared data sets")
     flags.DEFINE_boolean("download", False, "fetch and prepare a missing data set (needs tensorflow)")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes")
+    flags.DEFINE_integer("processes", None, "how many there are")
+    flags.DEFINE_integer("process", None, "which of them this is, from 0")
+    flags.DEFINE_boolean(
+        "distributed", False, "join the processes that a launcher such as Slurm's or a TPU pod's names"
+    )
     flags.DEFINE_integer("stop_after", None, "train only so many steps in all, for trials; no result is written")
 
 

@@ -1,4 +1,7 @@
-"""The loop: killed and continued to the same bits, faults found at their step, best kept after the ramp; the commands."""
+"""The loop: killed and continued to the same bits, faults found at their step, best kept after the ramp; the commands.
+
+Length: the loop, and the two commands around it, share one run of the command, which is what costs time.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 import jaxbound as jb
 from jaxbound import errors
@@ -113,10 +117,11 @@ def straight(tmp_path_factory):
     return output / "digits" / "mlp", printed
 
 
-def test_killed_runs_end_the_same(straight, tmp_path):
-    """SIGKILL, twice, wherever it hits; then the command finishes."""
+@pytest.mark.parametrize("kills", [(8,), pytest.param((3, 9, 20), marks=pytest.mark.slow)], ids=["once", "thrice"])
+def test_killed_runs_end_the_same(straight, tmp_path, kills):
+    """SIGKILL after so many records, wherever it hits; then the command finishes."""
     folder = tmp_path / "digits" / "mlp"
-    for lines in (3, 20):
+    for lines in kills:
         process = start(tmp_path)
         deadline = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < deadline:
@@ -236,31 +241,49 @@ def test_the_command_ends_with_a_line_of_json(straight):
     assert found["step"] >= ramp_end and records[-1]["step"] == 8 * 21
     kept = [record for record in records if record["step"] >= ramp_end]
     best = min(kept, key=lambda record: record["verified_error"])
+    assert all(0 <= record["validation_pgd_error"] <= 1 for record in records)
     assert found["step"] == best["step"], "the first of the best"
 
 
 def test_another_configuration_does_not_overwrite_a_run(straight):
-    process = subprocess.run(
-        [*COMMAND, "--config.seed=1", "--output", str(straight[0].parents[1])], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=200,
-    )  # fmt: skip
-    assert process.returncode == 1 and "holds a run with another configuration" in process.stderr
+    from experiments import train
+
+    config, _ = train.trained(straight[0])
+    train._check_same(config, straight[0] / "config.json")
+    config.seed = 1
+    with pytest.raises(SystemExit, match="holds a run with another configuration"):
+        train._check_same(config, straight[0] / "config.json")
+
+
+def test_a_run_leaves_its_variables(straight, tmp_path):
+    """The best ones of the last checkpoint; a run that is not finished has none yet."""
+    from experiments import train
+
+    config, variables = train.trained(straight[0])
+    kept = {name: leaf for name, leaf in stored(straight[0]).items() if name.startswith("best.")}
+    found = {".".join(["best", *path]): leaf for path, leaf in flatten_dict(variables).items()}
+    assert found.keys() == kept.keys() and config.hidden == (6,)
+    same(found, kept)
+    (tmp_path / "config.json").write_text((straight[0] / "config.json").read_text())
+    with pytest.raises(SystemExit, match="is not finished"):
+        train.trained(tmp_path)
 
 
 def test_evaluate(straight, tmp_path, capsys):
     from experiments import evaluate
 
     folder, printed = straight
-    evaluate.main(
-        [str(folder.parent), "--eps", "0.01", "0.05", "--method", "ibp", "crown_ibp", "--output", str(tmp_path)]
-    )
+    flags = f"--eps 0.01 0.05 --method ibp best --figure pareto --output {tmp_path}"
+    evaluate.main([str(folder.parent), *flags.split()])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "| digits | mlp | 0 | ibp | 0.05 | 0.01 |" in (tmp_path / "tables.md").read_text()
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     errors_of = {(row["method"], row["eps"]): row["verified_error"] for row in rows}
     assert len(rows) == 4 and (tmp_path / "evaluate.csv").exists()
     assert errors_of["ibp", 0.05] == json.loads(printed)["verified_error"]
-    for method in ("ibp", "crown_ibp"):
+    for method in ("ibp", "best"):
         assert errors_of[method, 0.01] <= errors_of[method, 0.05]
-    assert errors_of["crown_ibp", 0.05] <= errors_of["ibp", 0.05], "CROWN-IBP keeps what IBP finds"
+    assert errors_of["best", 0.05] <= errors_of["ibp", 0.05], "what IBP finds is kept"
 
 
 def test_family_rows():
@@ -312,7 +335,7 @@ def test_configurations(name):
     assert float(rate(0)) == pytest.approx(config.learning_rate) and float(rate(10**7)) < float(rate(0))
     assert epsilon.end < config.epochs * sampler.steps_per_epoch
     for model in config.models:
-        assert train.model_of(config, model, dataset).apply and train.term_of(config, 10) is not None
+        assert train.model_of(config, model, dataset).apply and train.term_of(config) is not None
 
 
 def test_subsets_of_a_family():
@@ -344,7 +367,38 @@ def test_losses_by_name(loss, kind):
 
     config = base.get_config()
     config.loss = loss
-    assert type(train.term_of(config, 10)).__name__ == kind
+    assert type(train.term_of(config)).__name__ == kind
     config.loss = "margin"
     with pytest.raises(jb.ArgumentError, match="choose natural, margins"):
-        train.term_of(config, 10)
+        train.term_of(config)
+
+
+def test_without_held_out_examples_some_of_the_others_are_watched(digits):
+    from experiments import train
+
+    rest, held = digits.holding_out(0)
+    watched, names = train.looked_at(rest, held, 20)
+    assert len(watched) == 20 and "verified_error" not in names, "what was trained on chooses nothing"
+    rest, held = digits.holding_out(30)
+    assert train.looked_at(rest, held, 20)[0] is held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ibp", "crown_ibp", "crown", "fastlin", "crown_zero", "crown_alone", "convex_polytope",
+                                  "convex_polytope_50", "frown", "best"])  # fmt: skip
+def test_every_method_by_name_trains(digits, name):
+    """A step of its loss is finite; an estimate makes a loss and no certificate."""
+    from experiments import train
+    from experiments.configs import base
+
+    assert list(train.METHODS)[:2] == ["ibp", "crown_ibp"] and name in train.METHODS
+    config = base.changed("methods", method=name, hidden=(5,), batch_size=8, ramp_start=0.0)
+    sampler = data.Sampler(len(digits.train), 8)
+    model, step, state = train.pieces(config, "mlp", digits, sampler)
+    state = state.replace(step=jnp.asarray(100, jnp.int32))
+    gradient, metrics, _ = jax.jit(step.gradients)(state, data.batch_of(digits, sampler, 0))
+    assert np.isfinite(metrics.loss) and metrics.eps > 0 and metrics.beta > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    if name == "convex_polytope_50":
+        with pytest.raises(errors.JaxboundError, match="estimate"):
+            train.test_errors(config, model, {"params": state.params}, digits, 0.01, [name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -183,9 +184,11 @@ def test_activity_by_hand(small):
         low, high = middle - radius, middle + radius
         expected = expected + np.maximum(np.minimum(high, -low), 0).sum(axis=1)
         low, high = np.maximum(low, 0), np.maximum(high, 0)
-    found = losses.activity(small.variables, small.x, 0.1, apply_fn=small.model.apply, clip=CLIP)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    assert np.all(losses.activity(small.variables, small.x, 0.0, apply_fn=small.model.apply) < 1e-4)
+    activity = jax.jit(
+        lambda eps: losses.activity(small.variables, small.x, eps, apply_fn=small.model.apply, clip=CLIP)
+    )
+    np.testing.assert_allclose(activity(0.1), expected, rtol=1e-4)
+    assert np.all(activity(0.0) < 1e-4)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.25, 1.0])
@@ -208,7 +211,13 @@ def test_ties_and_nan_are_wrong():
 
 
 @pytest.mark.parametrize(
-    "term", [MarginLoss(jb.IBP()), MarginLoss(jb.CrownIBP()), FusedLoss(10)], ids=["IBP", "CROWN-IBP", "fused"]
+    "term",
+    [
+        pytest.param(MarginLoss(jb.IBP()), marks=pytest.mark.slow),
+        pytest.param(MarginLoss(jb.CrownIBP()), marks=pytest.mark.slow),
+        FusedLoss(),  # of both bounds, in its two halves
+    ],
+    ids=["IBP", "CROWN-IBP", "fused"],
 )
 def test_gradients_against_finite_differences(term, small):
     with jax.enable_x64(True):
@@ -217,6 +226,7 @@ def test_gradients_against_finite_differences(term, small):
         objective = Objective(small.model.apply, term)
 
         @jax.jit
+        @jax.value_and_grad
         def loss(variables):
             return objective(variables, given[1], small.labels, 0.07, 0.3, 0.6, keys).loss.mean()
 
@@ -224,25 +234,26 @@ def test_gradients_against_finite_differences(term, small):
             lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype), given[0]
         )
         slope = sum(
-            jnp.vdot(a, b)
-            for a, b in zip(jax.tree.leaves(jax.grad(loss)(given[0])), jax.tree.leaves(direction), strict=True)
+            jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(loss(given[0])[1]), jax.tree.leaves(direction), strict=True)
         )
         ahead, behind = (jax.tree.map(lambda a, b, s=s: a + s * 1e-6 * b, given[0], direction) for s in (1, -1))
-        assert float(slope) == pytest.approx(float(loss(ahead) - loss(behind)) / 2e-6, rel=1e-5)
+        assert float(slope) == pytest.approx(float(loss(ahead)[0] - loss(behind)[0]) / 2e-6, rel=1e-5)
 
 
 # --- BatchNorm --------------------------------------------------------------------------------------------------------
 
 
-def test_bounds_freeze_the_clean_statistics(residual):
+@pytest.mark.parametrize("method", [jb.IBP(), pytest.param(jb.CrownIBP(), marks=pytest.mark.slow)], ids=repr)
+def test_bounds_freeze_the_clean_statistics(residual, method):
     """The bound is one of the network in eval mode with the batch's own statistics, and holds for it."""
-    keys = residual.clean().keys
-    objective = jax.jit(Objective(residual.model.apply, MarginLoss(jb.CrownIBP())))
+    keys = jax.random.split(jax.random.key(9), len(residual.x))
+    objective = jax.jit(Objective(residual.model.apply, MarginLoss(method)))
     found = objective(residual.variables, residual.x, residual.labels, 0.02, 0.0, 1.0, keys)
-    logits, moved = residual.model.apply(residual.variables, residual.x, train=True, mutable=["batch_stats"])
+    apply = jax.jit(functools.partial(residual.model.apply, train=True, mutable=["batch_stats"]))
+    logits, moved = apply(residual.variables, residual.x)
     frozen = Problem(residual.model, {**residual.variables, **moved}, residual.x, residual.labels)
     np.testing.assert_allclose(found.natural, losses.natural(logits, residual.labels), rtol=1e-4)
-    np.testing.assert_allclose(found.robust, losses.robust(frozen.margins(0.02, jb.CrownIBP())), rtol=1e-4)
+    np.testing.assert_allclose(found.robust, losses.robust(frozen.margins(0.02, method)), rtol=1e-4)
     assert np.all(found.robust >= worst_sampled(frozen, 0.02, count=50) - 1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found.statistics, moved["batch_stats"])
     zero = objective(residual.variables, residual.x, residual.labels, 0.0, 0.0, 1.0, keys)

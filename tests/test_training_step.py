@@ -46,7 +46,7 @@ def made_batch(size=16, seed=1, weight=None) -> Batch:
 
 def made_step(term=None, model=MODEL, ramp=RAMP, **options) -> Step:
     return Step(
-        Objective(model.apply, term or MarginLoss()), Schedules.of(ramp, kappa_final=0.25, beta_final=0.5), **options
+        Objective(model.apply, term or MarginLoss()), Schedules.of(ramp, kappa_final=0.25, beta_final=0.0), **options
     )
 
 
@@ -78,25 +78,40 @@ def run(kind: str, count: int, step: Step, state, batches):
 
 
 @functools.cache
+def gradients(term=None, accumulate=1):
+    """Compiled once for all tests: the phase is chosen by the step's number, what counts by the weights."""
+    return jax.jit(made_step(term, accumulate=accumulate).gradients)
+
+
+@functools.cache
+def gradients_over_devices(term=None, count=8):
+    """The same by pmap."""
+    step = made_step(term, axis_name=AXIS)
+    return jax.pmap(step.gradients, AXIS, devices=jax.devices()[:count], in_axes=(None, 0))
+
+
 def reference(term=None, accumulate=1):
     """One step at a radius inside the ramp, by plain jit."""
-    step = made_step(term, accumulate=accumulate)
-    return jax.jit(step.gradients)(made_state(step=5), made_batch())
+    return gradients(term, accumulate)(made_state(step=5), made_batch())
 
 
 @pytest.mark.parametrize(
     ("term", "count"),
-    [(MarginLoss(), 8), (FusedLoss(10), 8), (AdversarialLoss(2), 8), (IBP, 1), (IBP, 8)],
-    ids=["margins", "fused", "pgd", "ibp-1", "ibp"],
+    [
+        (None, 8),
+        (AdversarialLoss(2), 8),
+        (IBP, 8),
+        pytest.param(IBP, 1, marks=pytest.mark.slow),
+        pytest.param(FusedLoss(), 8, marks=pytest.mark.slow),
+    ],
+    ids=["margins", "pgd", "ibp", "ibp-1", "fused"],
 )
 def test_loss_and_gradients_over_devices(term, count):
     gradient, metrics, _ = reference(term)
-    step = made_step(term, axis_name=AXIS)
-    over = jax.pmap(step.gradients, AXIS, devices=jax.devices()[:count], in_axes=(None, 0))
-    found = unreplicate(over(made_state(step=5), split(made_batch(), count)))
+    found = unreplicate(gradients_over_devices(term, count)(made_state(step=5), split(made_batch(), count)))
     close(found[0], gradient, rtol=1e-5, atol=1e-5)
     close(found[1], metrics, rtol=1e-5, atol=1e-5)
-    assert float(metrics.eps) == pytest.approx(0.05) and float(metrics.beta) == pytest.approx(0.75)
+    assert float(metrics.eps) == pytest.approx(0.05) and float(metrics.beta) == pytest.approx(0.5)
 
 
 def test_the_gradient_is_that_of_the_mean_loss():
@@ -105,7 +120,7 @@ def test_the_gradient_is_that_of_the_mean_loss():
 
     def mean(params):
         return Objective(MODEL.apply, IBP)(
-            {"params": params}, batch.x, batch.labels, 0.05, 0.625, 0.75, keys
+            {"params": params}, batch.x, batch.labels, 0.05, 0.625, 0.5, keys
         ).loss.mean()
 
     loss, gradient = jax.jit(jax.value_and_grad(mean))(state.params)
@@ -114,9 +129,9 @@ def test_the_gradient_is_that_of_the_mean_loss():
 
 
 @functools.cache
-def thirty_steps(kind: str, count: int):
+def thirty_steps(term, kind: str, count: int):
     """Natural, mixed and IBP's own phase in one run of 30 different batches, in float64."""
-    step = Step(Objective(MODEL.apply), Schedules.of(Epsilon(0.1, start=2, length=20), beta_final=0.0))
+    step = Step(Objective(MODEL.apply, term), Schedules.of(Epsilon(0.1, start=2, length=20), beta_final=0.0))
     state = create(MODEL, jnp.zeros((1, *SHAPE)), optax.adam(1e-2), jax.random.key(0))
     state = state.replace(params=jax.tree.map(lambda leaf: leaf.astype(float), state.params))  # Flax's are float32
     state = state.replace(opt_state=state.tx.init(state.params))
@@ -124,10 +139,18 @@ def thirty_steps(kind: str, count: int):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("kind", [pytest.param("pmap", marks=pytest.mark.slow), "jit"])
-def test_thirty_steps_agree_in_float64(kind):
-    expected, history = thirty_steps("jit", 1)
-    found, also = thirty_steps(kind, 8)
+@pytest.mark.parametrize(
+    ("term", "kind"),
+    [
+        (IBP, "jit"),
+        pytest.param(MarginLoss(), "jit", marks=pytest.mark.slow),
+        pytest.param(MarginLoss(), "pmap", marks=pytest.mark.slow),
+    ],
+    ids=["ibp", "margins", "margins-pmap"],
+)
+def test_thirty_steps_agree_in_float64(term, kind):
+    expected, history = thirty_steps(term, "jit", 1)
+    found, also = thirty_steps(term, kind, 8)
     assert history[-1].loss.dtype == np.float64 and jax.tree.leaves(found.params)[0].dtype == np.float64
     close(variables_of(found), variables_of(expected), rtol=0, atol=1e-10)
     close(also, history, rtol=0, atol=1e-10)
@@ -142,34 +165,25 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 def test_padded_examples_do_not_count():
-    weight = [1.0] * 11 + [0.0] * 5
-    batch = made_batch(weight=weight)
+    """The mean over the first 11 and that over the last 5 make up that over all 16, and no value of padding is read."""
+    parts = [[1.0] * 11 + [0.0] * 5, [0.0] * 11 + [1.0] * 5, [1.0] * 16]
+    first, last, whole = (gradients(IBP)(made_state(step=5), made_batch(weight=part))[:2] for part in parts)
+    together = jax.tree.map(lambda one, other: (11 * one + 5 * other) / 16, first, last)
+    close(together, whole, rtol=1e-4, atol=1e-6)
+    batch = made_batch(weight=parts[0])
     spoiled = batch._replace(x=jnp.asarray(batch.x).at[11:].set(jnp.nan))
-    short = Batch(*(leaf[:11] for leaf in batch))
-    step = jax.jit(made_step(IBP).gradients)
-    expected, metrics, _ = step(made_state(step=5), short)
-    found, also, _ = step(made_state(step=5), batch)
-    close(found, expected, rtol=1e-4, atol=1e-6)
-    close(also, metrics, rtol=1e-5, atol=1e-6)
-    loss = step(made_state(step=5), spoiled)[1].loss
-    assert float(loss) == pytest.approx(float(metrics.loss), rel=1e-5), "values of padding are not read"
+    assert float(gradients(IBP)(made_state(step=5), spoiled)[1].loss) == float(first[1].loss)
     # On eight devices two have only padding: means are still over the 11.
-    many = jax.pmap(made_step(IBP, axis_name=AXIS).gradients, AXIS, in_axes=(None, 0))
-    close(unreplicate(many(made_state(step=5), split(batch, 8)))[0], expected, rtol=1e-4, atol=1e-6)
+    found = unreplicate(gradients_over_devices(IBP)(made_state(step=5), split(batch, 8)))
+    close(found[:2], first, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_of_padding_alone_moves_nothing():
-    state, _ = jax.jit(made_step(IBP))(made_state(step=5), made_batch(weight=[0.0] * 16))
-    close(state.params, made_state().params, rtol=0, atol=0)
+    gradient, _, _ = gradients(IBP)(made_state(step=5), made_batch(weight=[0.0] * 16))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def in_phases():
-    """Compiled once: the phase is chosen by the step's number, not by another program."""
-    return jax.jit(Step(Objective(MODEL.apply), Schedules.of(RAMP, kappa_start=0.5, kappa_final=0.5)).gradients)
 
 
 @pytest.mark.parametrize(
@@ -177,21 +191,21 @@ def in_phases():
 )
 def test_phases(step, kind):
     state, batch = made_state(step=step), made_batch()
-    _, metrics, _ = in_phases()(state, batch)
-    eps, beta = float(metrics.eps), float(metrics.beta)
+    _, metrics, _ = gradients()(state, batch)
+    eps, kappa, beta = (float(value) for value in (metrics.eps, metrics.kappa, metrics.beta))
     clean = Objective(MODEL.apply)(
-        variables_of(state), batch.x, batch.labels, eps, 0.5, beta, jax.random.split(jax.random.key(0), 16)
+        variables_of(state), batch.x, batch.labels, eps, kappa, beta, jax.random.split(jax.random.key(0), 16)
     )
     assert float(metrics.loss) == pytest.approx(float(clean.loss.mean()), rel=1e-4), "every phase computes one loss"
-    assert in_phases()._cache_size() == 1
+    assert gradients()._cache_size() == 1
     assert (eps == 0) == (kind == "natural") and (beta < 1e-5) == (kind == "interval")
 
 
 def test_only_the_phase_at_work_costs_time():
     """The three programs are branches: the compiled step holds a conditional, not three results to choose from."""
     step = Step(Objective(MODEL.apply), Schedules.of(RAMP))
-    text = jax.jit(step).lower(made_state(), made_batch()).as_text()
-    assert "stablehlo.case" in text
+    text = str(jax.make_jaxpr(step)(made_state(), made_batch()))
+    assert " cond[" in text
 
 
 # --- BatchNorm --------------------------------------------------------------------------------------------------------
@@ -205,7 +219,7 @@ def batch_norm():
     return run("jit", 1, step, made_state(model, step=5), [made_batch()])
 
 
-@pytest.mark.parametrize("kind", ["pmap", "jit"])
+@pytest.mark.parametrize("kind", ["pmap", pytest.param("jit", marks=pytest.mark.slow)])
 def test_batch_statistics_are_those_of_the_whole_batch(batch_norm, kind):
     model = models.ResNet((2,), dense=4, axis_name=AXIS if kind == "pmap" else None)
     step = made_step(MarginLoss(jb.IBP()), model, decay=0.75)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -35,7 +36,7 @@ class Problem:
 
 def problem(model, shape, scale=1.0, count=6, classes=10) -> Problem:
     x = jax.random.uniform(jax.random.key(1), (count, *shape))
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     variables = {**variables, "params": jax.tree.map(lambda leaf: scale * leaf, variables["params"])}
     return Problem(model, variables, x, jnp.arange(count) % classes)
 
@@ -50,13 +51,15 @@ def residual() -> Problem:
     return problem(models.ResNet((2,), dense=4), (6, 6, 1), scale=1.5)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _losses_at(model, variables, points, labels):
+    """The cross-entropy at many points around each example."""
+    logits = jax.vmap(lambda x: model.apply(variables, x))(points)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.broadcast_to(labels, logits.shape[:2]))
+
+
 def worst_sampled(given: Problem, eps, norm=np.inf, count=400):
     """The largest cross-entropy seen: random points of the ball, half of them at its corners, and PGD's."""
-
-    def at(noise):
-        logits = given.model.apply(given.variables, jnp.clip(given.x + noise, *CLIP))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, given.labels)
-
     noise = jax.random.uniform(jax.random.key(3), (count, *given.x.shape), minval=-1, maxval=1)
     noise = jnp.concatenate([noise, jnp.sign(noise)])
     if norm == 2:
@@ -64,5 +67,5 @@ def worst_sampled(given: Problem, eps, norm=np.inf, count=400):
         noise = (flat / jnp.linalg.norm(flat, axis=-1, keepdims=True)).reshape(noise.shape)
     attacked = jb.pgd(given.variables, given.x, given.labels, eps, key=jax.random.key(2), apply_fn=given.model.apply,
                       clip=CLIP, norm=norm)  # fmt: skip
-    found = jnp.concatenate([jax.vmap(at)(eps * noise), at(attacked.x - given.x)[None]])
-    return jnp.max(found, axis=0)
+    points = jnp.concatenate([jnp.clip(given.x + eps * noise, *CLIP), attacked.x[None]])
+    return jnp.max(_losses_at(given.model, given.variables, points, given.labels), axis=0)

@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
         "activity": 0.0,
         "attack_steps": 10,
         "trades_weight": 6.0,
+        "natural_dtype": "float32",  # bfloat16 computes the clean pass in it; bounds and certificates never
         # Schedule, in epochs
         "epochs": 100.0,
         "eps": 0.3,
@@ -54,6 +55,8 @@ def get_config() -> ConfigDict:
         # Looks and tests
         "parallel": "jit",  # or pmap
         "interval": 1.0,  # epochs between records and checkpoints
+        "watch": 256,  # training examples to look at where none are held out; 0 for none
+        "look_pgd_steps": 10,
         "eps_test": 0.3,
         "verify_with": "ibp",
         "test_examples": 0,  # 0 for all

@@ -1,4 +1,8 @@
-"""MNIST, model A on a schedule for two cores: 40 epochs, a ramp of 30 after the first."""
+"""MNIST, model A on a schedule for two cores: 20 epochs with a ramp of 12 after half an epoch.
+
+Kernels start where intervals neither grow nor shrink (initializer="ibp"), as a short ramp needs. Runs of this file are
+in `experiments/runs`.
+"""
 
 from __future__ import annotations
 
@@ -10,5 +14,6 @@ from experiments.configs import base
 def get_config() -> ConfigDict:
     """The configuration."""
     return base.changed(
-        "mnist_short", dataset="mnist", models=("A",), epochs=40.0, ramp_epochs=30.0, decay_every=3.0, eps_test=0.3
+        "mnist_short", dataset="mnist", models=("A",), initializer="ibp", epochs=20.0, ramp_start=0.5, ramp_epochs=12.0,
+        learning_rate=1e-3, decay_every=2.0, eps_test=0.3,
     )  # fmt: skip

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbound.certify import margin_spec
-from jaxbound.methods import IBP, CrownIBP, Method
+from jaxbound.methods import IBP, Method
 from jaxbound.network import bound_network
 from jaxbound.training.losses import Clean, Clip, MarginLoss, Robust, holds, robust
 
@@ -46,7 +45,7 @@ def fused(
         labels: int (batch,).
         eps: () or (batch,).
         beta: the weight of the fused loss against the loss of IBP's margins, ().
-        method: how the fused row is bounded, such as `CrownIBP()`.
+        method: how the fused row is bounded, such as `jaxbound.CrownIBP()`.
         apply_fn, norm, clip: as for `jaxbound.margins`.
         classes: the number of logits.
 
@@ -58,6 +57,7 @@ def fused(
     Reference: Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond", 2020,
     section 3.4.
 
+    >>> from jaxbound import CrownIBP
     >>> from jaxbound.training.models import MLP
     >>> model, x, labels = MLP((8,)), jnp.zeros((2, 3)), jnp.array([1, 2])
     >>> variables = model.init(jax.random.key(0), x)
@@ -92,37 +92,20 @@ def _mean_of_exponential(width: jax.Array) -> jax.Array:
     return jnp.where(small, series, -jnp.expm1(-safe) / safe)
 
 
-@dataclass(frozen=True)
-class FusedLoss:
-    """The robust term by loss fusion: `losses.MarginLoss` at one backward row.
+class FusedLoss(MarginLoss):
+    """The robust term by loss fusion: `losses.MarginLoss`, its fields and all, at one backward row.
 
     `natural(f(x'), y) <= loss` for every x' of the ball, if the method is certified. Whether a prediction holds is
     judged by IBP's margins, for no others are computed.
 
-    Args:
-        classes: the number of logits.
-        method: how the fused row is bounded.
-        norm: of the ball.
-        clip: the range of valid inputs.
-
-    >>> FusedLoss(classes=10).interval
+    >>> FusedLoss().interval
     MarginLoss(method=IBP(), norm=inf, clip=(0.0, 1.0))
     """
-
-    classes: int
-    method: Method = field(default_factory=CrownIBP)
-    norm: float = math.inf
-    clip: Clip = (0.0, 1.0)
-
-    @property
-    def interval(self) -> MarginLoss:
-        """The term for beta = 0: IBP's margins alone."""
-        return MarginLoss(IBP(), self.norm, self.clip)
 
     def __call__(self, clean: Clean, eps: ArrayLike, beta: ArrayLike) -> Robust:
         """The loss over balls of radius eps."""
         loss, bounds = fused(
             clean.variables, clean.x, clean.labels, eps, beta, method=self.method, apply_fn=clean.apply_fn,
-            classes=self.classes, norm=self.norm, clip=self.clip,
+            classes=clean.logits.shape[1], norm=self.norm, clip=self.clip,
         )  # fmt: skip
         return Robust(loss, holds(bounds))

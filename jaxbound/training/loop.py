@@ -10,6 +10,10 @@ After every `interval` steps, and after the last one, the host looks at what hap
 
 A batch is a function of its step, chance is a key folded with the step, and a checkpoint holds the whole state. So a
 run that was killed and started again ends with the same bits and the same records as one that was not.
+
+Under several processes (`jax.distributed`) every process calls `fit` with its own part of each batch and with a folder
+that all of them see. All of them hold the whole state, evaluate it and choose alike; the first one alone writes records
+and reports, and orbax writes one checkpoint for all.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from jaxbound.training.step import (
     replicate,
     sharded,
     split,
+    spread,
     unreplicate,
     variables_of,
 )
@@ -125,7 +130,7 @@ def fit(
         run: how long, and when to look.
         folder: for `checkpoints/` and `metrics.jsonl`.
         evaluate: variables -> numbers, of which "verified_error" chooses the best; called at every look.
-        report: called with every record, for a progress bar.
+        report: called with every record, for a progress bar; by the first of several processes alone.
 
     Returns:
         A `Result`; its variables are the best ones if `run.select_from` is set and `evaluate` is given, else the last.
@@ -144,7 +149,8 @@ def fit(
             raise errors.argument("steps", f"is {run.steps}, but {folder} stands at {first}", "pass another folder")
         if first:
             kept = _unnamed(kept, checkpoints.restore(_named(kept)))
-        metrics_file = MetricsFile(folder / "metrics.jsonl", first)
+        leads = jax.process_index() == 0
+        metrics_file = MetricsFile(folder / "metrics.jsonl", first) if leads else None
         devices = _Devices(step, run.parallel)
         placed, started, before = devices.place(kept.state), time.perf_counter(), float(kept.seconds)
         for stop in run.stops(first):
@@ -157,11 +163,12 @@ def fit(
             found = {} if evaluate is None else evaluate(variables_of(now))
             kept = _better(kept._replace(state=now), found, stop, run)
             record = {"step": stop, **record, **found}
-            metrics_file.write(record)
+            if metrics_file is not None:
+                metrics_file.write(record)
             seconds = before + time.perf_counter() - started
             checkpoints.save(stop, _named(kept._replace(seconds=np.float64(seconds))))
             kept, first = kept._replace(seconds=np.float64(seconds)), stop
-            if report is not None:
+            if report is not None and leads:
                 report(record)
     chosen = kept.best if kept.best_step >= 0 else variables_of(kept.state)
     return Result(chosen, kept.state, int(kept.best_step), float(kept.seconds))
@@ -200,7 +207,7 @@ class _Devices:
         return replicate(state) if self.pmap else state
 
     def run(self, state, batch: Batch):
-        return self.step(state, split(batch, jax.local_device_count()) if self.pmap else batch)
+        return self.step(state, split(batch, jax.local_device_count()) if self.pmap else spread(batch))
 
     def take(self, state) -> TrainState:
         return jax.tree.map(np.array, unreplicate(state) if self.pmap else state)

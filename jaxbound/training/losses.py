@@ -351,6 +351,8 @@ class Objective:
         term: the robust term; None for the natural loss alone.
         l1_weight: of the sum of absolute non-bias parameters.
         activity_weight: of `activity`, in the term's norm and clip.
+        natural_dtype: what the clean pass and its gradient are computed in, such as `jnp.bfloat16`; None for the
+            parameters' own. Bounds are always computed in the parameters' own.
 
     Reference: Zhang et al. 2020, equation 9.
 
@@ -364,6 +366,7 @@ clip=(0.0, 1.0))
     term: Term | None = field(default_factory=MarginLoss)
     l1_weight: float = 0.0
     activity_weight: float = 0.0
+    natural_dtype: Any = None
 
     def __call__(
         self, variables: dict, x: jax.Array, labels: jax.Array, eps: ArrayLike, kappa: ArrayLike, beta: ArrayLike,
@@ -380,7 +383,7 @@ clip=(0.0, 1.0))
             mask: bool (batch,), which examples enter BatchNorm's statistics; None for all.
             key: for what all examples share, such as random projections; None for the method's own.
         """
-        logits, frozen, statistics = clean_pass(self.apply_fn, variables, x, mask)
+        logits, frozen, statistics = clean_pass(self.apply_fn, variables, x, mask, self.natural_dtype)
         plain, wrong = natural(logits, labels), ~_is_correct(logits, labels)
         if self.term is None:
             hard = Robust(plain, ~wrong)
@@ -397,9 +400,11 @@ clip=(0.0, 1.0))
 
 
 def clean_pass(
-    apply_fn: Callable, variables: dict, x: jax.Array, mask: jax.Array | None = None
+    apply_fn: Callable, variables: dict, x: jax.Array, mask: jax.Array | None = None, dtype: Any = None
 ) -> tuple[jax.Array, dict, dict]:
     """The logits of a clean batch in train mode, the variables with its statistics frozen, and these statistics.
+
+    With a dtype the pass is computed in it, on copies; what is returned has the dtypes that it would have without.
 
     >>> from jaxbound.training.models import MLP
     >>> model, x = MLP((8,)), jnp.zeros((2, 3))
@@ -407,11 +412,19 @@ def clean_pass(
     >>> logits.shape, list(frozen), statistics
     ((2, 10), ['params'], {})
     """
-    if not variables.get("batch_stats"):
-        kept = {name: part for name, part in variables.items() if name != "batch_stats"}
-        return apply_fn(kept, x), kept, {}
-    logits, moved = apply_fn(variables, x, train=True, mask=mask, mutable=["batch_stats"])
-    return logits, {**variables, **moved}, moved["batch_stats"]
+    kept = {name: part for name, part in variables.items() if name != "batch_stats" or part}
+    given = (kept, x) if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), (kept, x))
+    if "batch_stats" not in kept:
+        logits, moved = apply_fn(*given), {}
+    else:
+        logits, moved = apply_fn(*given, train=True, mask=mask, mutable=["batch_stats"])
+        moved = {"batch_stats": jax.tree.map(_in_dtype_of, moved["batch_stats"], kept["batch_stats"])}
+    logits = logits.astype(jnp.result_type(x, *jax.tree.leaves(kept)))
+    return logits, {**kept, **moved}, moved.get("batch_stats", {})
+
+
+def _in_dtype_of(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    return leaf.astype(like.dtype)
 
 
 def _is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:

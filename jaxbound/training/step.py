@@ -277,17 +277,32 @@ def sharded(step: Step, devices: Sequence[Any] | None = None) -> Callable:
 
     Args:
         step: without `axis_name`.
-        devices: all of them by default.
+        devices: all of them by default (under several processes, all of all processes).
 
     Returns:
-        A function of a state and a whole batch, whose size is a multiple of the number of devices. The state's memory
-        is reused.
+        A function of a state and a whole batch, whose size is a multiple of the number of devices; under several
+        processes, of a batch from `spread`. The state's memory is reused.
     """
-    mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
-    everywhere, split_over = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    everywhere, split_over = _placements(devices)
     return jax.jit(
         step, in_shardings=(everywhere, split_over), out_shardings=(everywhere, everywhere), donate_argnums=0
     )
+
+
+def spread(batch: Batch, devices: Sequence[Any] | None = None) -> Batch:
+    """A global batch for `sharded`, of the part that this process holds.
+
+    >>> spread(whole_batch(jnp.zeros((8, 3)), jnp.zeros(8, int)), jax.devices()[:1]).x.shape
+    (8, 3)
+    """
+    _, split_over = _placements(devices)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(split_over, np.asarray(leaf)), batch)
+
+
+def _placements(devices: Sequence[Any] | None) -> tuple[NamedSharding, NamedSharding]:
+    """On every device, and split over them."""
+    mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def replicate(state: TrainState, devices: Sequence[Any] | None = None) -> TrainState:
