@@ -1,7 +1,8 @@
 """One tuning: lower bounds of some rows of one node, maximised over the slopes of every relaxation before it.
 
-A slope is written as a share in [0, 1] of the range in which it can gain anything (`planes.Freedom`). Shares start near
+A slope is written as a share in [0, 1] of the range in which it can gain anything (`planes.Freedom`). Shares start at
 CROWN's own choice, take optax steps along the projected gradient, and every row keeps the best bound that it has seen.
+Steps use averages of lines from a table; the slopes that come out of them then get their exact intercepts once.
 The whole loop is one step of the driver (`tuned_rows`), compiled once per target and mapped over the batch.
 """
 
@@ -25,8 +26,6 @@ Shares = dict[int, tuple[jax.Array, jax.Array]]
 _PATIENCE = 5
 """Steps in a row that gain too little before tuning stops early."""
 _RATE, _MOMENTUM = 0.3, 0.5
-_INWARD = 0.25
-"""How far shares start from CROWN's own choice towards the middle: at the ends of the ranges gradients vanish."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,8 +48,7 @@ def scale_by_largest() -> optax.GradientTransformation:
     """Divide the gradient of every row by its largest entry, and take the root of what is left, signs kept.
 
     The slopes that matter most move by the whole learning rate, others less but not in proportion; rows are independent
-    because the first axis of every leaf is theirs. (Adam moves all slopes alike, those of no effect too: its bounds
-    after 20 steps are those of this after 5; docs/frown.md.)
+    because the first axis of every leaf is theirs.
     """
 
     def update(updates, state, params=None):
@@ -114,8 +112,9 @@ def tuned_rows_and_slopes(
     *constants, steps = constants
     problem = _Problem(static, constants, leaves, ends, index)
     kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index), steps)
-    found = problem.rows(kept)
-    return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found), problem.slopes(kept)
+    slopes = problem.slopes(kept)
+    found = problem.rows_of(slopes)
+    return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found), slopes
 
 
 class _Problem:
@@ -135,10 +134,10 @@ class _Problem:
             self.tables[block.start] = table_of(block.template.nodes[0], self.run.constants(block)[0], inputs)
 
     def start(self) -> Shares:
-        """Near CROWN's own choice, for every group."""
+        """CROWN's own choice, for every group."""
         groups = len(self.per_group(jnp.zeros(self.count)))
-        move = lambda share: jnp.broadcast_to(share + _INWARD * (0.5 - share), (groups, *share.shape))  # noqa: E731
-        return {k: jax.tree.map(move, freedom.shares) for k, (_, freedom) in self.tables.items()}
+        repeat = lambda share: jnp.broadcast_to(share, (groups, *share.shape))  # noqa: E731
+        return {k: jax.tree.map(repeat, freedom.shares) for k, (_, freedom) in self.tables.items()}
 
     def slopes(self, shares: Shares) -> Shares:
         """From shares to what `planes` may be given."""
@@ -148,11 +147,32 @@ class _Problem:
         }
 
     def rows(self, shares: Shares) -> Rows:
-        """The lower bounds."""
-        run = self.run.fork({})
+        """The lower bounds, from averages of the tables' lines."""
+        return self._rows({
+            block.start: mixed(
+                block.template.nodes[0][0],
+                self.tables[block.start][0],
+                jax.tree.map(self.per_row, shares[block.start]),
+            )
+            for block in self.blocks
+        })  # fmt: skip
+
+    def rows_of(self, slopes: Shares) -> Rows:
+        """The lower bounds, from lines with the given slopes and the intercepts that are exact for them."""
+        planes = {}
         for block in self.blocks:
-            chosen = jax.tree.map(self.per_row, shares[block.start])
-            run.planes[block.start] = mixed(block.template.nodes[0][0], self.tables[block.start][0], chosen)
+            (op, _, used), constants = block.template.nodes[0], self.run.constants(block)[0]
+            inputs = [self.run.ends[k] for k in self.run.graph.nodes[block.start].inputs]
+            own = [constants[k] for k in used]
+            made = jax.vmap(lambda pair, op=op, inputs=inputs, own=own: enclosures.of(op).planes(
+                op, inputs, own, "adaptive", pair
+            ))  # fmt: skip
+            planes[block.start] = jax.tree.map(self.per_row, made(slopes[block.start]))
+        return self._rows(planes)
+
+    def _rows(self, planes: dict[int, Planes]) -> Rows:
+        run = self.run.fork({})
+        run.planes.update(planes)
         return run.bound_rows(self.number, self.index, self.how.sides)
 
     @property

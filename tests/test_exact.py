@@ -311,6 +311,7 @@ def test_one_line_per_side_and_no_intervals_is_crown(name, activation):
         _close(mine[node], *_ends(theirs[node]), 1e-6)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("network", ["conv_same", "residual_batchnorm", "fixed_where", "weights_too"])
 def test_one_line_per_side_on_other_networks(network):
     function, region = _case(network, "box")
@@ -371,6 +372,7 @@ def _enumerated(layers, region) -> tuple[np.ndarray, np.ndarray]:
     return best[0], -best[1]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", LINEAR)
 def test_milp_is_enumeration(name):
     layers, region = _layers("tiny"), _regions(2)[name]
@@ -404,6 +406,7 @@ _PIECEWISE = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", _PIECEWISE)
 def test_milp_is_the_range_on_a_fine_grid(name):
     """Two inputs: the grid is 1/200 of the box wide, so its range is short of the exact one by little."""

@@ -99,6 +99,7 @@ def test_the_dual_is_the_minimum_of_the_quadratic(seed):
     assert jb.bound(_net(layers), Quadratic())(ball).lower[0] >= found - 1e-9
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("clip", [None, (-0.3, 0.5)])
 def test_sound_and_better_than_crown_and_the_program(clip):
     exact = pytest.importorskip("jaxbound.exact")
@@ -193,6 +194,7 @@ def test_the_largest_eigenvalue_is_bounded_whatever_the_decomposition(fault, dty
             assert bound <= true * (1 + (1e-3 if dtype == np.float32 else 1e-11))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("factor", [1.0, 1.5, 30.0])
 def test_any_multiplier_above_and_any_point_certify(monkeypatch, factor):
     """A worse multiplier and a worse point loosen the bound; it stays below the attained values."""

@@ -16,7 +16,7 @@ from networks import ACTIVATIONS, NETWORKS
 import jaxbound as jb
 from jaxbound import ascent, driver, operations
 from jaxbound.relaxations import enclosures
-from jaxbound.relaxations.planes import between, spread
+from jaxbound.relaxations.planes import between, spread, times
 
 COUNT, SAMPLES = 200, 200
 
@@ -51,6 +51,7 @@ def _nodes(dtype) -> dict:
     return made
 
 
+@pytest.mark.quick(12)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 @pytest.mark.parametrize("kind", [*_nodes(np.float32)])
 def test_every_place_in_a_table_is_sound(kind, dtype):
@@ -79,16 +80,17 @@ def test_every_place_in_a_table_is_sound(kind, dtype):
             assert np.all(above >= values - allowed), float((values - above - allowed).max())
 
 
+@pytest.mark.quick(6)
 @pytest.mark.x64
 @pytest.mark.parametrize("kind", [*_nodes(np.float32)])
 def test_the_default_is_in_its_table(kind):
     """Scalars: up to where between two lines of the table their average lies."""
     op, _, inputs = _nodes(np.float64)[kind]
     inputs = [tuple(map(jnp.asarray, ends)) for ends in inputs]
-    own = enclosures.of(op).planes(op, inputs, (), "adaptive")
+    own = jax.jit(lambda inputs: enclosures.of(op).planes(op, inputs, (), "adaptive"))(inputs)
     table, freedom = jax.jit(lambda inputs: ascent.table_of((op, (), ()), (), inputs))(inputs)
     assert all(np.all((share >= -1e-12) & (share <= 1 + 1e-12)) for share in freedom.shares)
-    found = ascent.mixed(op, table, freedom.shares)
+    found = jax.jit(lambda table, shares: ascent.mixed(op, table, shares))(table, freedom.shares)
     for ours, theirs in zip(found.lower_slopes, own.lower_slopes, strict=True):
         steepest = jnp.max(jnp.abs(jnp.asarray(table.lower_slopes)))
         assert np.allclose(ours, theirs, atol=1e-9 if len(table.lower_intercept) < 4 else 0.02 * steepest)
@@ -107,6 +109,13 @@ def test_between_averages_neighbours():
 def test_groups_share_on_each_side():
     assert spread(jnp.arange(4), 2, 5).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
     assert spread(jnp.arange(2), 1, 2).tolist() == [0, 1]
+
+
+def test_a_slope_of_zero_has_a_derivative():
+    """What is behind a line of slope 0 is multiplied by 0, and yet its bound moves with the slope."""
+    assert jax.grad(times)(0.0, 3.0) == 3.0
+    for value in (np.inf, -np.inf, np.nan):
+        assert times(0.0, jnp.asarray(value)) == 0 and jax.grad(times)(0.0, value) == 0
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

@@ -77,5 +77,5 @@ def spread(values: jax.Array, sides: int, rows: int) -> jax.Array:
 
 
 def times(coefficients: jax.Array, values: jax.Array) -> jax.Array:
-    """The product in which a coefficient of zero ignores an infinite value."""
-    return jnp.where(coefficients == 0, 0, coefficients * values)
+    """The product in which a coefficient of zero ignores what is not finite; elsewhere also its derivative is exact."""
+    return coefficients * jnp.where((coefficients == 0) & ~jnp.isfinite(values), 0, values)
