@@ -203,7 +203,7 @@ _RULES: dict[str, Callable] = {
     **{
         name: _elementwise(getattr(np, function))
         for name, function in {
-            "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "neg": "negative", "max": "maximum",
+            "add": "add", "sub": "subtract", "mul": "multiply", "neg": "negative", "max": "maximum",
             "min": "minimum", "abs": "abs", "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log",
             "log1p": "log1p", "tanh": "tanh", "sin": "sin", "cos": "cos", "sinh": "sinh", "atan": "arctan",
             "asinh": "arcsinh", "sqrt": "sqrt", "square": "square", "pow": "power", "sign": "sign", "ge": "greater_equal",
@@ -212,6 +212,7 @@ _RULES: dict[str, Callable] = {
             "floor": "floor", "add_any": "add",
         }.items()
     },
+    "div": _elementwise(lambda x, y: x // y if x.dtype.kind in "iu" else x / y),  # of integers that are not negative
     "rsqrt": _elementwise(lambda x: 1 / np.sqrt(x)),
     "logistic": _elementwise(special.expit),
     "erf": _elementwise(special.erf),
