@@ -118,6 +118,7 @@ def _pulled(case: Case, index, weight):
     return rows, carry.intercept
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize("name", CASES)
 def test_rows_are_those_of_the_jacobian(name):
     case = CASES[name]
@@ -163,6 +164,7 @@ def _array(rng, shape):
 KINDS = {"identity": (_identity, (1, 5, 4, 2)), "windows": (_windows, (1, 5, 3, 2)), "array": (_array, (2, 3))}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_are_those_of_the_array(kind):
     """Products with values that all rows share or that belong to rows; zeros ignore infinite values."""

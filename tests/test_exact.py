@@ -328,6 +328,7 @@ def _case(network: str, family: str, which: int = 0, dtype=np.float64):
     return lambda *args: case.function(params, *args), [networks.cast(leaf, dtype) for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_more_lines_are_tighter():
     function, region = _net(_layers("deep"), jax.nn.sigmoid), _regions(4)["box"]
     found = [jb.bound(function, LP(pre_activation=jb.Crown(), lines=count))(region) for count in (1, 3, 9)]
@@ -565,6 +566,7 @@ def test_every_example_has_its_own_specification():
         assert found.width[k, 0] <= 2 * np.ptp(values)
 
 
+@pytest.mark.quick(1)
 def test_an_empty_region_is_never_verified():
     layers, x = _layers("tiny"), np.array([[0.5, -0.5], [3.0, 3.0]])
     labels = np.argmax(np.asarray(jax.vmap(_net(layers))(jnp.asarray(x))), axis=1)

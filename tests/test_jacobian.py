@@ -167,6 +167,7 @@ def extreme_jacobians(problem, activation):
     return np.stack(jacobians)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 @pytest.mark.parametrize("sizes", [(3, 4, 2), (2, 3, 3, 2), pytest.param((2, 3, 2, 3, 2), marks=pytest.mark.slow)])
 def test_bounds_hold_for_every_choice_of_derivatives(activation, sizes):
@@ -248,6 +249,7 @@ def test_outward_bounds_hold_in_exact_arithmetic(activation):
         assert np.max(upper - lower) < 0.02 * np.max(np.abs(exact))
 
 
+@pytest.mark.slow
 def test_outward_bounds_allow_for_every_sum(monkeypatch):
     """A product of matrices with k summands each is computed up to about k u for each, times absolute values."""
     traced, fold = [], recursion._fold
@@ -281,6 +283,7 @@ def jacobians_inside(function, x, eps, norm, count, key):
     return jnp.swapaxes(jax.vmap(jax.vmap(jax.jacrev(function)))(points), 0, 1)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "norm", [2, pytest.param(np.inf, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)]
 )
@@ -380,6 +383,7 @@ def test_a_second_call_compiles_nothing():
     assert count > 0 and len(traced) == count
 
 
+@pytest.mark.quick(1)
 def test_gradients_of_widths_are_finite():
     layers = random_layers((3, 4, 2), 9)
     x = jnp.ones((2, 3))

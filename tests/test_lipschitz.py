@@ -105,6 +105,7 @@ def difference_quotients(function, norm, radius, count=4000):
     return change, jnp.linalg.norm(first - second, norm, axis=-1)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "norm", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(np.inf, marks=pytest.mark.slow)]
 )

@@ -345,6 +345,7 @@ def test_zero_radius_gives_the_networks_values(method, norm):
 ENDS = np.full(4, 0.05, "f"), np.full(4, 0.92, "f")
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("norm", "clip"), [(np.inf, None), (np.inf, ENDS), (2.0, None), (2.0, (0.0, 1.0)), (1, ENDS)])
 def test_one_radius_per_example(norm, clip):
     eps = np.array([0.0, 0.05, 0.2], "f")

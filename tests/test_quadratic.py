@@ -246,6 +246,7 @@ def test_float32_rounding_is_covered():
 # --- as any other method ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_transformations():
     layers = [(jnp.asarray(k), jnp.asarray(b)) for k, b in _layers(2)]
 

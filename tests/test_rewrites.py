@@ -321,6 +321,7 @@ def test_slopes_of_functions_made_of_two_lines_are_exact(weights, method):
         assert np.allclose([found.lower, found.upper], [slopes.min(0), slopes.max(0)], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_derivatives_of_a_tied_pool_contain_the_one_that_jax_takes():
     """At a point where all entries are equal, nothing is decided."""

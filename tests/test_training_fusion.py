@@ -31,6 +31,7 @@ def compiled(small):
     return jax.jit(lambda eps, beta: fused_of(small, eps, beta))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.02), (np.inf, 0.1), (np.inf, 1.0), (2, 0.2)])
 @pytest.mark.parametrize(
     "beta", [0.5, pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
@@ -105,6 +106,7 @@ def test_chord_of_the_exponential_and_its_derivative():
     )
 
 
+@pytest.mark.slow
 def test_fused_cost_does_not_grow_with_the_classes():
     """Floating-point operations, as XLA counts them; the network's own last layer grows, the backward pass does not."""
 

@@ -222,6 +222,7 @@ def test_masked_examples_do_not_count(residual):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), masked, short)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("method", [jb.IBP(), jb.CrownIBP()])
 def test_residual_bounds_hold(residual, method):
     model, variables, x = residual

@@ -219,6 +219,7 @@ def batch_norm():
     return run("jit", 1, step, made_state(model, step=5), [made_batch()])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["pmap", pytest.param("jit", marks=pytest.mark.slow)])
 def test_batch_statistics_are_those_of_the_whole_batch(batch_norm, kind):
     model = models.ResNet((2,), dense=4, axis_name=AXIS if kind == "pmap" else None)

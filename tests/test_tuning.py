@@ -51,7 +51,7 @@ def _nodes(dtype) -> dict:
     return made
 
 
-@pytest.mark.quick(12)
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 @pytest.mark.parametrize("kind", [*_nodes(np.float32)])
 def test_every_place_in_a_table_is_sound(kind, dtype):
@@ -140,6 +140,7 @@ def test_never_looser_than_crown_and_sound(name, norm):
     _check_network(name, norm)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.x64
 @pytest.mark.parametrize(("name", "norm"), [(name, [None, 1, 2][k % 3]) for k, name in enumerate(TUNED)][::16])
 def test_some_networks_are_never_looser_than_crown_and_sound(name, norm):
@@ -216,6 +217,7 @@ def test_more_steps_never_lose():
     assert jnp.mean(found[2].width) < jnp.mean(found[0].width)
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_sharing_slopes_trades_tightness():
     function, box = _mlp(jnp.float64, activations=(jax.nn.relu, jax.nn.relu))
@@ -303,6 +305,7 @@ def test_rounding_is_counted():
     assert np.all(np.asarray(widened.lower) <= values.min(0)) and np.all(values.max(0) <= np.asarray(widened.upper))
 
 
+@pytest.mark.slow
 def test_chunks_of_rows_change_nothing():
     rng = np.random.default_rng(0)
     layers = [(jnp.asarray(rng.normal(size=shape) / 3, jnp.float32), None) for shape in ((6, 40), (40, 40), (40, 4))]
