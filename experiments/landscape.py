@@ -23,7 +23,7 @@ import numpy as np
 
 import jaxbound as jb
 from experiments import mlps, networks, require, robustness, tables, train_mlp
-from experiments.lipschitz import METHODS
+from experiments.lipschitz import add_method_flags
 
 LIMITS = {1.0: 100.0, 2.0: 10.0, math.inf: 1.0}
 COLUMNS = {
@@ -88,9 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--activation", choices=networks.ACTIVATIONS, default="leaky_relu", help="of what is trained")
     parser.add_argument("--leaky_slope", type=float, default=0.3, help="of leaky_relu below 0")
     parser.add_argument("--norms", type=float, nargs="+", default=[2.0, math.inf], choices=LIMITS, help="1, 2, inf")
-    parser.add_argument("--layer_bounds", choices=[k for k in robustness.LAYER_BOUNDS if k != "quadratic"],
-                        default="crown", help="how the inputs of nonlinearities are bounded")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["recurjac"], help="which ones")
+    add_method_flags(parser, ["recurjac"])
     parser.add_argument("--steps", type=int, default=15, help="radii that are evaluated per image")
     parser.add_argument("--eps", type=float, default=0.1, help="the first radius")
     parser.add_argument("--limit", type=float, help="what larger radii count as")
@@ -106,20 +104,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def networks_of(options: argparse.Namespace, dataset) -> list[mlps.Network]:
-    """The given networks, or trained ones, which are saved."""
-    if options.networks:
-        return [mlps.load(path) for path in options.networks]
-    found = []
-    for depth in options.depths:
-        settings = train_mlp.Settings(
+def wanted(options: argparse.Namespace) -> dict[str, train_mlp.Settings]:
+    """What is trained where no networks are given."""
+    return {
+        f"{depth} layers": train_mlp.Settings(
             (options.width,) * (depth - 1), options.activation, options.leaky_slope, epochs=options.epochs,
             seed=options.seed,
-        )  # fmt: skip
-        network, record = train_mlp.train(settings, dataset, f"{depth} layers")
-        mlps.save(network, options.output / f"{depth}_layers", record)
-        found.append(network)
-    return found
+        )
+        for depth in options.depths
+    }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     require("matplotlib", "tqdm")
     dataset = mlps.dataset_of(options)
-    given = networks_of(options, dataset)
+    given = train_mlp.given_or_trained(options, dataset, wanted(options))
     images = mlps.correct_images(given, dataset, options, options.target)
     rows, text = [], ""
     with mlps.progress("radii", len(given) * len(options.norms) * len(options.methods), "run") as bar:

@@ -92,15 +92,20 @@ def draw(rows: Sequence[dict], path: Path) -> None:
         panels[0].legend(fontsize=8)
 
 
+def add_method_flags(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+    """How Jacobians and the values before them are bounded."""
+    parser.add_argument("--layer_bounds", choices=[k for k in robustness.LAYER_BOUNDS if k != "quadratic"],
+                        default="crown", help="how the inputs of nonlinearities are bounded")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=methods, help="which ones")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     mlps.add_image_flags(parser, count=1)
     parser.add_argument("--target", type=int, help="images and logit of this class; by default of each image's own")
     parser.add_argument("--norm", type=float, choices=[1.0, 2.0, math.inf], default=math.inf, help="1, 2 or inf")
-    parser.add_argument("--layer_bounds", choices=[k for k in robustness.LAYER_BOUNDS if k != "quadratic"],
-                        default="crown", help="how the inputs of nonlinearities are bounded")  # fmt: skip
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["recurjac", "fastlip"], help="which ones")
+    add_method_flags(parser, ["recurjac", "fastlip"])
     parser.add_argument("--steps", type=int, default=20, help="how many radii")
     parser.add_argument("--eps", type=float, default=0.1, help="the last of evenly spaced radii")
     parser.add_argument("--log_start", type=float, default=-3.0, help="exponent of 10 of the first radius")
@@ -122,13 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     require("matplotlib", "tqdm")
     dataset = mlps.dataset_of(options)
-    given = [mlps.load(path) for path in options.networks]
-    if not given:
-        hidden = (8, 8) if options.smoke else (64, 64, 64)
-        settings = train_mlp.Settings(hidden, epochs=options.epochs, seed=options.seed)
-        network, record = train_mlp.train(settings, dataset, "trained")
-        mlps.save(network, options.output / "trained", record)
-        given = [network]
+    settings = train_mlp.Settings((8, 8) if options.smoke else (64, 64, 64), epochs=options.epochs, seed=options.seed)
+    given = train_mlp.given_or_trained(options, dataset, {"trained": settings})
     images = mlps.correct_images(given, dataset, options, options.target)
     rows, text = [], ""
     with mlps.progress("constants", len(given) * len(options.methods) * len(radii_of(options)), "radius") as bar:

@@ -181,18 +181,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def networks_of(options: argparse.Namespace, dataset) -> list[mlps.Network]:
-    """The given networks, or two trained ones, which are saved."""
-    if options.networks:
-        return [mlps.load(path) for path in options.networks]
-    found = []
-    for name, radius in (("undefended", 0.0), ("adversarial", options.attack_radius)):
-        hidden = (8,) if options.smoke else (64, 64)
-        settings = train_mlp.Settings(hidden, epochs=options.epochs, attack_radius=radius, seed=options.seed)
-        network, record = train_mlp.train(settings, dataset, name)
-        mlps.save(network, options.output / name, record)
-        found.append(network)
-    return found
+def wanted(options: argparse.Namespace) -> dict[str, train_mlp.Settings]:
+    """What is trained where no networks are given."""
+    hidden = (8,) if options.smoke else (64, 64)
+    radii = {"undefended": 0.0, "adversarial": options.attack_radius}
+    return {
+        name: train_mlp.Settings(hidden, epochs=options.epochs, attack_radius=radius, seed=options.seed)
+        for name, radius in radii.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     require("matplotlib", "tqdm")
     dataset = mlps.dataset_of(options)
-    given = networks_of(options, dataset)
+    given = train_mlp.given_or_trained(options, dataset, wanted(options))
     images = mlps.correct_images(given, dataset, options)
     rows, text = [], ""
     batches = -(-len(images.x) // options.batch_size)

@@ -20,7 +20,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,6 +161,20 @@ def train(settings: Settings, dataset: Dataset, name: str = "network", *, progre
     clean = replace(settings, attack_radius=0.0)
     error = _error(jax.jit(functools.partial(_wrong, settings=clean)), params, dataset, dataset.test, clean)
     return Trained(network, {"name": name, "validation_error": least, "test_error": error})
+
+
+def given_or_trained(
+    options: argparse.Namespace, dataset: Dataset, wanted: Mapping[str, Settings]
+) -> list[mlps.Network]:
+    """The networks of the flags (`mlps.add_image_flags`), or those wanted, trained and saved by their names."""
+    if options.networks:
+        return [mlps.load(path) for path in options.networks]
+    found = []
+    for name, settings in wanted.items():
+        network, record = train(settings, dataset, name)
+        mlps.save(network, options.output / name.replace(" ", "_"), record)
+        found.append(network)
+    return found
 
 
 def _wrong(params, x, labels, weight, key, *, settings: Settings) -> jax.Array:

@@ -315,7 +315,7 @@ def output_struct(network: Network, region: Region):
         return jax.eval_shape(network.function, network.variables, example)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _output_struct(function: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct, _default_dtype):
     return jax.eval_shape(function, jax.tree.unflatten(tree, avals), example)
 
