@@ -21,7 +21,7 @@ FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versi
 	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
 	then echo "$$candidate"; break; fi; done
 
-.PHONY: help certify test lint soundness bench docs test-latest clean
+.PHONY: help certify test lint soundness bench docs install-latest test-latest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,13 +47,14 @@ bench: $(VENV)/installed-test
 docs: $(VENV)/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-test-latest:
+install-latest test-latest:
 	@python="$$($(FIND_PYTHON_312))"; \
-	if [ -z "$$python" ]; then echo "test-latest: no Python 3.12 here, nothing run"; \
-	else $(MAKE) --no-print-directory run-latest PYTHON_312="$$python"; fi
+	if [ -z "$$python" ]; then echo "$@: no Python 3.12 here, nothing done"; \
+	else $(MAKE) --no-print-directory run-$@ PYTHON_312="$$python"; fi
 
-.PHONY: run-latest
-run-latest: $(LATEST)/installed
+.PHONY: run-install-latest run-test-latest
+run-install-latest: $(LATEST)/installed
+run-test-latest: $(LATEST)/installed
 	@$(LATEST)/bin/python -c 'import jax, sys; print("Python", sys.version.split()[0], "with JAX", jax.__version__)'
 	$(LATEST)/bin/python -m pytest -n $(WORKERS) -m "fast and not slow" $(ARGS)
 

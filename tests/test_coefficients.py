@@ -18,7 +18,7 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import driver, tracing
-from jaxbound.relaxations import backward, coefficients, windows
+from jaxbound.relaxations import backward, coefficients, convolutions, windows
 from jaxbound.relaxations.coefficients import Dense, Identity
 from jaxbound.relaxations.windows import Windowed
 
@@ -260,3 +260,46 @@ def test_windows_change_no_bound(monkeypatch, seed, method):
     assert np.allclose(found.lower, expected.lower, rtol=1e-12, atol=1e-12)
     assert np.allclose(found.upper, expected.upper, rtol=1e-12, atol=1e-12)
     driver._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions(stride):
+    """By the rows alone (which has a form of its own), by the kernel, and by both; forward, reverse and twice."""
+    rows, kernel = _kernel(0, 3, 4, 5, 6), _kernel(1, 3, 2, 2, 6)
+    image = jax.ShapeDtypeStruct((1, 3 + 3 * stride, 2 + 4 * stride, 2), jnp.float64)
+    names = ("NHWC", "HWIO", "NHWC")
+    numbers = jax.lax.conv_dimension_numbers(image.shape, kernel.shape, names)
+
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (stride, stride), "VALID", dimension_numbers=names)
+
+    def expected(rows, kernel):
+        transpose = jax.linear_transpose(lambda x: convolve(x, kernel), image)
+        return jax.vmap(lambda row: transpose(row)[0])(rows[:, None])
+
+    params = {
+        "window_strides": (stride, stride), "padding": ((0, 0), (0, 0)), "lhs_dilation": (1, 1), "rhs_dilation": (1, 1),
+        "dimension_numbers": numbers, "feature_group_count": 1, "batch_group_count": 1,
+    }  # fmt: skip
+
+    def found(rows, kernel):
+        return convolutions.transpose((image.shape, kernel.shape), params, rows[:, None], kernel)
+
+    steps = _kernel(2, *rows.shape), _kernel(3, *kernel.shape)
+    for moving in ((0,), (1,), (0, 1)):
+        # only what moves has a tangent
+        def along(function, moving=moving):
+            parts = list(zip((rows, kernel), steps, strict=True))
+            args = lambda t: [a + t * d if k in moving else a for k, (a, d) in enumerate(parts)]  # noqa: E731
+            return lambda t: function(*args(t)) ** 2
+
+        for differentiate in (
+            jax.jacfwd,
+            jax.jacrev,
+            lambda f: jax.jacfwd(jax.jacrev(f)),
+            lambda f: jax.jacrev(jax.jacfwd(f)),
+        ):
+            np.testing.assert_array_equal(differentiate(along(found))(1.0), differentiate(along(expected))(1.0))
+    gradients = [jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))(rows, kernel) for f in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -539,6 +539,7 @@ def test_a_wrong_dual_solution_loosens_and_never_breaks(monkeypatch, name, fault
 # --- batches, sides, regions ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_are_examples_one_by_one():
     layers, x = _layers("tiny"), jnp.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]])
     eps = jnp.array([0.5, 0.75, 0.0])

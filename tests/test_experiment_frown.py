@@ -89,6 +89,7 @@ def test_a_radius_that_an_attack_reaches_stops_it():
         frown.check(radius, np.array([0.0, 0.1, 0.05]), "CROWN")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("norm", [np.inf, 2.0, 1.0])
 def test_attacked_radii_are_those_of_a_linear_network(norm):
     """f_0 - f_j = w_j @ x is 0 first at the radius w_j @ x / ||w_j||_q, also from a radius beyond it."""

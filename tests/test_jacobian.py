@@ -328,6 +328,7 @@ def test_convolutions_are_their_matrices():
         assert np.all(differences <= margins.upper[:, None] + 1e-5)
 
 
+@pytest.mark.slow
 def test_convolution_equals_the_dense_network_of_its_matrix():
     kernel = jax.random.normal(jax.random.key(0), (2, 2, 1, 2))
     tail = random_layers((18, 5, 2), 1)
@@ -440,6 +441,7 @@ def test_composition_bounds_what_is_no_chain():
         jacobian_bounds(w, x, 0.1, apply_fn=network, method=RecurJac())
 
 
+@pytest.mark.slow
 def test_best_is_never_wider_than_either():
     layers = random_layers((4, 8, 6, 3), 11)
     x = jax.random.normal(jax.random.key(0), (2, 4))

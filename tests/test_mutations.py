@@ -298,7 +298,7 @@ def _fresh():
     clear()
 
 
-@pytest.mark.quick(20)
+@pytest.mark.quick(12)
 @pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize("name", CHECKS)
 def test_checks_pass_without_a_fault(name):

@@ -219,7 +219,8 @@ def test_the_cauchy_estimator():
     assert (ratios < 0.9).any()  # too narrow: why estimates are refused as certificates
 
 
-@pytest.mark.parametrize("norm", [jnp.inf, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [jnp.inf, 2])
 def test_estimates_converge_with_the_number_of_projections(norm):
     net, point = layers((100, 100, 100, 3)), images(1, 100)[0]
     ball = jb.LpBall(point, RADII[norm], norm)
@@ -374,6 +375,7 @@ def test_estimates_in_float64():
     close(found, jb.fastlin(net, x, 0.05), 1e-12)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("projections", "norm"), [(3, jnp.inf), (3, 2), (9, 2)])
 def test_estimates_over_abnormal_regions(projections, norm):
     net, x = layers(SIZES), images(3, 6)

@@ -143,6 +143,7 @@ def test_other_networks_of_one_layer(network, family):
         assert np.all((found.lower >= crown.lower) & (found.upper <= crown.upper))
 
 
+@pytest.mark.slow
 def test_skips_parallel_layers_and_outputs_that_are_relus():
     rng = np.random.default_rng(3)
     weights, doubled = jnp.asarray(rng.normal(size=(3, 5))), jnp.full(3, 2.0)  # an array, as a literal would be fused

@@ -162,6 +162,7 @@ def test_affine_networks_have_the_radius_of_the_dual_norm(norm):
     assert (found <= exact).all() and (found >= np.multiply(exact, 1 - 2 * TOLERANCE)).all()
 
 
+@pytest.mark.slow
 def test_a_clip_box_enlarges_the_radius():
     x, labels = data()
     free, cut = (certified_radius(layers(), x, labels, clip=clip) for clip in (None, (0.0, 1.0)))
@@ -337,6 +338,7 @@ def test_estimates_are_refused_by_name():
 # --- transformations and networks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eagerly_and_compiled_the_same():
     x, labels = data()
     eager = certified_radius(layers(), x, labels, norm=2, clip=(0.0, 1.0))
