@@ -20,8 +20,11 @@ from jaxbound.graph import Graph, Op, Structure
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import Freedom, Planes, between, spread, times
 
-Shares = dict[int, tuple[jax.Array, jax.Array]]
-"""Per nonlinear node, below and above; the first axis is that of groups of rows."""
+Shares = dict[int, tuple[jax.Array | None, jax.Array | None]]
+"""Per nonlinear node, below and above; the first axis is that of groups of rows. None where there is no choice."""
+
+Slopes = dict[int, tuple[jax.Array, jax.Array]]
+"""The same, of slopes."""
 
 _PATIENCE = 5
 """Steps in a row that gain too little before tuning stops early."""
@@ -97,7 +100,7 @@ def tuned_rows(static, constants, leaves, ends, index) -> Rows:
 
 def tuned_rows_and_slopes(
     static: tuple[Structure, int, Settings], constants, leaves, ends, index
-) -> tuple[Rows, Shares]:
+) -> tuple[Rows, Slopes]:
     """Tuned lower bounds of some rows, and their slopes.
 
     The derivative is that at the slopes found, which is all of it where they are best (the envelope theorem).
@@ -135,16 +138,23 @@ class _Problem:
 
     def start(self) -> Shares:
         """CROWN's own choice, for every group."""
-        groups = len(self.per_group(jnp.zeros(self.count)))
-        repeat = lambda share: jnp.broadcast_to(share, (groups, *share.shape))  # noqa: E731
-        return {k: jax.tree.map(repeat, freedom.shares) for k, (_, freedom) in self.tables.items()}
+        return {k: jax.tree.map(self._repeated, freedom.shares) for k, (_, freedom) in self.tables.items()}
 
-    def slopes(self, shares: Shares) -> Shares:
+    def slopes(self, shares: Shares) -> Slopes:
         """From shares to what `planes` may be given."""
+
+        def side(table, share):
+            found = between(table, share)
+            return self._repeated(found) if share is None else found
+
         return {
-            k: (between(freedom.slopes[0], shares[k][0]), between(freedom.slopes[1], shares[k][1]))
+            k: (side(freedom.slopes[0], shares[k][0]), side(freedom.slopes[1], shares[k][1]))
             for k, (_, freedom) in self.tables.items()
         }
+
+    def _repeated(self, values: jax.Array) -> jax.Array:
+        groups = len(self.per_group(jnp.zeros(self.count)))
+        return jnp.broadcast_to(values, (groups, *values.shape))
 
     def rows(self, shares: Shares) -> Rows:
         """The lower bounds, from averages of the tables' lines."""
@@ -157,7 +167,7 @@ class _Problem:
             for block in self.blocks
         })  # fmt: skip
 
-    def rows_of(self, slopes: Shares) -> Rows:
+    def rows_of(self, slopes: Slopes) -> Rows:
         """The lower bounds, from lines with the given slopes and the intercepts that are exact for them."""
         planes = {}
         for block in self.blocks:
@@ -274,25 +284,27 @@ def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]
     freedom = enclosure.freedom(op, inputs, own, "adaptive")
-    table = jax.vmap(lambda slopes: enclosure.planes(op, inputs, own, "adaptive", slopes))(freedom.slopes)
+    counts = [len(side) for side in freedom.slopes]
+    pairs = [jnp.broadcast_to(side, (max(counts), *side.shape[1:])) for side in freedom.slopes]
+    table = jax.vmap(lambda pair: enclosure.planes(op, inputs, own, "adaptive", pair))(tuple(pairs))
+    below = jax.tree.map(lambda leaf: leaf[: counts[0]], (table.lower_slopes, table.lower_intercept))
+    above = jax.tree.map(lambda leaf: leaf[: counts[1]], (table.upper_slopes, table.upper_intercept))
     reaches = [jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in inputs]
     widths = []
-    for slopes, intercept in ((table.lower_slopes, table.lower_intercept), (table.upper_slopes, table.upper_intercept)):
+    for slopes, intercept in (below, above):
         products = [jnp.max(times(jnp.abs(s), reach), axis=0) for s, reach in zip(slopes, reaches, strict=True)]
         size = sum(jnp.sum(product, axis=enclosures.reduced_axes(op)) for product in products)
         size = size + jnp.max(jnp.abs(intercept), axis=0)
         width = (4 + 2 * len(intercept)) * jnp.finfo(op.dtype).eps * jnp.where(jnp.isfinite(size), size, 0)
         widths.append(jax.lax.stop_gradient(jnp.where(len(intercept) > 1, width, 0)))
-    return Planes(
-        table.lower_slopes, table.lower_intercept - widths[0], table.upper_slopes, table.upper_intercept + widths[1]
-    ), freedom
+    return Planes(below[0], below[1] - widths[0], above[0], above[1] + widths[1]), freedom
 
 
-def mixed(op: Op, table: Planes, shares: tuple[jax.Array, jax.Array]) -> Planes:
+def mixed(op: Op, table: Planes, shares: tuple[jax.Array | None, jax.Array | None]) -> Planes:
     """The planes at some places of a table."""
     axes = enclosures.reduced_axes(op)
     kept = [axis - len(op.shape) - len(axes) for axis in axes]  # counted from the last: rows come first
-    wide = [jnp.expand_dims(share, kept) for share in shares]
+    wide = [None if share is None else jnp.expand_dims(share, kept) for share in shares]
     return Planes(
         between(table.lower_slopes, wide[0]), between(table.lower_intercept, shares[0]),
         between(table.upper_slopes, wide[1]), between(table.upper_intercept, shares[1]),

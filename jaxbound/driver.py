@@ -33,6 +33,8 @@ ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
 _PIECES, _FEWEST = 16, 64
 """Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program."""
+_PER_PASS = 16
+"""What a pass costs beside its rows, in rows."""
 
 
 class Rows(NamedTuple):
@@ -205,13 +207,11 @@ class Run:
             chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
         else:
             flat = needed.reshape(-1, size)
-            count = int(flat.sum(axis=1).max())
-            count = _rounded(count, size) if most is None else count
-            order = np.argsort(~flat, axis=1, kind="stable")[:, :count]
+            order = np.argsort(~flat, axis=1, kind="stable")[:, : int(flat.sum(axis=1).max())]
             chosen = np.where(np.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
             chosen = chosen if self.batch is not None else chosen[0]
-        total = chosen.shape[-1]
-        width = min(total if most is None else min(most, size), max(1, self.max_rows // sides))
+        total, largest = chosen.shape[-1], max(1, self.max_rows // sides)
+        width = _width(total, size, largest) if most is None else min(most, size, largest)
         for first in range(0, total, width):
             part = chosen[..., first : first + width]
             padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
@@ -268,11 +268,16 @@ class Run:
         return carry
 
 
-def _rounded(count: int, size: int) -> int:
-    """The whole size or a half, quarter, ... of it: few sizes, so that not every count of rows compiles anew."""
-    while size >= 64 and count <= -(-size // 2):
-        size = -(-size // 2)
-    return size
+def _width(count: int, size: int, largest: int) -> int:
+    """How many of `count` entries at once: a node's whole size or a half, quarter, ... of it, whichever costs least.
+
+    There are few widths, so that not every count of rows compiles anew.
+    """
+    widths = [size]
+    while widths[-1] >= _FEWEST:
+        widths.append(-(-widths[-1] // 2))
+    widths = [width for width in widths if width <= largest] or [largest]
+    return min(widths, key=lambda width: -(-count // width) * (width + _PER_PASS))
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------

@@ -67,8 +67,10 @@ def test_every_place_in_a_table_is_sound(kind, dtype):
     allowed = {np.float32: 1e-6, np.float64: 1e-14}[dtype] * size
     for share in (0.0, 1.0, 0.5, None, None):
         shares = tuple(
-            jnp.asarray(rng.random(op.shape) if share is None else np.full(op.shape, share), dtype) for _ in range(2)
-        )
+            None if own is None
+            else jnp.asarray(rng.random(op.shape) if share is None else np.full(op.shape, share), dtype)
+            for own in freedom.shares
+        )  # fmt: skip
         given = tuple(between(side, share) for side, share in zip(freedom.slopes, shares, strict=True))
         enclosure = enclosures.of(op)
         for planes in (ascent.mixed(op, table, shares), jax.jit(enclosure.planes, static_argnums=(0, 3))(
@@ -89,7 +91,9 @@ def test_the_default_is_in_its_table(kind):
     inputs = [tuple(map(jnp.asarray, ends)) for ends in inputs]
     own = jax.jit(lambda inputs: enclosures.of(op).planes(op, inputs, (), "adaptive"))(inputs)
     table, freedom = jax.jit(lambda inputs: ascent.table_of((op, (), ()), (), inputs))(inputs)
-    assert all(np.all((share >= -1e-12) & (share <= 1 + 1e-12)) for share in freedom.shares)
+    shares = jax.tree.leaves(freedom.shares)
+    assert all(np.all((share >= -1e-12) & (share <= 1 + 1e-12)) for share in shares)
+    assert len(shares) == {"sort": 0, "relu": 1, "leaky_relu_negative": 1, "softplus": 1, "square": 1}.get(kind, 2)
     found = jax.jit(lambda table, shares: ascent.mixed(op, table, shares))(table, freedom.shares)
     for ours, theirs in zip(found.lower_slopes, own.lower_slopes, strict=True):
         steepest = jnp.max(jnp.abs(jnp.asarray(table.lower_slopes)))
@@ -103,7 +107,7 @@ def test_between_averages_neighbours():
     table = jnp.array([[0.0], [1.0], [4.0]])
     found = [float(between(table, jnp.array([share]))[0]) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert found == [0.0, 0.5, 1.0, 2.5, 4.0]
-    assert between(jnp.array([[3.0]]), jnp.array([0.7])) == 3.0
+    assert between(jnp.array([[3.0]]), jnp.array([0.7])) == between(jnp.array([3.0]), None) == 3.0
 
 
 def test_groups_share_on_each_side():

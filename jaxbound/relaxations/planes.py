@@ -35,11 +35,12 @@ class Planes:
 class Freedom(NamedTuple):
     """What may be given to `planes` as slopes: below and above a table of them, first axis, in a sensible order.
 
-    A share in [0, 1] is a place between the first entry and the last one; `shares` is where the default is.
+    A share in [0, 1] is a place between the first entry and the last one; `shares` is where the default is. On a side
+    without a choice the table has one entry and the share is None, which is no leaf of a pytree: nothing is tuned.
     """
 
     slopes: tuple[jax.Array, jax.Array]
-    shares: tuple[jax.Array, jax.Array]
+    shares: tuple[jax.Array | None, jax.Array | None]
 
     @classmethod
     def linear(cls, first: jax.Array, last: jax.Array, default: tuple[jax.Array, jax.Array], count: int = 2) -> Freedom:
@@ -49,17 +50,20 @@ class Freedom(NamedTuple):
         return cls((table, table), ((default[0] - first) / spread, (default[1] - first) / spread))
 
 
-def between(table, share: jax.Array):
+def between(table, share: jax.Array | None):
     """Averages of neighbours in a pytree of tables (first axis), at shares of [0, 1] with the shape of their entries.
 
-    The average of two valid planes is valid, up to rounding. There is no gather: all is one fused loop.
+    The average of two valid planes is valid, up to rounding. There is no gather: all is one fused loop. A share of None
+    is the only entry.
     """
-    count = len(jax.tree.leaves(table)[0])
-    position = share * (count - 1)
 
     def entry(k):
         return jax.tree.map(lambda leaf: leaf[k], table)
 
+    if share is None:
+        return entry(0)
+    count = len(jax.tree.leaves(table)[0])
+    position = share * (count - 1)
     first, second, part = entry(0), entry(min(1, count - 1)), position
     for k in range(1, count - 1):
         past = position >= k

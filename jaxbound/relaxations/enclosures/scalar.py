@@ -226,7 +226,8 @@ def support_range(op: Op, lower, upper, constants, sign: int = 1) -> Ends:
 def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
     """Slopes between those of the hull's ends, closer where the function is flat: contact moves fast there.
 
-    For a function with one kink, what is between two lines is their average.
+    For a function with one kink, what is between two lines is their average. Where the hull is one chord on a side,
+    there is no choice.
     """
     ((lower, upper),) = inputs
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
@@ -237,12 +238,29 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     spaced, back = (lambda s: s, lambda s: s) if one_kink else (_root, lambda s: s * jnp.abs(s))
     tables, shares = [], []
     for sign, (own,) in ((1, chosen.lower_slopes), (-1, chosen.upper_slopes)):
+        if _is_chord(op, sign):
+            tables.append(own[None])
+            shares.append(None)
+            continue
         ends = support_range(op, low, high, constants, sign)
         first, last = spaced(jnp.minimum(ends[0], own)), spaced(jnp.maximum(ends[1], own))
         (table, _), (share, _) = Freedom.linear(first, last, (spaced(own), first), count=2 if one_kink else _LINES)
         tables.append(back(table))
         shares.append(share)
     return Freedom((tables[0], tables[1]), (shares[0], shares[1]))
+
+
+def _is_chord(op: Op, sign: int) -> bool:
+    """Whether the convex hull of the graph is one chord everywhere below (sign 1) or above (-1)."""
+    curvature = curvature_of(op)
+    first, *others = curvature.pieces
+    if curvature.cells or not others:
+        return not curvature.cells and first.kind == {1: "concave", -1: "convex"}[sign]
+    if not curvature.is_piecewise_linear or len(others) > 1:
+        return False
+    with jax.ensure_compile_time_eval():
+        left, kink, right = np.asarray(op.program(first.right + jnp.array([-1, 0, 1], op.dtype)))
+    return bool(sign * (left + right - 2 * kink) <= 0)
 
 
 def _root(slope) -> jax.Array:
