@@ -56,7 +56,9 @@ def scale_by_largest() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         per_leaf = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(updates)]
-        largest = functools.reduce(jnp.maximum, per_leaf, jnp.zeros(()))
+        if not per_leaf:
+            return updates, state
+        largest = functools.reduce(jnp.maximum, per_leaf)
 
         def evened(leaf):
             part = leaf / jnp.where(largest > 0, largest, 1).reshape(-1, *[1] * (leaf.ndim - 1))

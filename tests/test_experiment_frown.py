@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from experiments import frown
+from experiments import frown, reference_frown
 
 CROWN, FROWN, LP = "CROWN (adaptive)", "FROWN", "LP"
 
@@ -130,3 +130,25 @@ def test_refusals_come_before_any_work(tmp_path, capsys):
         assert text in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"there is no file net\.npz in "):
         frown.main(["--network", str(tmp_path / "net")])
+
+
+def test_arrays_of_another_code_are_compared(tmp_path, capsys):
+    """Margins of CROWN are reached, ones beyond the exact margin are not, and a folder without arrays says so."""
+    with pytest.raises(SystemExit, match=r"there is no frown_\*\.npz"):
+        reference_frown.main([str(tmp_path)])
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(size=shape).astype(np.float32), np.zeros(shape[1], np.float32)) for shape in ((3, 6), (6, 2))]
+    x = rng.normal(size=(2, 3)).astype(np.float32)
+    arrays = {f"{kind}{k}": part for k, layer in enumerate(layers) for kind, part in zip("Wb", layer, strict=True)}
+    spec = jnp.array([[[1.0, -1.0]]] * 2)
+    for extra, code in ((0.0, 0), (100.0, 1)):
+        margins = np.asarray(jb.crown(layers, x, 0.1, spec=spec).lower[:, 0]) + extra
+        np.savez(
+            tmp_path / "frown_tiny_relu.npz", **arrays, x=x, y=np.zeros(2, int), target=np.ones(2, int),
+            **{"fixed|pinf|frown|eps": 0.1, "fixed|pinf|frown|margin_lb": margins},
+            **{"fixed|pinf|frown|seconds_wall_cpu": np.ones(2)},
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            reference_frown.main([str(tmp_path), "--steps", "2", "--float32"])
+        assert ended.value.code == code
+        assert f"at least theirs {0 if code else 2}/2" in capsys.readouterr().out

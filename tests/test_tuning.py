@@ -319,6 +319,13 @@ def test_chunks_of_rows_change_nothing():
     assert np.allclose(whole.lower, parts.lower, atol=1e-5)
 
 
+@pytest.mark.x64
+def test_single_precision_is_tuned_where_double_is_enabled():
+    function, box = _mlp(jnp.float32, widths=(3, 5, 2), activations=(jax.nn.relu,))
+    bounds = jb.bound(function, jb.Frown(steps=2, pre_activation=jb.IBP()))(box)
+    assert bounds.lower.dtype == bounds.upper.dtype == jnp.float32
+
+
 def test_equal_methods_compile_once():
     function, box = _mlp()
     jb.bound(function, jb.Frown(steps=2))(box)
