@@ -187,9 +187,11 @@ def _checked(function, variables, x, region, labels, key, steps, restarts, step_
         if wrong.size:
             raise ValueError(f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}")
 
-    state = variables, x, per_example(region), labels, _example_keys(key, struct.shape[0]), step_size
     compiled = not is_tracing() and _is_hashable(function)
-    return (_compiled if compiled else _attack_all)(function, steps, restarts)(*state)
+    pieces = (_compiled if compiled else _pieces)(function, restarts)
+    region, keys = per_example(region), _example_keys(key, struct.shape[0])
+    fold = _eager if compiled else _traced
+    return _attack(pieces, variables, x, region, labels, keys, steps, step_size, logits.dtype, fold)
 
 
 def _is_hashable(function: Callable) -> bool:
@@ -198,21 +200,6 @@ def _is_hashable(function: Callable) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _attack_all(function: Callable, steps: int, restarts: int) -> Callable:
-    def attack(variables, x, region, label, key, step_size) -> Attack:
-        def margin(point: jax.Array) -> jax.Array:
-            return _margin(function(variables, point), label)
-
-        return _attack(margin, x, region, key, steps, restarts, step_size)
-
-    return jax.vmap(attack, in_axes=(None, 0, 0, 0, 0, None))
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(function: Callable, steps: int, restarts: int) -> Callable:
-    return eager_jit(_attack_all(function, steps, restarts))
 
 
 def _middle(region: Region) -> ArrayLike:
@@ -246,39 +233,83 @@ def _margin(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(is_label), true - other, jnp.nan)
 
 
-def _attack(
-    margin: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    region: Region,
-    key: jax.Array,
-    steps: int,
-    restarts: int,
-    step_size: ArrayLike | None,
-) -> Attack:
-    """The attack on one example: a scan over the starts, and in it a scan over the steps."""
-    radius = _radius(region)
-    length = 2.5 * radius / max(steps, 1) if step_size is None else step_size
-    starts = project(region, x)[None]
-    if restarts > 1:
-        starts = jnp.concatenate([starts, sample(region, key, (restarts - 1,))])
+Best = tuple[jax.Array, jax.Array]
+"""The worst points so far, and their margins."""
 
-    def keep(best: tuple[jax.Array, jax.Array], point: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+
+class _Pieces(NamedTuple):
+    """What an attack is made of, each for a batch."""
+
+    begin: Callable[..., tuple[jax.Array, jax.Array]]
+    """`(x, region, keys, steps, step_size)` -> where to start, `(restarts, batch, ...)`, and how long steps are."""
+    step: Callable[..., tuple[jax.Array, Best]]
+    """`(variables, region, labels, length, points, best)` -> the next points, and the best with these points."""
+    last: Callable[..., Best]
+    """`(variables, labels, points, best)` -> the best with these points."""
+
+
+def _pieces(function: Callable, restarts: int) -> _Pieces:
+    def margin(variables, label, point: jax.Array) -> jax.Array:
+        return _margin(function(variables, point), label)
+
+    def begin(x: jax.Array, region: Region, key: jax.Array, steps, step_size) -> tuple[jax.Array, jax.Array]:
+        starts = project(region, x)[None]
+        if restarts > 1:
+            starts = jnp.concatenate([starts, sample(region, key, (restarts - 1,))])
+        length = 2.5 * _radius(region) / jnp.maximum(steps, 1) if step_size is None else jnp.asarray(step_size)
+        return starts, length
+
+    def keep(best: Best, point: jax.Array, value: jax.Array) -> Best:
         better = (value < best[1]) | (jnp.isnan(value) & ~jnp.isnan(best[1]))
         return jnp.where(better, point, best[0]), jnp.where(better, value, best[1])
 
-    def step(carry: tuple, _: None) -> tuple[tuple, None]:
-        point, best = carry
-        value, gradient = jax.value_and_grad(margin)(point)
+    def step(variables, region: Region, label, length, point: jax.Array, best: Best) -> tuple[jax.Array, Best]:
+        value, gradient = jax.value_and_grad(margin, argnums=2)(variables, label, point)
         moved = project(region, point - length * _steepest(region, point, gradient))
-        return (moved.astype(point.dtype), keep(best, point, value)), None
+        return moved.astype(point.dtype), keep(best, point, value)
 
-    def descend(best: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        (point, best), _ = lax.scan(step, (start, best), length=steps)
-        return keep(best, point, margin(point)), None
+    def last(variables, label, point: jax.Array, best: Best) -> Best:
+        return keep(best, point, margin(variables, label, point))
 
-    dtype = jax.eval_shape(margin, starts[0]).dtype
-    (point, value), _ = lax.scan(descend, (starts[0], jnp.asarray(jnp.inf, dtype)), starts)
+    return _Pieces(
+        jax.vmap(begin, in_axes=(0, 0, 0, None, None), out_axes=(1, 0)),
+        jax.vmap(step, in_axes=(None, 0, 0, 0, 0, 0)),
+        jax.vmap(last, in_axes=(None, 0, 0, 0)),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(function: Callable, restarts: int) -> _Pieces:
+    begin, step, last = _pieces(function, restarts)
+    return _Pieces(eager_jit(begin), eager_jit(step), eager_jit(last))
+
+
+def _attack(
+    pieces: _Pieces, variables, x, region, labels, keys, steps: int, step_size, dtype, fold: Callable
+) -> Attack:
+    """The attack on a batch: a loop over the starts, and in it one over the steps."""
+    starts, length = pieces.begin(x, region, keys, steps, step_size)
+
+    def step(carry: tuple[jax.Array, Best], _) -> tuple[tuple[jax.Array, Best], None]:
+        return pieces.step(variables, region, labels, length, *carry), None
+
+    def descend(best: Best, start: jax.Array) -> tuple[Best, None]:
+        points, best = fold(step, (start, best), np.arange(steps))
+        return pieces.last(variables, labels, points, best), None
+
+    point, value = fold(descend, (starts[0], jnp.full(labels.shape, jnp.inf, dtype)), starts)
     return Attack(point, value, ~(value > 0))
+
+
+def _traced(body: Callable, carry, items):
+    return lax.scan(body, carry, items)[0]
+
+
+def _eager(body: Callable, carry, items):
+    """A loop of compiled pieces: XLA for CPU is bad at the gradients of convolutions that stand in its own loops."""
+    for item in items:
+        carry, _ = body(carry, item)
+    return carry
 
 
 def _radius(region: Region) -> jax.Array:
