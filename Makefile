@@ -13,6 +13,9 @@ VENV   := .venv
 LATEST := .venv-latest
 BIN    := $(VENV)/bin
 
+# Python compiles the files that it imports; compiling all of them takes longer than the installation.
+INSTALL := -m pip install -qq --disable-pip-version-check --no-compile
+
 # Tests of the oracles and of the experiments must run, not be skipped, so their extras are installed too.
 TEST_EXTRAS := test,exact,experiments
 
@@ -68,18 +71,18 @@ $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-experiments: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[experiments]'
+	$(BIN)/python $(INSTALL) -e '.[experiments]'
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$(TEST_EXTRAS)]'
+	$(BIN)/python $(INSTALL) -e '.[$(TEST_EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-docs: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python $(INSTALL) -e '.[docs]'
 	@touch $@
 
 $(LATEST)/installed: pyproject.toml
 	$(PYTHON_312) -m venv $(LATEST)
-	$(LATEST)/bin/python -m pip install -qq --disable-pip-version-check --upgrade -e '.[test]'
+	$(LATEST)/bin/python $(INSTALL) --upgrade -e '.[test]'
 	@touch $@

@@ -227,6 +227,7 @@ def test_matrices_are_the_functions(name):
     assert np.allclose(attained, program.rows.lower, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_triangle_has_three_lines_and_a_stable_neuron_two():
     ends = jnp.array([-1.0, 0.5, -3.0, -1.0]), jnp.array([2.0, 1.5, -1.0, 0.0])
     counts = _lines_kept(jax.nn.relu, ends)

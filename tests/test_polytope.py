@@ -269,6 +269,7 @@ def test_the_key_alone_decides():
     np.testing.assert_allclose(lower(x[[2, 0, 1]], jax.random.key(0))[1], first[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_is_a_fraction_of_what_a_row_per_neuron_takes():
     def bytes_needed(method):
         net, x = layers((32, 256, 256, 3)), images(2, 32)
@@ -349,6 +350,7 @@ def test_estimates_under_transformations():
     assert len(traces) == 1, "another key is another value of the same program"
 
 
+@pytest.mark.slow
 def test_estimates_can_be_trained_on():
     net, x = layers(SIZES), images(3, 6)
 

@@ -78,6 +78,7 @@ def test_fused_loss_of_large_logits_is_finite():
     assert np.all(each >= worst_sampled(given, 0.1) - 1e-3 * value)
 
 
+@pytest.mark.slow
 def test_fused_loss_at_radius_zero_is_natural_with_a_finite_gradient(small):
     def loss(variables):
         each, _ = fused(variables, small.x, small.labels, 0.0, method=jb.CrownIBP(), apply_fn=small.model.apply,

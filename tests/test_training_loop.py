@@ -157,6 +157,7 @@ def stored(folder: Path) -> dict:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(digits, tmp_path):
     with pytest.raises(NonFiniteError, match="the loss at step 12 is not finite") as caught:
         fit(*made(), batches(digits, ("nan", 12)), run_of(), tmp_path)

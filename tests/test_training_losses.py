@@ -134,6 +134,7 @@ def test_adversarial_loss_lies_between_natural_and_robust(small):
     assert float(jnp.mean(found.loss - losses.natural(clean.logits, small.labels))) > 0.01, "the attack found something"
 
 
+@pytest.mark.slow
 def test_adversarial_gradient_is_that_of_fixed_points(small):
     attack = AdversarialLoss(steps=3)
 
