@@ -708,3 +708,20 @@ def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
         transform.prepare(lambda x, k=k: x * k, (Box(np.zeros(2, "f"), np.ones(2, "f")),))
     gc.collect()
     assert len(transform._STRUCTURES.entries) <= transform._STRUCTURES.size
+
+
+@pytest.mark.x64
+@pytest.mark.slow  # with the passes that users have: quick runs leave out the one that did it
+def test_compiled_gradients_through_products_are_finite_differences():
+    """Two corners of a product's box tie; compiled as one program they may be rounded apart."""
+    rng = np.random.default_rng(0)
+    first, last, x = (jnp.asarray(rng.normal(size=shape)) for shape in ((3, 4), (4, 2), (3,)))
+
+    def loss(t):
+        ball = LpBall(x + t[:3], 0.3 + t[3], np.inf)
+        return weighted(jb.bound(lambda x: (x @ first) * jnp.tanh((x @ first)[::-1]) @ last, jb.CrownIBP())(ball))
+
+    loss, steps = jax.jit(loss), 1e-6 * np.eye(4)
+    expected = [(loss(step) - loss(-step)) / 2e-6 for step in steps]
+    for gradient in (jax.grad(loss), jax.jacfwd(loss)):
+        np.testing.assert_allclose(jax.jit(gradient)(jnp.zeros(4)), expected, rtol=1e-5)

@@ -11,6 +11,7 @@ height at the middle of the box, hence the same gap in total; t = 0 is taken unl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -50,8 +51,8 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     below, above = (0.0, 0.0) if slopes is None else slopes
     low_slopes = m_y - below * r_y, m_x - below * r_x
     high_slopes = m_y - above * r_y, m_x + above * r_x
-    floor = _extreme(boxes, low_slopes, jnp.min)
-    ceiling = _extreme(boxes, high_slopes, jnp.max)
+    floor = _extreme(boxes, low_slopes, jnp.less)
+    ceiling = _extreme(boxes, high_slopes, jnp.greater)
     reach_x, reach_y = (jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in boxes)
     error = jax.lax.stop_gradient(16 * jnp.finfo(op.dtype).eps * reach_x * reach_y)
     least, most = interval(op, inputs, constants)
@@ -67,11 +68,15 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     return Freedom.linear(zeros - 1, zeros + 1, (zeros, zeros))
 
 
-def _extreme(boxes, slopes, choose) -> jax.Array:
-    """x y minus a plane is extreme in a corner, since it is linear in each variable."""
+def _extreme(boxes, slopes, better) -> jax.Array:
+    """x y minus a plane is extreme in a corner, since it is linear in each variable.
+
+    Two corners tie. `jnp.min` would look for its result among them to share the derivative, and where XLA computes a
+    corner twice with other roundings (a b - c d has two forms with a fused multiply-add) it may find none.
+    """
     (low_x, high_x), (low_y, high_y) = boxes
     corners = [x * y - slopes[0] * x - slopes[1] * y for x in (low_x, high_x) for y in (low_y, high_y)]
-    return choose(jnp.stack(corners), axis=0)
+    return functools.reduce(lambda best, corner: jnp.where(better(corner, best), corner, best), corners)
 
 
 def _times(x, y) -> jax.Array:
