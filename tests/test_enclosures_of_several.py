@@ -12,7 +12,7 @@ import scipy.special as special
 import jaxbound as jb
 from jaxbound import operations
 from jaxbound.relaxations import enclosures
-from jaxbound.relaxations.enclosures import logsumexp, meet, select, sort, staircase
+from jaxbound.relaxations.enclosures import logsumexp, meet, product, select, sort, staircase
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 COUNT, SAMPLES = 600, 400
@@ -280,3 +280,18 @@ def test_they_batch_and_compile(method):
     for k in range(2):
         for batched, single in zip(jax.tree.leaves(both), jax.tree.leaves(alone[k]), strict=True):
             assert np.allclose(batched[k], single, rtol=1e-12, atol=1e-12)
+
+
+def test_corners_of_products_that_overflow_are_not_forgotten():
+    """x y - s x - t y may be inf - inf in some corners: then nothing is known, whichever corner comes first."""
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.choice([-3e38, -2e38, -1e19, -1, 0, 1, 2, 1e19, 2e38, 3e38], (400, 2, 2)), axis=2)
+    low, high = (jnp.asarray(ends[..., k], jnp.float32) for k in (0, 1))
+    found = jax.jit(jax.vmap(jb.bound(lambda x: x[0] * x[1], jb.CrownIBP())))(jb.Box(low, high))
+    corners = np.stack([ends[:, 0, i] * ends[:, 1, k] for i in (0, 1) for k in (0, 1)])
+    least, most, slack = corners.min(0), corners.max(0), 1e-6 * np.abs(corners).max(0)
+    assert np.all(np.asarray(found.lower, np.float64) <= least + slack)
+    assert np.all(np.asarray(found.upper, np.float64) >= most - slack)
+    big, one, none = jnp.float32(3e38), jnp.float32(1), jnp.float32(0)
+    for box, slope in (((one, big), big), ((-big, one), -big)):  # the corner that is not a number comes last, and first
+        assert np.isnan(product._extreme([box, box], (slope, none), jnp.less))

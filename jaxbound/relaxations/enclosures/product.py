@@ -72,11 +72,13 @@ def _extreme(boxes, slopes, better) -> jax.Array:
     """x y minus a plane is extreme in a corner, since it is linear in each variable.
 
     Two corners tie. `jnp.min` would look for its result among them to share the derivative, and where XLA computes a
-    corner twice with other roundings (a b - c d has two forms with a fused multiply-add) it may find none.
+    corner twice with other roundings (a b - c d has two forms with a fused multiply-add) it may find none. A corner
+    that overflows to NaN stays, as in `jnp.min`: nothing is known then.
     """
     (low_x, high_x), (low_y, high_y) = boxes
     corners = [x * y - slopes[0] * x - slopes[1] * y for x in (low_x, high_x) for y in (low_y, high_y)]
-    return functools.reduce(lambda best, corner: jnp.where(better(corner, best), corner, best), corners)
+    choose = lambda best, corner: jnp.where(better(best, corner) | jnp.isnan(best), best, corner)  # noqa: E731
+    return functools.reduce(choose, corners)
 
 
 def _times(x, y) -> jax.Array:
