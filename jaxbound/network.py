@@ -50,12 +50,24 @@ class Network(NamedTuple):
 # --- the functions of one example -------------------------------------------------------------------------------------
 
 
+def _in_full_precision(call: Callable) -> Callable:
+    """What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16."""
+
+    @functools.wraps(call)
+    def computed(*args):
+        with jax.default_matmul_precision("highest"):
+            return call(*args)
+
+    return computed
+
+
 @dataclass(frozen=True)
 class Applied:
     """`apply_fn(variables, x)` on a batch of one."""
 
     apply_fn: Callable
 
+    @_in_full_precision
     def __call__(self, variables, example):
         """The output for one example."""
         return jax.tree.map(lambda leaf: leaf[0], self.apply_fn(variables, example[None]))
@@ -67,6 +79,7 @@ class Merged:
 
     definition: Any
 
+    @_in_full_precision
     def __call__(self, state, example):
         """The output for one example."""
         return jax.tree.map(lambda leaf: leaf[0], nnx.merge(self.definition, state)(example[None]))
@@ -78,6 +91,7 @@ class Chain:
 
     activation: Callable
 
+    @_in_full_precision
     def __call__(self, layers, example):
         """The output for one example, flattened first."""
         value = example.reshape(-1)

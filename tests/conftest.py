@@ -94,10 +94,16 @@ def x64():
         yield
 
 
+def _true_products():
+    """Accelerators round products to TF32 or bfloat16; what tests compare bounds with must not be rounded so."""
+    on_cpu = jax.default_backend() == "cpu"
+    return contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest")
+
+
 @pytest.fixture(autouse=True)
 def _precision(request):
     """float32 is what users have, so it is the default here too, whatever ran before."""
     wanted = request.node.get_closest_marker("x64") is not None
-    with jax.enable_x64(True) if wanted else contextlib.nullcontext():
+    with jax.enable_x64(True) if wanted else contextlib.nullcontext(), _true_products():
         yield
     assert not jax.config.jax_enable_x64, "a test left float64 on; use the x64 fixture or marker"

@@ -295,3 +295,29 @@ def test_corners_of_products_that_overflow_are_not_forgotten():
     big, one, none = jnp.float32(3e38), jnp.float32(1), jnp.float32(0)
     for box, slope in (((one, big), big), ((-big, one), -big)):  # the corner that is not a number comes last, and first
         assert np.isnan(product._extreme([box, box], (slope, none), jnp.less))
+
+
+_NARROW = {
+    "relu": lambda x: jax.nn.relu(x[0]),
+    "gelu": lambda x: jax.nn.gelu(x[0]),
+    "tanh": lambda x: jnp.tanh(x[0]),
+    "max": jnp.max,
+    "maximum": lambda x: jnp.maximum(x[0], x[1]),
+    "select": lambda x: jnp.where(x[0] > 0, x[1], -x[2]),
+    "product": lambda x: x[0] * x[1],
+    "logsumexp": jax.nn.logsumexp,
+    "sort": lambda x: jnp.sort(x)[0],
+}
+
+
+@pytest.mark.parametrize("name", _NARROW)
+def test_bounds_on_the_narrowest_intervals_have_finite_derivatives(name):
+    """A chord over a width w has a derivative of order 1 / w^2, which overflows long before w is 0."""
+    found = lambda low, high: jb.bound(_NARROW[name], jb.CrownIBP(intersect=False))(jb.Box(low, high))  # noqa: E731
+    widths = jnp.asarray([0, 1e-38, 1e-37, 1e-30, 1e-21, 1e-19, 1e-18, 1e-10], jnp.float32)[:, None]
+    share = jnp.asarray([0.5, 0.25, 0.75], jnp.float32)
+    for gradient in (
+        jax.grad(lambda *ends: found(*ends).lower, (0, 1)),
+        jax.grad(lambda *ends: found(*ends).upper, (0, 1)),
+    ):
+        assert np.isfinite(jax.jit(jax.vmap(gradient))(-share * widths, (1 - share) * widths)).all()

@@ -22,7 +22,7 @@ from flax.training.train_state import TrainState
 
 import jaxbound as jb
 from jaxbound.methods import Method
-from jaxbound.network import bound_network
+from jaxbound.network import bound_network, resolve
 from jaxbound.regions import Box, LpBall
 
 RANDOM = np.random.default_rng(0)
@@ -142,6 +142,15 @@ WRAPPINGS = {
 def test_the_wrapping_of_a_network_does_not_matter(name):
     params, options = WRAPPINGS[name]
     assert_same(jb.crown_ibp(params, X, EPS, **options), reference())
+
+
+@pytest.mark.parametrize("name", ["a variables dict", "a list of pairs", "a jitted function", "an NNX module"])
+def test_what_is_attacked_and_predicted_is_what_is_bounded(name):
+    """Accelerators would round the factors of its products to TF32 or bfloat16."""
+    params, options = WRAPPINGS.get(name, (nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {}))
+    network = resolve(params, X, options.get("apply_fn"))
+    found = str(jax.make_jaxpr(network.function)(network.variables, X[0]))
+    assert found.count("dot_general[") == found.count("(Precision.HIGHEST, Precision.HIGHEST)") > 0
 
 
 def test_a_plain_function_gets_the_parameters_as_they_are():

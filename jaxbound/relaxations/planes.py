@@ -80,6 +80,11 @@ def spread(values: jax.Array, sides: int, rows: int) -> jax.Array:
     return jnp.repeat(split, shared, axis=1)[:, :rows].reshape(sides * rows, *values.shape[1:])
 
 
+def is_wide(width: jax.Array) -> jax.Array:
+    """Whether a chord over an interval of this width has a derivative, which divides by the square of the width."""
+    return width > 2 * float(jnp.finfo(width.dtype).tiny) ** 0.5
+
+
 def times(coefficients: jax.Array, values: jax.Array) -> jax.Array:
     """The product in which a coefficient of zero ignores what is not finite; elsewhere also its derivative is exact."""
     return coefficients * jnp.where((coefficients == 0) & ~jnp.isfinite(values), 0, values)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.meet import among
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Freedom, Planes, is_wide
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -59,10 +59,11 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     chosen = _first_largest(low, reduced)
     floor = jnp.max(low, axis=reduced, keepdims=True)
     width = high - low
-    chord = jnp.clip((high - floor) / jnp.where(width > 0, width, 1), 0, 1)
+    wide = is_wide(width)
+    chord = jnp.where(wide, jnp.clip((high - floor) / jnp.where(wide, width, 1), 0, 1), 0)
     slope = jnp.where(chosen, 1, jnp.where(high > floor, chord, 0)).astype(low.dtype)
-    # the chord of relu(x - m) from (l, 0) to (u, u - m); for u <= m it is 0; one number is its own chord
-    risen = jnp.where(chosen, 0, jnp.where(width > 0, -chord * low, high - floor))
+    # the chord of relu(x - m) from (l, 0) to (u, u - m); for u <= m it is 0; else it is flat where too short
+    risen = jnp.where(chosen, 0, jnp.where(wide, -chord * low, high - floor))
     intercept = jnp.sum(jnp.where(high > floor, risen, 0), axis=reduced)
     ceiling = jnp.max(high, axis=reduced)
     tilted = (jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling).astype(low.dtype)

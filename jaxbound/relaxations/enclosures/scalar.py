@@ -33,7 +33,7 @@ import numpy as np
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Freedom, Planes, is_wide
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -174,7 +174,7 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     if not curvature.is_piecewise_linear:
         start, stop = _touch(op, start, stop, (lower, middle, upper), constants)
         near = _CLOSE * (upper - lower)
-    apart = (start < middle - near) & (stop > middle + near)
+    apart = (start < middle - near) & (stop > middle + near) & is_wide(stop - start)
     chord = (value(stop) - value(start)) / jnp.where(apart, stop - start, 1)
     line, graph = value(start) + chord * (middle - start), value(middle)
     bridged = apart & jnp.stack([line[0] <= graph, line[1] >= graph])
@@ -215,7 +215,7 @@ def support_range(op: Op, lower, upper, constants, sign: int = 1) -> Ends:
     values = op.program(points, *constants)
     ends = []
     for end, choose in ((lower, jnp.min), (upper, jnp.max))[::sign]:
-        away = points != end
+        away = is_wide(jnp.abs(points - end))
         chords = (values - op.program(end, *constants)) / jnp.where(away, points - end, 1)
         slopes = jnp.where(away, chords, _flattest(op, end, constants))
         extreme = choose if sign > 0 else {jnp.min: jnp.max, jnp.max: jnp.min}[choose]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes, times
+from jaxbound.relaxations.planes import Freedom, Planes, is_wide, times
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -84,7 +84,8 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
 
 
 def _chord(least, most) -> jax.Array:
-    share = jnp.clip(most / jnp.where(most > least, most - least, 1), 0, 1)
+    width = most - least
+    share = jnp.clip(most / jnp.where(is_wide(width), width, 1), 0, 1)
     return jnp.where(jnp.isfinite(share), share, 0)
 
 
