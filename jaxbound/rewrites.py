@@ -183,14 +183,17 @@ def polynomial(params: dict, operands: Sequence) -> Rewrite:
 
 
 def scatter(params: dict, operands: Sequence) -> Rewrite | None:
-    """Entries overwritten at known places: a choice between what was there and what is put there."""
+    """Entries overwritten at known places: a choice between what was there and what is put there.
+
+    Of several for one place the last one counts, as on CPU; JAX leaves open which.
+    """
     if isinstance(operands[1], Value) or params["update_jaxpr"] is not None:
         return None
     options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")}
 
     def function(x, indices, updates):
         numbers = 1 + jnp.arange(updates.size).reshape(updates.shape)
-        place = jax.lax.scatter(jnp.zeros(x.shape, numbers.dtype), indices, numbers, **options)
+        place = jax.lax.scatter_max(jnp.zeros(x.shape, numbers.dtype), indices, numbers, **options)
         return jnp.where(place > 0, jnp.take(updates.ravel(), jnp.maximum(place - 1, 0), mode="clip"), x)
 
     return function, operands

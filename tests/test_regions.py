@@ -151,6 +151,18 @@ def test_enclosing_box_casts_outward():
     assert float(enclosing_box(LpBall(jnp.zeros(1), 0.7, np.inf))[1][0]) >= 0.7  # float32(0.7) is below 0.7
 
 
+def test_casts_outward_survive_compilers():
+    """XLA for GPU takes a cast to float32 and back for nothing, and then nothing would be rounded outward."""
+    with jax.enable_x64(True):
+        values = jnp.asarray(np.random.default_rng(0).normal(size=500) * 10.0 ** np.arange(-50, 50).repeat(5))
+        narrow = partial(enclosing_box, dtype=jnp.float32)
+        casts = str(jax.make_jaxpr(narrow)(Box(values, values)))
+        assert casts.count("reduce_precision[") == 2 and "new_dtype=float64" not in casts
+        for run in (narrow, jax.jit(narrow)):
+            low, high = (np.asarray(end, np.float64) for end in run(Box(values, values)))
+            assert np.all(low <= values) and np.all(high >= values)
+
+
 def test_enclosing_box_of_zero_infinite_and_per_feature_radius():
     center = jnp.array([0.1, 0.5, 0.9])
     for norm in (2, np.inf):
