@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("deterministic")
 def pytest_configure(config):
     """Quick runs leave out XLA's slowest passes; `make soundness` tests what users run."""
     if config.option.markexpr != "slow":
-        _add_flag("--xla_backend_optimization_level", 1)
+        _add_flag("--xla_backend_optimization_level", 0)
         if jax.__version_info__ < (0, 11):  # later ones do not know it
             _add_flag("--xla_cpu_use_fusion_emitters", "false")
         _share_the_context_of_lowering()

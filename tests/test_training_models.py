@@ -161,6 +161,7 @@ def test_ibp_initialisation_keeps_interval_widths():
         widths = [float(jnp.mean(ends.upper - ends.lower)) for ends in found.values()]
         ratios[initializer] = widths[2] / widths[0]
     assert 0.5 < ratios["ibp"] < 2 and ratios["flax"] > 10
+    assert 0.25 < ratios["torch"] / (ratios["flax"] / 3) < 4  # smaller by the root of 3 in each of two layers
 
 
 @pytest.mark.parametrize("method", [jb.IBP(), jb.CrownIBP()])

@@ -11,9 +11,10 @@ What the tables leave open, and what stands here:
   code has 4 x 4 kernels with stride 4 and no padding for each of them; `network(name, released=True)` gives those.
 * Normalisation is the network's first layer, (x - mean) / std per channel. So radii stay in units of pixels, and an
   l_inf ball of radius eps becomes a box of half-width eps / std per channel before the first convolution.
-* Initialisation: Flax's (kernels normal with variance 1 / fan_in, biases 0), where PyTorch draws uniformly with
-  variance 1 / (3 fan_in). initializer="ibp" has variance 2 pi / fan_in^2, at which the width of intervals neither
-  grows nor shrinks from layer to layer (Shi et al. 2021, section 3.2).
+* Initialisation: Flax's (kernels normal with variance 1 / fan_in, biases 0). initializer="torch" draws kernels as the
+  released code does, by PyTorch's default: uniformly, with variance 1 / (3 fan_in). "ibp" has variance
+  2 pi / fan_in^2, at which the width of intervals neither grows nor shrinks from layer to layer (Shi et al. 2021,
+  section 3.2).
 
 Parameters of each, for MNIST (28 x 28 x 1) and for CIFAR-10 and SVHN (32 x 32 x 3), are in docs/training.md.
 """
@@ -93,18 +94,24 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 """Which models the paper trains together: A, O and P are for MNIST alone, S and T for CIFAR-10 alone."""
 
-INITIALIZERS = ("flax", "ibp")
-
 
 def _ibp_kernel(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     """Normal with standard deviation sqrt(2 pi) / fan_in."""
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 * math.pi) / math.prod(shape[:-1])
 
 
+INITIALIZERS: dict[str, Callable] = {
+    "flax": nn.initializers.lecun_normal(),
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    "ibp": _ibp_kernel,
+}
+"""Of kernels; biases start at 0."""
+
+
 def _kernel_init(name: str) -> Callable:
     if name not in INITIALIZERS:
         raise errors.unknown_option("initializer", name, INITIALIZERS)
-    return _ibp_kernel if name == "ibp" else nn.initializers.lecun_normal()
+    return INITIALIZERS[name]
 
 
 def _normalised(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -123,7 +130,7 @@ class ConvNet(nn.Module):
         classes: the number of logits.
         paddings: pixels around the image, per convolution; one number for all.
         mean, std: per channel, subtracted and divided by first; empty for none.
-        initializer: "flax" or "ibp".
+        initializer: "flax", "torch" or "ibp".
 
     >>> model = ConvNet(((4, 3, 1),), (16,))
     >>> model.apply(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))), jnp.zeros((2, 8, 8, 1))).shape
@@ -167,7 +174,7 @@ def MLP(
         dense: the widths of the hidden layers.
         classes: the number of logits.
         mean, std: per channel (the last axis of the input), subtracted and divided by first.
-        initializer: "flax" or "ibp".
+        initializer: "flax", "torch" or "ibp".
 
     >>> MLP((256, 256)).dense
     (256, 256)
@@ -248,7 +255,7 @@ def network(
         classes: the number of logits.
         mean, std: per channel, subtracted and divided by first.
         released: take the third convolution of C-F and O-R from the released code; see the module's head.
-        initializer: "flax" or "ibp".
+        initializer: "flax", "torch" or "ibp".
 
     Returns:
         A Linen module; the image's size is known from its parameters.
