@@ -39,9 +39,11 @@ hypothesis.settings.load_profile("deterministic")
 
 
 def pytest_configure(config):
-    """Quick runs leave out XLA's slowest passes; `make soundness` tests what users run."""
+    """Quick runs leave out XLA's slowest passes, those marked `optimised` fewer; `make soundness` tests what users run."""
     if config.option.markexpr != "slow":
-        _add_flag("--xla_backend_optimization_level", 0)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for other processes
+        jax.config.update("jax_disable_most_optimizations", True)
+        _add_flag("--xla_backend_optimization_level", 1)
         if jax.__version_info__ < (0, 11):  # later ones do not know it
             _add_flag("--xla_cpu_use_fusion_emitters", "false")
         _share_the_context_of_lowering()
@@ -85,6 +87,17 @@ def _few_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _optimisation(request):
+    if not (request.node.get_closest_marker("optimised") and jax.config.jax_disable_most_optimizations):
+        yield
+        return
+    jax.clear_caches()  # of what was compiled without
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -377,6 +377,7 @@ def test_dual_norms_neither_overflow_nor_underflow(norm):
 # --- points --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("norm", "clip", "dtype"),
     [
@@ -424,6 +425,7 @@ def test_projection_has_finite_gradients():
             assert all(np.all(np.isfinite(part)) for part in gradient(radius, x))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("norm", [2, np.inf])
 def test_samples_are_inside_and_extreme(norm):
     key = jax.random.PRNGKey(0)  # a raw key
