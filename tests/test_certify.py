@@ -211,7 +211,6 @@ def test_margins_under_pmap():
     np.testing.assert_allclose(spread.reshape(16, 2), expected, atol=1e-5)
 
 
-@pytest.mark.optimised
 @pytest.mark.x64
 def test_gradients_of_margins():
     net, (x, labels) = layers(0, (4, 6, 3), dtype=np.float64), data()

@@ -13,6 +13,7 @@ import jaxbound as jb
 from jaxbound import operations
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.enclosures import logsumexp, meet, product, select, sort, staircase
+from jaxbound.relaxations.planes import least_of
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 COUNT, SAMPLES = 600, 400
@@ -310,7 +311,6 @@ _NARROW = {
 }
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("name", _NARROW)
 def test_bounds_on_the_narrowest_intervals_have_finite_derivatives(name):
     """A chord over a width w has a derivative of order 1 / w^2, which overflows long before w is 0."""
@@ -322,3 +322,12 @@ def test_bounds_on_the_narrowest_intervals_have_finite_derivatives(name):
         jax.grad(lambda *ends: found(*ends).upper, (0, 1)),
     ):
         assert np.isfinite(jax.jit(jax.vmap(gradient))(-share * widths, (1 - share) * widths)).all()
+
+
+def test_the_least_of_several_is_that_of_numpy_and_ties_share_the_derivative():
+    odd = np.array([-np.inf, np.inf, np.nan, 0.0, -0.0, 1.0, 2.0, -3e38, 3e38, 1e-30], np.float32)
+    triples = jnp.asarray(np.stack(np.meshgrid(odd, odd, odd)).reshape(3, -1))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(least_of(triples), np.min(triples, axis=0))
+    gradient = jax.jit(jax.grad(lambda values: least_of(values).sum()))
+    np.testing.assert_array_equal(gradient(jnp.array([[1.0, 2.0], [1.0, 1.0]])), [[0.5, 0], [0.5, 1]])

@@ -211,7 +211,6 @@ def test_ties_and_nan_are_wrong():
     assert losses._is_correct(logits, jnp.zeros(4, int)).tolist() == [False, True, False, False]
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     "term",
     [

@@ -9,6 +9,7 @@ Constant planes have no slopes: they are what interval propagation knows.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,6 +84,21 @@ def spread(values: jax.Array, sides: int, rows: int) -> jax.Array:
 def is_wide(width: jax.Array) -> jax.Array:
     """Whether a chord over an interval of this width has a derivative, which divides by the square of the width."""
     return width > 2 * float(jnp.finfo(width.dtype).tiny) ** 0.5
+
+
+def least_of(values: jax.Array) -> jax.Array:
+    """`jnp.min` over the first axis, to be differentiated: NaN stays, and those that tie share the derivative.
+
+    `jnp.min` finds the least among the values again to share it. Where XLA computes these twice and rounds them apart
+    (a product and a sum have two forms, fused or not) it may find none: the derivative is NaN then.
+    """
+
+    def lesser(one, other):
+        same = jnp.isinf(one) & (one == other)
+        tie = one + jnp.where(same, 0, other - one) / 2
+        return jnp.where(other < one, other, jnp.where(one < other, one, tie))
+
+    return functools.reduce(lesser, values)
 
 
 def times(coefficients: jax.Array, values: jax.Array) -> jax.Array:

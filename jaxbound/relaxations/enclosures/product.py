@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Freedom, Planes, least_of
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -32,7 +32,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The range of x * y: the extreme corners."""
     (low_x, high_x), (low_y, high_y) = inputs
     corners = jnp.stack([_times(x, y) for x in (low_x, high_x) for y in (low_y, high_y)])
-    low, high = jnp.min(corners, axis=0), jnp.max(corners, axis=0)
+    low, high = least_of(corners), -least_of(-corners)
     error = jax.lax.stop_gradient(jnp.finfo(op.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high)))
     low, high = low - error, high + error
     return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)

@@ -33,7 +33,7 @@ import numpy as np
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
-from jaxbound.relaxations.planes import Freedom, Planes, is_wide
+from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -144,7 +144,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
             hull = _floor(cell, sign, lower) - jnp.maximum(sign * slope * left, sign * slope * right)
             hull = hull - _unit(op) * (jnp.abs(hull) + 2 * jnp.abs(slope) * reach)
             rigorous = jnp.minimum(rigorous, jnp.where(_meets(cell, lower, upper), hull, jnp.inf))
-        rigorous = jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous)
+        rigorous = jax.lax.stop_gradient(jnp.where(jnp.isnan(rigorous), -jnp.inf, rigorous))
         finite = jnp.isfinite(least)
         exact = least + jax.lax.stop_gradient(jnp.where(finite, rigorous - least, 0))
         results.append(sign * jnp.where(finite, exact, rigorous))
@@ -283,7 +283,7 @@ def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) ->
     points = jnp.stack(jnp.broadcast_arrays(*points))
     overflown = ~jnp.isfinite(op.program(jax.lax.stop_gradient(points), *constants))
     held = jnp.where(overflown, jax.lax.stop_gradient(points), points)  # an infinite end has no derivative, not NaN
-    least = jnp.min(sign * op.program(held, *constants), axis=0)
+    least = least_of(sign * op.program(held, *constants))
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     slack, kinks = (curvature.wobble, curvature.kinks) if curvature.is_monotone else (curvature.slack, ())
     loss = _error(op, points, constants) + _scaled(slack, reach)
