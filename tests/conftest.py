@@ -91,7 +91,7 @@ def _few_programs():
 
 @pytest.fixture(autouse=True)
 def _optimisation(request):
-    if not (request.node.get_closest_marker("optimised") and jax.config.jax_disable_most_optimizations):
+    if request.config.option.markexpr == "slow" or not request.node.get_closest_marker("optimised"):
         yield
         return
     jax.clear_caches()  # of what was compiled without
