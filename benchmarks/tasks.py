@@ -144,7 +144,8 @@ def _training(module: nn.Module, params, method: jb.Method, images: Callable, la
     """Steps of certified training at the full radius, with equal weights of the bound and of IBP."""
     objective = losses.Objective(module.apply, losses.MarginLoss(method))
     chosen = schedules.Epsilon(RADIUS, start=0, length=0)
-    taken = jax.jit(step.Step(objective, step.Schedules.of(chosen, beta_start=0.5, beta_final=0.5)))
+    weights = step.Schedules.of(chosen, beta_start=0.5, beta_final=0.5)
+    taken = jax.jit(step.Step(objective, weights, phase="robust"))
     state = step.create(module, images(0)[:1], optax.sgd(0.1), jax.random.key(0)).replace(params=params)
     return lambda seed: taken(state, step.whole_batch(images(seed), labels))
 

@@ -41,7 +41,8 @@ RAMP = Epsilon(0.3, start=0, length=10_000)
 def step_of(name: str, loss: str, shape: Sequence[int], size: int, accumulate: int = 1) -> Callable[[int], jax.Array]:
     """A function that takes one more step, whatever number it is given, and returns its loss."""
     model = models.network(name)
-    step = Step(losses.Objective(model.apply, LOSSES[loss]), Schedules.of(RAMP), accumulate=accumulate)
+    objective = losses.Objective(model.apply, LOSSES[loss])
+    step = Step(objective, Schedules.of(RAMP), accumulate=accumulate, phase="robust")
     state = create(model, np.zeros((1, *shape), np.float32), optax.adam(5e-4), jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = whole_batch(rng.random((size, *shape), np.float32), rng.integers(0, 10, size, np.int32))

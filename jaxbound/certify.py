@@ -24,8 +24,10 @@ import dataclasses
 import functools
 import math
 import os
+import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -269,12 +271,15 @@ def certify(
     Where `report.verified[i]`, `argmax f(x') == labels[i]` for every x' with `||x' - x[i]||_norm <= eps` and
     `clip[0] <= x' <= clip[1]`.
 
+    The data set stays on the host. All local devices share the work, each on batches of its own, unless
+    `jax.default_device` names one or parameters are split over several.
+
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
             float64.
         method: how to bound; its guarantee is "certified".
-        batch_size: examples at once; by default what fits into the memory limit, at most 256.
-        memory_limit: bytes that the coefficients of a backward pass may take.
+        batch_size: examples at once on a device; by default what fits into the memory limit, at most 256.
+        memory_limit: bytes that the coefficients of a backward pass may take, per device.
         rounding: "outward" to demand margins above a bound on the rounding error of the computation; None for margins
             above 0 as computed.
         results: a file for partial results, written after every batch. A later call with the same arguments continues
@@ -322,9 +327,13 @@ def certify(
     if path is not None:
         mark = records.fingerprint(network, region, labels, method, work.batch_size, work.outward)
         done = records.load(path, mark, done)
+    started, before = time.perf_counter(), done
     with records.Progress(progress, total, done) as shown:
-        for first in range(done.examples, total, work.batch_size):
-            done = _extended(done, work, first)
+        for found in _over_devices(work, range(done.examples, total, work.batch_size)):
+            seconds = time.perf_counter() - started
+            lower, error, correct = (np.concatenate(parts) for parts in zip(done[:3], found, strict=True))
+            first = seconds if done.examples == 0 else done.first_batch_seconds
+            done = Record(lower, error, correct, first, before.seconds + seconds)
             if path is not None:
                 records.save(path, mark, done)
             shown.show(done)
@@ -451,24 +460,58 @@ def _rows(region: Region, index: np.ndarray) -> Region:
     return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
 
 
-def _extended(done: Record, work: _Work, first: int) -> Record:
-    """What is known after the batch that begins at example `first`."""
-    started = time.perf_counter()
+def _over_devices(work: _Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """What `_one_batch` finds for each batch, in order.
+
+    Each local device works on a batch of its own, driven by a thread, so the host's work for one overlaps with the
+    others', and what is found does not depend on their number.
+    """
+    devices = _devices(work)[: len(starts)]
+    if len(devices) <= 1:
+        yield from (_one_batch(work, first) for first in starts)
+        return
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for device in devices:
+        free.put((device, work._replace(network=_placed(work.network, device))))
+
+    x64 = jnp.result_type(float) == np.float64  # a thread begins with the global settings, not with those of its parent
+
+    def on_a_free_device(first: int) -> tuple[np.ndarray, ...]:
+        device, own = free.get()
+        try:
+            with jax.default_device(device), jax.enable_x64(x64):
+                return _one_batch(own, first)
+        finally:
+            free.put((device, own))
+
+    with ThreadPoolExecutor(len(devices), "certify") as pool:
+        yield from pool.map(on_a_free_device, starts)
+
+
+def _devices(work: _Work) -> list:
+    """All local devices; one where JAX was told which, or where parameters are split over several."""
+    arrays = [leaf for leaf in jax.tree.leaves(work.network.variables) if isinstance(leaf, jax.Array)]
+    told = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if told is not None or not all(leaf.is_fully_replicated for leaf in arrays):
+        return []
+    return jax.local_devices()
+
+
+def _placed(network: Network, device) -> Network:
+    """The network with its arrays on one device."""
+    place = lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
+    return network._replace(variables=jax.tree.map(place, network.variables))
+
+
+def _one_batch(work: _Work, first: int) -> tuple[np.ndarray, ...]:
+    """Margins, their rounding and whether predictions are right, of the batch that begins at example `first`."""
     stop = min(first + work.batch_size, len(work.labels))
     index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
     region, labels = _rows(work.region, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
     bounds = _lower_bounds(network, region, labels, logits, method, limit, outward=work.outward)
-    lower, error = (np.asarray(values)[: stop - first] for values in bounds)
-    correct = _is_correct(network, region, labels)[: stop - first]
-    seconds = time.perf_counter() - started
-    return Record(
-        np.concatenate([done.margins, lower]),
-        np.concatenate([done.rounding, error]),
-        np.concatenate([done.correct, correct]),
-        seconds if first == 0 else done.first_batch_seconds,
-        done.seconds + seconds,
-    )
+    found = *bounds, _is_correct(network, region, labels)
+    return tuple(np.asarray(values)[: stop - first] for values in found)
 
 
 def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
-_PIECES, _FEWEST = 16, 64
-"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program."""
+_PIECES, _FEWEST, _EXAMPLES = 16, 64, 8
+"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program. Where
+more than 8 examples are bounded together, each has as many fewer: what a pass holds stays in the processor's caches."""
 _PER_PASS = 16
 """What a pass costs beside its rows, in rows."""
 
@@ -53,12 +55,21 @@ class Run:
     `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
     """
 
-    def __init__(self, graph: Graph, leaves: Sequence[regions.Region], *, outward: bool = False, max_rows: int = ROWS):
+    def __init__(
+        self,
+        graph: Graph,
+        leaves: Sequence[regions.Region],
+        *,
+        outward: bool = False,
+        max_rows: int = ROWS,
+        budget: float | None = None,
+    ):
         check_backend()
         self.graph = graph
         self.regions = tuple(leaves)
         self.outward = outward
         self.max_rows = max_rows
+        self.budget = budget
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
@@ -134,11 +145,10 @@ class Run:
         """
         prefix = self.graph.nodes[number].affine_in_region
         needed = self.open_entries(number) if skip_exact and not prefix else None
-        chosen = np.asarray(needed) if needed is not None and self.eager else None
-        if chosen is not None and not chosen.any():
+        found = self.bound_needed(number, needed, self.bound_node)
+        if found is None:
             return
-        found, errors = self.bound_node(number, needed=chosen)
-        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], found, errors, needed)
+        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], *found, needed)
         if prefix:
             self.base[number] = self.ends[number]
 
@@ -156,17 +166,50 @@ class Run:
 
     # --- backward passes --------------------------------------------------------------------------------------------
 
-    def bound_node(self, number: int, *, needed: np.ndarray | None = None, sides: str = "both") -> tuple[Ends, Ends]:
+    def bound_needed(self, number: int, needed: jax.Array | None, bound: Callable) -> tuple[Ends, Ends] | None:
+        """What `bound(number, chosen=...)` finds for the entries in a mask, and maybe for others; None if it has none.
+
+        Concrete masks are followed exactly. A traced one is if a budget is set and no example has more entries; else
+        all entries are bounded.
+        """
+        if needed is None:
+            return bound(number)
+        size = self.graph.nodes[number].op.size
+        if self.eager:
+            flat = np.asarray(needed).reshape(-1, size)
+            most = int(flat.sum(axis=1).max())
+            return bound(number, chosen=self._chosen(flat, most)) if most else None
+        if self.budget is None:
+            return bound(number)
+        flat, most = needed.reshape(-1, size), max(1, math.ceil(self.budget * size))
+        within = jnp.all(jnp.sum(flat, axis=1) <= most)
+        return jax.lax.cond(within, lambda: bound(number, chosen=self._chosen(flat, most)), lambda: bound(number))
+
+    def _chosen(self, flat, most: int):
+        """The first `most` entries of each mask, concrete or traced; -1 where there are fewer."""
+        xp: Any = np if self.eager else jnp
+        order = xp.argsort(~flat, axis=1, stable=True)[:, :most]
+        chosen = xp.where(xp.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
+        return chosen if self.batch is not None else chosen[0]
+
+    def bound_node(self, number: int, *, chosen=None, sides: str = "both") -> tuple[Ends, Ends]:
         """Bounds of a node by backward passes from its entries: `(lower, upper)`, not widened, and their rounding.
 
         Args:
             number: the node.
-            needed: mask of the entries to bound, concrete; the others are unbounded. None for all.
+            chosen: which entries to bound, int32 of shape ([batch,] count), -1 for none; the others are unbounded.
+                None for all.
             sides: "both", or "lower" for infinite upper bounds at half the cost.
         """
         one = lambda index: self.bound_rows(number, index, sides)  # noqa: E731
-        most = None if needed is None else max(-(-self.graph.nodes[number].op.size // _PIECES), _FEWEST)
-        return self.in_chunks(one, number, needed=needed, sides=sides, most=most)
+        most = None
+        if chosen is not None:  # a compiled program knows their number; eagerly every number runs the same ones
+            most = self._at_once(self.graph.nodes[number].op.size) if self.eager else chosen.shape[-1]
+        return self.in_chunks(one, number, chosen=chosen, sides=sides, most=most)
+
+    def _at_once(self, size: int) -> int:
+        """How many chosen entries of a node are bounded at once."""
+        return max(-(-size // _PIECES), _FEWEST) * _EXAMPLES // max(self.batch or 1, _EXAMPLES) or 1
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
@@ -180,7 +223,7 @@ class Run:
         one: Callable,
         number: int,
         *,
-        needed: np.ndarray | None = None,
+        chosen=None,
         sides: str = "both",
         most: int | None = None,
     ) -> tuple[Ends, Ends]:
@@ -189,7 +232,7 @@ class Run:
         No chunk has more than `max_rows` rows, nor more than `most` entries.
         """
         op = self.graph.nodes[number].op
-        chunks = list(self._chunks(op.size, needed, 2 if sides == "both" else 1, most))
+        chunks = list(self._chunks(op.size, chosen, 2 if sides == "both" else 1, most))
         if self.eager or len(chunks) == 1:
             parts = [one(index) for index in chunks]
         else:
@@ -200,22 +243,18 @@ class Run:
             found = self.call(_collect, (op.size, sides), ((), ()), found, index, part)
         return self.call(_by_side, op.shape, ((), ()), found)
 
-    def _chunks(self, size: int, needed: np.ndarray | None, sides: int, most: int | None) -> Iterator[jax.Array]:
+    def _chunks(self, size: int, chosen, sides: int, most: int | None) -> Iterator[jax.Array]:
         """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
-        if needed is None:
+        if chosen is None:
             chosen = np.arange(size, dtype=np.int32)
             chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
-        else:
-            flat = needed.reshape(-1, size)
-            order = np.argsort(~flat, axis=1, kind="stable")[:, : int(flat.sum(axis=1).max())]
-            chosen = np.where(np.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
-            chosen = chosen if self.batch is not None else chosen[0]
+        xp = jnp if is_tracer(chosen) else np
         total, largest = chosen.shape[-1], max(1, self.max_rows // sides)
         width = _width(total, size, largest) if most is None else min(most, size, largest)
         for first in range(0, total, width):
             part = chosen[..., first : first + width]
             padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
-            yield jnp.asarray(np.pad(part, padding, constant_values=-1))
+            yield jnp.asarray(xp.pad(part, padding, constant_values=-1))
 
     def dense(self, rows: Coefficients) -> coefficients.Dense:
         """Rows as an array."""

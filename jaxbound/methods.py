@@ -193,6 +193,9 @@ class Crown(Method):
             they belong to groups of the result's rows, and inputs of nonlinearities are bounded with CROWN's own.
         intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
             everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
+        budget: under `jit`, which cannot choose rows by their values, the part of each layer's entries (0 to 1) that is
+            bounded where no example has more of them open; where one has, all are, so the numbers are the same. Both
+            programs are compiled; under an outer `vmap` both run. None to bound all entries. Static.
 
     Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",
     2018, theorem 3.2 and corollary 3.3.
@@ -207,13 +210,16 @@ class Crown(Method):
     lower_slope: str = field(default="adaptive", metadata={"static": True})
     slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
     intersect: bool = field(default=True, metadata={"static": True})
+    budget: float | None = field(default=None, metadata={"static": True})
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""
         _checked(self.lower_slope)
         if self.pre_activation is not None:
             _certified("pre_activation", self.pre_activation)
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        if self.budget is not None and not 0 <= self.budget <= 1:
+            raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
         given = None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)

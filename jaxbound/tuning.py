@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxbound import errors
@@ -51,6 +50,7 @@ class Frown(Method):
         pre_activation: "tuned" (or None) to tune the inputs of nonlinearities too, or the method that bounds them.
         early_stop: stop tuning an example once its rows together gained less than this part of all that they gained,
             in 5 steps one after the other; None for never. Static.
+        budget: which rows to tune under `jit`; see `Crown`. Static.
 
     Reference: Lyu et al., "Fastened CROWN: tightened neural network robustness certificates", 2020, section 4.
 
@@ -65,18 +65,20 @@ class Frown(Method):
     groups: str | int = "neuron"
     pre_activation: Method | str | None = "tuned"
     early_stop: float | None = None
+    budget: float | None = None
 
     def tree_flatten(self):
         """A pre-activation method is a child; "tuned" is no array."""
         given = isinstance(self.pre_activation, Method)
-        fixed = self.steps, self.optimizer, self.groups, None if given else self.pre_activation, self.early_stop
+        tuned = None if given else self.pre_activation
+        fixed = self.steps, self.optimizer, self.groups, tuned, self.early_stop, self.budget
         return (self.pre_activation if given else None,), fixed
 
     @classmethod
     def tree_unflatten(cls, static, children):
         """The reverse."""
-        steps, optimizer, groups, tuned, early_stop = static
-        return cls(steps, optimizer, groups, tuned if children[0] is None else children[0], early_stop)
+        steps, optimizer, groups, tuned, *options = static
+        return cls(steps, optimizer, groups, tuned if children[0] is None else children[0], *options)
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -99,10 +101,10 @@ class Frown(Method):
         known = plain.relax(graph, leaves, request)
         return self._tighten(graph, leaves, request, known, skip_exact=True), plain.outputs(known, request)
 
-    def bound_node(self, run: Run, number: int, *, needed: np.ndarray | None = None, sides: str = "both"):
+    def bound_node(self, run: Run, number: int, *, chosen=None, sides: str = "both"):
         """What `Run.bound_node` returns, tuned."""
         step = functools.partial(run.call, tuned_rows, *self.problem(run, number, sides))
-        return run.in_chunks(step, number, needed=needed, sides=sides)
+        return run.in_chunks(step, number, chosen=chosen, sides=sides)
 
     def problem(self, run: Run, number: int, sides: str) -> tuple:
         """What the tuning steps take for a node, but which of its entries."""
@@ -116,7 +118,8 @@ class Frown(Method):
     def _plain(self) -> Crown:
         """CROWN, which this never falls behind."""
         self._check()
-        return Crown(pre_activation=self.pre_activation if isinstance(self.pre_activation, Method) else None)
+        fixed = self.pre_activation if isinstance(self.pre_activation, Method) else None
+        return Crown(pre_activation=fixed, budget=self.budget)
 
     def _check(self) -> None:
         if not isinstance(self.pre_activation, Method) and self.pre_activation not in ("tuned", None):
@@ -132,7 +135,8 @@ class Frown(Method):
     def _tighten(self, graph: Graph, leaves: Sequence, request: Request, plain: Run, *, skip_exact: bool) -> Run:
         """The bounds of every node, with those of the inputs of nonlinearities tuned."""
         tuned = not isinstance(self.pre_activation, Method)
-        run = Run(graph, leaves, outward=request.rounding, max_rows=_rows_that_fit(graph, request))
+        max_rows = _rows_that_fit(graph, request)
+        run = Run(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
         for block in graph.blocks:
             node = graph.nodes[block.start]
             for source in sorted(set(node.inputs) - run.tightened) if node.op.kind in NONLINEAR else ():
@@ -146,10 +150,10 @@ class Frown(Method):
     def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> None:
         """Tune what still matters of a node's bounds."""
         needed = run.open_entries(number) if skip_exact else None
-        chosen = np.asarray(needed) if needed is not None and run.eager else None
-        if chosen is not None and not chosen.any():
+        found = run.bound_needed(number, needed, functools.partial(self.bound_node, run))
+        if found is None:
             return
-        widened = run.call(_widened, None, ((), ()), *self.bound_node(run, number, needed=chosen))
+        widened = run.call(_widened, None, ((), ()), *found)
         run.ends[number] = run.call(_met, None, ((), ()), run.ends[number], widened)
 
 

@@ -369,7 +369,7 @@ def test_results_do_not_depend_on_the_batch_size(name):
 def test_the_last_batch_and_a_second_call_compile_nothing():
     x, labels = (np.tile(part[:1], (7,) + (1,) * (part.ndim - 1)) for part in data())
     call = functools.partial(certify, method=jb.Crown(), batch_size=4)
-    call(layers(), x[:4], labels[:4], 0.05)
+    call(layers(), np.tile(x[:4], (2, 1)), np.tile(labels[:4], 2), 0.05)  # as many batches, so as many devices
     COMPILED.clear()
     assert call(layers(), x, labels, 0.06).verified.shape == (7,)
     assert not COMPILED
@@ -382,6 +382,67 @@ def test_padding_counts_nowhere():
     wrong = np.where(np.arange(5) == 4, (labels + 1) % 3, labels)
     report = certify(layers(), x, wrong, 0.0, method=Logged(log), batch_size=3)
     assert log == [3, 3] and report.clean_error == 0.2 and report.verified_error == 0.2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Placed(Method):
+    """A method that notes where each batch is worked on; the one that begins with a given example waits, or fails."""
+
+    log: Log = field(metadata={"static": True}, hash=False, compare=False)
+    inner: Method = field(default_factory=jb.Crown)
+
+    def bound(self, graph, leaves, request):
+        center = np.asarray(leaves[0].center)
+        self.log.append((center[0].tobytes(), *graph.constants[0].devices(), center.dtype))
+        if self.log.fail_at == center[0].tobytes():
+            raise KeyboardInterrupt
+        return self.inner.bound(graph, leaves, request)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
+def test_every_device_works_and_the_numbers_are_those_of_one(dtype):
+    x, labels = (np.concatenate([part] * 3)[:19] for part in data())
+    x = (x + np.arange(19)[:, None] / 1000).astype(dtype)
+    log, alone = Log(), Log()
+    call = functools.partial(certify, layers(dtype=dtype), x, labels, 0.05, batch_size=2)
+    many = call(method=Placed(log))
+    with jax.default_device(jax.devices()[1]):
+        one = call(method=Placed(alone))
+    for name in ("margins", "rounding", "verified", "correct"):
+        np.testing.assert_array_equal(getattr(many, name), getattr(one, name))
+    assert many.margins.dtype == dtype and {entry[2] for entry in (*log, *alone)} == {np.dtype(dtype)}
+    assert sorted(entry[0] for entry in log) == sorted(part.tobytes() for part in x[::2])
+    assert {entry[1] for entry in alone} == {jax.devices()[1]}
+    assert len({entry[1] for entry in log}) == min(len(jax.devices()), 10)
+
+
+def test_a_run_on_many_devices_continues_where_it_stopped_in_order(tmp_path):
+    (x, labels), path = data(19), tmp_path / "results.npz"
+    log, rest = Log(), Log()
+    log.fail_at = x[10].tobytes()
+    call = functools.partial(certify, layers(), x, labels, 0.05, batch_size=2, results=path)
+    with pytest.raises(KeyboardInterrupt):
+        call(method=Placed(log))
+    with np.load(path) as stored:
+        assert len(stored["margins"]) == 10, "batches before the one that failed are kept"
+    found = call(method=Placed(rest))
+    assert len(rest) == 5
+    np.testing.assert_array_equal(
+        found.margins, certify(layers(), x, labels, 0.05, method=jb.Crown(), batch_size=2).margins
+    )
+
+
+def test_parameters_that_are_split_over_devices_stay_there():
+    x, labels = data(8)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("rows",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    net = [(jax.device_put(kernel, split), bias) for kernel, bias in layers(0, (4, 6, 3))]
+    log = Log()
+    found = certify(net, x, labels, 0.05, method=Placed(log), batch_size=2)
+    whole = certify(layers(0, (4, 6, 3)), x, labels, 0.05, method=jb.Crown(), batch_size=2)
+    np.testing.assert_allclose(found.margins, whole.margins, atol=1e-5)
+    assert len(log) == 4
 
 
 def test_a_linen_network_with_its_own_options():
@@ -550,7 +611,7 @@ def test_an_interrupted_run_continues(tmp_path):
     path, call = tmp_path / "deep" / "results.npz", functools.partial(certify, layers(), x, labels, 0.05, batch_size=2)
     whole, log = call(method=Logged(Log())), Log()
     log.fail_at = 3
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), jax.default_device(jax.devices()[0]):  # one batch after the other
         call(method=Logged(log), results=path)
     assert [file.name for file in path.parent.iterdir()] == ["results.npz"]
     with np.load(path) as stored:

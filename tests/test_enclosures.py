@@ -17,6 +17,7 @@ from networks import ACTIVATIONS, Activation
 
 import jaxbound as jb
 from jaxbound import tracing
+from jaxbound.driver import Run
 from jaxbound.relaxations.enclosures import maximum, product, scalar
 
 INTERVALS, SAMPLES = 1000, 1000
@@ -315,6 +316,40 @@ def test_exact_entries_are_lines():
     exact = np.asarray(scalar.is_exact(op, 0, ends))
     assert np.allclose(np.asarray(planes.lower_slopes[0] - planes.upper_slopes[0])[exact], 0, atol=1e-12)
     assert np.allclose(np.asarray(planes.lower_intercept - planes.upper_intercept)[exact], 0, atol=1e-12)
+
+
+def test_flat_entries_are_constants():
+    """A saturated entry is as good as exact: its lines are the two ends of a range of rounding errors."""
+    op = _op("tanh", np.float32, (5,))
+    ends = jnp.array([9.5, -30.0, 5.0, -1.0, 9.5]), jnp.array([30.0, -9.5, 9.0, 1.0, jnp.inf])
+    assert scalar.is_exact(op, 0, ends).tolist() == [True, True, False, False, True]
+    least, most = scalar.interval(op, [ends], [])
+    assert np.all((most - least)[np.array([0, 1, 4])] < 2e-6)
+    # flat on one side only: values near 0 are small, not equal
+    assert scalar.is_exact(_op("sigmoid", np.float32, (2,)), 0, (ends[0][:2], ends[1][:2])).tolist() == [False, False]
+
+
+def test_saturated_networks_skip_rows_and_lose_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes, biases = [(4, 8), (8, 8), (8, 3)], (30, 30, 0)
+    layers = [
+        (rng.normal(size=shape).astype(np.float32), (scale * rng.normal(size=shape[1])).astype(np.float32))
+        for shape, scale in zip(shapes, biases, strict=True)
+    ]
+    x, bounded, masks = np.ones((2, 4), np.float32), [], []
+    original = Run.open_entries
+
+    def noted(run, number):
+        masks.append(np.asarray(original(run, number)))
+        return jnp.ones_like(masks[-1]) if bounded else masks[-1]
+
+    monkeypatch.setattr(Run, "open_entries", noted)
+    found = jb.crown(layers, x, 0.5, activation="tanh")
+    assert len(masks) == 1 and 0 < masks[0].sum() < 12  # of 16 entries of the second layer
+    bounded.append(True)
+    whole = jb.crown(layers, x, 0.5, activation="tanh")
+    np.testing.assert_allclose(found.lower, whole.lower, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.upper, whole.upper, rtol=1e-5, atol=1e-5)
 
 
 # --- products and maxima ----------------------------------------------------------------------------------------------

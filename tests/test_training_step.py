@@ -186,6 +186,30 @@ def test_a_batch_of_padding_alone_moves_nothing():
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def gradients_of_phase(phase):
+    return jax.jit(made_step(phase=phase).gradients)
+
+
+def test_the_host_knows_the_phases():
+    names = made_step().phases(0, 10)
+    assert names == ["natural"] * 3 + ["robust"] * 5 + ["interval"] * 2 and made_step().phases(7, 9) == names[7:9]
+    for step in (2, 3, 8):  # the branch that a step chooses by itself, and no other
+        found = gradients_of_phase(names[step])(made_state(step=step), made_batch())
+        close(found, gradients()(made_state(step=step), made_batch()), rtol=1e-4, atol=1e-6)
+    other = gradients_of_phase("interval")(made_state(step=5), made_batch())[1]
+    assert float(other.loss) != pytest.approx(float(reference()[1].loss), rel=1e-3)
+    assert set(made_step(IBP).phases(0, 10)) == {"natural", "robust"}, "IBP's margins are their own intervals"
+    assert set(Step(Objective(MODEL.apply, None), made_step().schedules).phases(0, 10)) == {"robust"}
+
+
+@pytest.mark.parametrize("term", [None, IBP], ids=["margins", "ibp"])
+def test_phases_are_named(term):
+    known = "'natural', 'robust'" + (", 'interval'" if term is None else "")
+    with pytest.raises(errors.ArgumentError, match=rf"phase='last' is not known; the choices are {known}"):
+        made_step(term, phase="last")
+
+
 @pytest.mark.parametrize(
     ("step", "kind"), [(0, "natural"), (2, "natural"), (3, "mixed"), (8, "interval"), (50, "interval")]
 )

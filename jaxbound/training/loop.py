@@ -18,6 +18,8 @@ and reports, and orbax writes one checkpoint for all.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,8 +157,8 @@ def fit(
         placed, started, before = devices.place(kept.state), time.perf_counter(), float(kept.seconds)
         for stop in run.stops(first):
             history = []
-            for number in range(first, stop):
-                placed, metrics = devices.run(placed, batch_at(number))
+            for number, phase in zip(range(first, stop), step.phases(first, stop), strict=True):
+                placed, metrics = devices.run(placed, batch_at(number), phase)
                 history.append(metrics)
             now = devices.take(placed)
             record = _checked(devices.history(history), now, first)
@@ -195,19 +197,21 @@ def restore(state: TrainState, folder: str | Path) -> Result:
 
 
 class _Devices:
-    """One of the two ways to run a step on all devices."""
+    """One of the two ways to run a step on all devices; its phases are compiled as they come."""
 
     def __init__(self, step: Step, parallel: str):
         self.pmap = parallel == "pmap"
-        self.step = pmapped(step) if self.pmap else sharded(step)
+        over = pmapped if self.pmap else sharded
+        self.step = functools.cache(lambda phase: over(dataclasses.replace(step, phase=phase)))
 
     def place(self, state: TrainState):
         # A step reuses the memory of the state that it is given, which the caller may still hold.
         state = jax.tree.map(np.array, state)
         return replicate(state) if self.pmap else state
 
-    def run(self, state, batch: Batch):
-        return self.step(state, split(batch, jax.local_device_count()) if self.pmap else spread(batch))
+    def run(self, state, batch: Batch, phase: str):
+        batch = split(batch, jax.local_device_count()) if self.pmap else spread(batch)
+        return self.step(phase)(state, batch)
 
     def take(self, state) -> TrainState:
         return jax.tree.map(np.array, unreplicate(state) if self.pmap else state)

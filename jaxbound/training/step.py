@@ -3,11 +3,15 @@
     state, metrics = step(state, batch)
 
 The schedules are functions of `state.step`, so a step needs nothing else and a restored state goes on as if nothing
-had happened. Three programs are compiled into one and chosen by the radius and beta of the step:
+had happened. There are three programs, the phases, and the radius and beta of the step say which one it is:
 
-    eps = 0           natural training (where the robust loss is the natural one, at a multiple of the cost)
-    beta < 1e-5       IBP's margins alone
-    otherwise         the robust term as given
+    "natural"     eps = 0: natural training (where the robust loss is the natural one, at a multiple of the cost)
+    "interval"    beta < 1e-5: IBP's margins alone
+    "robust"      otherwise: the robust term as given
+
+A host loop knows the step's number, so it asks `Step.phases` and compiles each phase when it is reached (`loop.fit`).
+Left to itself a step holds them all as branches. XLA for CPU brings convolutions into the form that it is good at only
+outside branches, so there it is then 1.5 to 9 times slower (docs/training.md).
 
 Over devices: every device sums the gradients of its examples' losses, the sums are added over devices, and the total is
 divided by the number of examples that count. So a mean over the whole batch comes out, whatever the number of devices,
@@ -16,6 +20,8 @@ the number of accumulated parts and the padding of the last batch (examples of w
 `pmapped` runs this under `pmap` with explicit sums; `sharded` runs the same function under `jit`, with the batch split
 over a mesh, where XLA adds up. BatchNorm's statistics are those of the whole batch in both (`models.ResNet.axis_name`
 names pmap's axis), and of each part where gradients are accumulated.
+
+Length: one step, whose phases, parts of a batch and devices meet in one sum.
 """
 
 from __future__ import annotations
@@ -40,6 +46,9 @@ from jaxbound.training.schedules import Epsilon, Schedule, Weight
 
 AXIS = "devices"
 """The name of the axis over which devices add up."""
+
+PHASES = ("natural", "robust", "interval")
+"""What a step may compute; see the module's head."""
 
 _SMALLEST_BETA = 1e-5
 
@@ -142,6 +151,7 @@ class Step:
         accumulate: how many parts the batch is worked off in, one after the other; gradients are added up.
         decay: of BatchNorm's running averages.
         axis_name: the pmap axis to add over; None without pmap.
+        phase: the one of `PHASES` to compute, whatever the schedules say; None to choose by them at run time.
 
     Reference: Zhang et al. 2020, algorithm in section 3.2 and appendix C.
 
@@ -160,6 +170,16 @@ class Step:
     accumulate: int = 1
     decay: float = 0.9
     axis_name: str | None = None
+    phase: str | None = None
+
+    def __post_init__(self):
+        if self.phase is not None and self.phase not in self._objectives():
+            raise errors.unknown_option("phase", self.phase, tuple(self._objectives()))
+
+    def phases(self, first: int, stop: int) -> list[str]:
+        """The phases of the steps from `first` on, up to `stop`."""
+        index = jax.jit(jax.vmap(self._phase))(jnp.arange(first, stop, dtype=jnp.int32))
+        return [PHASES[k] for k in index.tolist()]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The next state, and what happened."""
@@ -211,20 +231,32 @@ class Step:
             slope = jax.grad(functools.partial(total_loss, objective=objective), has_aux=True)
             return lambda params: slope(params)
 
-        gradient, (values, statistics) = self._chosen(program, eps, beta, state.params)
+        gradient, (values, statistics) = self._chosen(program, state.step, state.params)
         return gradient, values, jnp.sum(weight), statistics, jnp.ones(())
 
-    def _chosen(self, program: Callable, eps, beta, params):
-        """The program for this radius and beta."""
-        objective = self.objective
-        if objective.term is None:
-            return program(objective)(params)
-        plain = dataclasses.replace(objective, term=None, activity_weight=0.0)
-        programs, index = [program(plain), program(objective)], (eps > 0).astype(jnp.int32)
-        if objective.term.interval is not None and objective.term.interval != objective.term:
-            programs.append(program(dataclasses.replace(objective, term=objective.term.interval)))
-            index = jnp.where((eps > 0) & (beta < _SMALLEST_BETA), 2, index)
-        return jax.lax.switch(index, programs, params)
+    def _chosen(self, program: Callable, step, params):
+        """The gradient of this phase's program."""
+        objectives = self._objectives()
+        if self.phase is not None or len(objectives) == 1:
+            return program(objectives[self.phase or "robust"])(params)
+        programs = [program(objective) for objective in objectives.values()]  # in the order of `PHASES`
+        return jax.lax.switch(self._phase(step), programs, params)
+
+    def _objectives(self) -> dict[str, Objective]:
+        """What each phase that this objective has minimises."""
+        whole, term = self.objective, self.objective.term
+        if term is None:
+            return {"robust": whole}
+        found = {"natural": dataclasses.replace(whole, term=None, activity_weight=0.0), "robust": whole}
+        if term.interval is not None and term.interval != term:
+            found["interval"] = dataclasses.replace(whole, term=term.interval)
+        return found
+
+    def _phase(self, step: jax.Array) -> jax.Array:
+        """The phase of a step, as its index in `PHASES`."""
+        objectives, eps, beta = self._objectives(), self.schedules.epsilon(step), self.schedules.beta(step)
+        bounded = jnp.where(beta < _SMALLEST_BETA, 2, 1) if "interval" in objectives else 1
+        return jnp.where(eps > 0, bounded, 0) if "natural" in objectives else jnp.asarray(1)
 
 
 def _accumulated(part: Callable, batch: Batch, count: int):

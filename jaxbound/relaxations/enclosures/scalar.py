@@ -41,6 +41,8 @@ _CONVEX = {"convex": 1, "concave": -1}
 """The sign that makes a piece convex."""
 _SAMPLES = 8
 """Sample points on each side of the midpoint, for curved functions."""
+_FLAT = 16
+"""Units in the last place of sigma's values within which its range is that of a constant."""
 _LINES = 17
 """Lines among which tuning chooses, for functions with more than one kink."""
 _CLOSE = 1 / 512
@@ -72,11 +74,18 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
 
 
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
-    """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines."""
+    """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines, or sigma is flat.
+
+    Flat means that its range on [l, u] is no wider than the rounding errors of its values: two lines at that distance
+    are as good as tighter ends could make them. (What is not tightened keeps the ends that are known, which hold.)
+    """
     lower, upper = ends
     linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]
-    inside = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
-    return jnp.any(jnp.stack(inside), axis=0) if inside else jnp.zeros(jnp.shape(lower), bool)
+    found = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
+    if not any(operand[0] == "const" for _, _, operands in op.program.instructions for operand in operands):
+        least, most = interval(op, [ends], ())
+        found.append(most - least <= _FLAT * _unit(op) * jnp.maximum(jnp.abs(least), jnp.abs(most)))
+    return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(jnp.shape(lower), bool)
 
 
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
