@@ -13,9 +13,13 @@ from pathlib import Path
 
 import jax
 
+import jaxbound as jb
 from benchmarks import measure, tasks
 
-TASKS = ("mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.PEERS, "dm_large crown 1")
+TASKS = (
+    "mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.PEERS, "mlp_3x1024 jit_crown 8", "mlp_3x1024 jit_crown_budget 8",
+    "dm_large crown 1",
+)  # fmt: skip
 COLUMNS = ("wall_seconds", "cpu_seconds", "compile_seconds", "memory_mb", "calibration_cpu_seconds")
 
 
@@ -25,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", help='"<network> <method> <batch>", such as "cnn_small crown 8"; default: a table')
     parser.add_argument("--curves", action="store_true", help="the table in depth, width, batch and image size instead")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--cache", type=Path, help="keep compiled programs there; a second run finds them")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks.json"), help="where the table is kept")
     options = parser.parse_args(arguments)
+    if options.cache is not None:
+        jb.compilation_cache(options.cache)
     if options.task is not None:
         try:
             task = tasks.make(options.task)
@@ -40,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [name for curve in tasks.CURVES.values() for name in curve] if options.curves else TASKS
     for name in chosen:
         command = [sys.executable, "-m", "benchmarks", "--task", name, "--json"]
+        command += [] if options.cache is None else ["--cache", str(options.cache)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(_line(rows[-1]), flush=True)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 import jaxbound as jb
+from benchmarks import measure
 from experiments import networks, require_files, write_csv
 from jaxbound.attack import Attack
 from jaxbound.certify import Report, certify, check_against_attack
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("{:13g} {:13.2%} {:13.2%} {:13.2%} {:13.2f} {:13.4f}".format(*values.values()))
     path = options.output / f"{name}.csv"
     write_csv(path, rows)
-    print(f"no certificate was broken by PGD; saved to {path.resolve()}")
+    print(f"no certificate was broken by PGD; at most {measure.peak_mb():.0f} MB; saved to {path.resolve()}")
 
 
 if __name__ == "__main__":
