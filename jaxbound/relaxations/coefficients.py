@@ -27,7 +27,7 @@ import numpy as np
 from jaxbound import primitives, regions
 from jaxbound.graph import Op
 from jaxbound.relaxations import affine, windows
-from jaxbound.relaxations.planes import times
+from jaxbound.relaxations.planes import by_sign, times
 from jaxbound.relaxations.windows import Windowed
 
 
@@ -87,9 +87,8 @@ def scale(coefficients: Coefficients, low: jax.Array, high: jax.Array) -> Coeffi
 
     Both have the value's shape; further axes among those of an array repeat its coefficients.
     """
-    factors = _seen(coefficients, low), _seen(coefficients, high)
-    positive, negative = split(_held(coefficients))
-    values = positive * factors[0] + negative * factors[1]
+    held = _held(coefficients)
+    values = held * by_sign(held, _seen(coefficients, low), _seen(coefficients, high))
     name = "weight" if isinstance(coefficients, Identity) else "values"
     return replace(coefficients, **{name: values})
 
@@ -99,8 +98,8 @@ def total(coefficients: Coefficients, low: jax.Array, high: jax.Array) -> jax.Ar
 
     These may have rows of their own. A coefficient of zero ignores an infinite value.
     """
-    positive, negative = split(_held(coefficients))
-    return _sum(times(positive, _seen(coefficients, low))) + _sum(times(negative, _seen(coefficients, high)))
+    held = _held(coefficients)
+    return _sum(times(held, by_sign(held, _seen(coefficients, low), _seen(coefficients, high))))
 
 
 def size(coefficients: Coefficients, values: jax.Array) -> jax.Array:

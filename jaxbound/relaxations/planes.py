@@ -101,6 +101,11 @@ def least_of(values: jax.Array) -> jax.Array:
     return functools.reduce(lesser, values)
 
 
+def by_sign(coefficients: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """`low` where a coefficient is positive, `high` where it is negative; at 0 their mean, which derivatives see."""
+    return jnp.where(coefficients > 0, low, jnp.where(coefficients < 0, high, low / 2 + high / 2))
+
+
 def times(coefficients: jax.Array, values: jax.Array) -> jax.Array:
     """The product in which a coefficient of zero ignores what is not finite; elsewhere also its derivative is exact."""
     return coefficients * jnp.where((coefficients == 0) & ~jnp.isfinite(values), 0, values)
