@@ -303,3 +303,19 @@ def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions
     gradients = [jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))(rows, kernel) for f in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.fast
+def test_lines_are_chosen_by_sign():
+    """At a coefficient of 0 the value is 0, whatever the lines, and the derivative is that of their mean."""
+    held = jnp.array([[-2.0, 0.0, 3.0, 0.0]])
+    low, high = jnp.array([1.0, -jnp.inf, 2.0, 4.0]), jnp.array([5.0, jnp.inf, 7.0, 6.0])
+    total = lambda held, low, high: coefficients.total(coefficients.Dense(held), low, high)[0]  # noqa: E731
+    assert total(held, low, high) == -2 * 5 + 3 * 2
+    of_held, of_low, of_high = jax.grad(total, (0, 1, 2))(held, low, high)
+    assert of_held.tolist() == [[5.0, 0.0, 2.0, 5.0]]
+    assert of_low.tolist() == [0.0, 0.0, 3.0, 0.0] and of_high.tolist() == [-2.0, 0.0, 0.0, 0.0]
+    scaled = coefficients.scale(
+        coefficients.Dense(held), jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([5.0, 6.0, 7.0, 8.0])
+    )
+    assert coefficients.dense(scaled).tolist() == [[-10.0, 0.0, 9.0, 0.0]]
