@@ -180,7 +180,7 @@ MUTANTS: dict[str, Mutant] = {
     "products of two values are affine": Mutant("products", primitives.AFFINE, "mul", _facts(alone=False)),
     "sums are exact for anything": Mutant("affine_intervals", graph.Op, "repeats", lambda _: property(lambda self: False)),
     # coefficients
-    "positive and negative parts exchanged": Mutant("crown_program", coefficients, "split", _after(lambda parts: parts[::-1])),
+    "positive and negative parts exchanged": Mutant("crown_program", coefficients, "by_sign", lambda original: lambda held, low, high: original(held, high, low)),
     "second reader forgotten": Mutant("sound_everywhere", coefficients, "add", lambda _: lambda first, second: first),
     "columns of another neuron": Mutant("crown_program", coefficients, "pull", _another_column),
     "windows begin one entry late": Mutant("windows", windows.Windowed, "origin", lambda original: lambda self, axis: original(self, axis)._replace(position=original(self, axis).position + 1)),

@@ -122,11 +122,6 @@ def expand(coefficients: Coefficients, axes: Sequence[int]) -> Coefficients:
     return Dense(jnp.expand_dims(dense(coefficients), axes)) if axes else coefficients
 
 
-def split(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The positive and the negative part."""
-    return jnp.maximum(values, 0), jnp.minimum(values, 0)
-
-
 # --- representations --------------------------------------------------------------------------------------------------
 
 

@@ -120,7 +120,8 @@ def substitute(
 
     This merges an affine tail (a specification, say) with the last affine layer, where node by node would be looser.
     """
-    positive, negative = coefficients.split(coefficients.dense(rows))
+    held = coefficients.dense(rows)
+    positive, negative = jnp.maximum(held, 0), jnp.minimum(held, 0)
     axes = tuple(range(1, positive.ndim))
     found = []
     for region, (below, above) in zip(leaves, pair.slopes, strict=True):
