@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import jaxbound  # noqa: F401  (sets XLA's flags before the first test starts a backend)
+
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
 
 
