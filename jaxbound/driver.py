@@ -32,9 +32,10 @@ Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
-_PIECES, _FEWEST, _EXAMPLES = 16, 64, 8
-"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program. Where
-more than 8 examples are bounded together, each has as many fewer: what a pass holds stays in the processor's caches."""
+_PIECES, _FEWEST, _EXAMPLES, _CACHED = 16, 64, 8, 1 << 20
+"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program. Of more
+than 8 examples each has as many fewer, down to where the coefficients of all are 2**20 numbers on a side: what a pass
+holds stays in the processor's caches."""
 _PER_PASS = 16
 """What a pass costs beside its rows, in rows."""
 
@@ -209,7 +210,8 @@ class Run:
 
     def _at_once(self, size: int) -> int:
         """How many chosen entries of a node are bounded at once."""
-        return max(-(-size // _PIECES), _FEWEST) * _EXAMPLES // max(self.batch or 1, _EXAMPLES) or 1
+        most, examples = max(-(-size // _PIECES), _FEWEST), self.batch or 1
+        return max(1, min(most, max(most * _EXAMPLES // examples, _CACHED // (examples * size))))
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
