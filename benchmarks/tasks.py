@@ -35,7 +35,7 @@ COMPILED = {
     "jit_crown": jb.Crown(),
     "jit_crown_budget": jb.Crown(budget=0.75),
 }
-"""Methods that are run under `jit`, as a whole: IBP chooses nothing by values, so it gains and loses nothing."""
+"""Methods that are run under `jit`, as a whole: one call instead of many, and rows chosen only within a budget."""
 RADIUS = 0.01
 
 

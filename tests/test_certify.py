@@ -386,10 +386,9 @@ def test_padding_counts_nowhere():
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Placed(Method):
-    """A method that notes where each batch is worked on; the one that begins with a given example waits, or fails."""
+class Placed(Logged):
+    """A method that notes where each batch is worked on; the one that begins with the log's example fails."""
 
-    log: Log = field(metadata={"static": True}, hash=False, compare=False)
     inner: Method = field(default_factory=jb.Crown)
 
     def bound(self, graph, leaves, request):
