@@ -2,9 +2,10 @@
 
     crown   about --rows bounds of random networks, in equal parts for all of --activations and --norms: how many are
             looser with FROWN than with CROWN? None may be (else this ends with 1). And how much narrower is the mean?
-    lp      ReLU networks of --hidden, trained on digits, --count images, all margins: which part of the gap between
-            CROWN and the linear program of the same pre-activation bounds do --lp-steps steps close with these bounds
-            fixed, how many margins does joint tuning bring past the program, and how much longer does that take?
+    lp      ReLU networks of --hidden, trained on digits, --count images, all margins, each image at --scale times the
+            radius that CROWN certifies: which part of the gap between CROWN and the linear program of the same
+            pre-activation bounds do --lp-steps steps close with these bounds fixed, how many margins does joint tuning
+            bring past the program, and how much longer does the program take?
 
 The gap closed is (FROWN - CROWN) / (LP - CROWN) of sums over all margins. Seconds are CPU seconds per image of a second
 call, of CROWN and FROWN for a batch, of LP for one image after the other. Writes tightness_crown.csv and
@@ -92,17 +93,17 @@ def next_to_program(hidden: tuple[int, ...], norm: float, options: argparse.Name
     """What one network with these widths says in one norm."""
     data, model = digits.load_digits(digits.Settings(options.seed, hidden)), MLP(hidden, "relu")
     params = train(model, data, digits.Settings(options.seed, hidden))
-    x, labels = jnp.asarray(data.test_x[: options.count]), np.asarray(data.test_y[: options.count])
+    x, labels, how = jnp.asarray(data.test_x), np.asarray(data.test_y), {"norm": norm, "apply_fn": model.apply}
+    radii = np.asarray(jb.certified_radius(params, x, labels, method=jb.Crown(), **how))
+    chosen = np.flatnonzero(radii)[: options.count]
+    x, labels, radii = x[chosen], labels[chosen], options.scale * radii[chosen]
     methods = {
         "crown": jb.Crown(), "fixed": jb.Frown(options.lp_steps, pre_activation=jb.Crown()),
         "joint": jb.Frown(options.lp_steps), "lp": jb.LP(pre_activation=jb.Crown()),
     }  # fmt: skip
     found, seconds = {}, {}
     for name, method in methods.items():
-        find = functools.partial(
-            jb.margins, params, x, labels, options.scale * RADIUS.get(norm, 0.3), method=method, norm=norm,
-            apply_fn=model.apply,
-        )  # fmt: skip
+        find = functools.partial(jb.margins, params, x, labels, radii, method=method, **how)
         jax.block_until_ready(find())
         started = time.process_time()
         found[name] = np.asarray(find())
@@ -110,6 +111,7 @@ def next_to_program(hidden: tuple[int, ...], norm: float, options: argparse.Name
     gained = {name: float(np.sum(found[name] - found["crown"])) for name in ("fixed", "joint", "lp")}
     return {
         "hidden": "x".join(map(str, hidden)), "norm": f"{norm:g}", "margins": found["lp"].size,
+        "mean_radius": float(radii.mean()),
         "closed_percent": 100 * gained["fixed"] / gained["lp"],
         "joint_percent": 100 * gained["joint"] / gained["lp"],
         "joint_past_percent": float(100 * np.mean(found["joint"] > found["lp"])),
@@ -128,9 +130,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=list(ACTIVATIONS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=5, help="of the tuning compared with CROWN")
     parser.add_argument("--hidden", nargs="+", default=["20x20", "50x50", "20x20x20x20"], help="widths, one by one")
-    parser.add_argument("--count", type=int, default=10, help="images for the linear program")
-    parser.add_argument("--lp-steps", type=int, default=100, help="of the tuning compared with the linear program")
-    parser.add_argument("--scale", type=float, default=0.1, help="of the radii .2, .4 and .8 in the norms inf, 2 and 1")
+    parser.add_argument("--count", type=int, default=200, help="images for the linear program")
+    parser.add_argument("--lp-steps", type=int, default=12, help="of the tuning compared with the linear program")
+    parser.add_argument("--scale", type=float, default=1.0, help="of each image's radius certified by CROWN")
     parser.add_argument("--seed", type=int, default=0, help="of networks and training")
     parser.add_argument("--output", type=Path, default=Path("results/tightness"), help="folder for the tables")
     parser.add_argument("--smoke", action="store_true", help="seconds, for tests: one norm, one activation, one image")
