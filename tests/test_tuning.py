@@ -146,7 +146,9 @@ def test_never_looser_than_crown_and_sound(name, norm):
 
 @pytest.mark.quick(3)
 @pytest.mark.x64
-@pytest.mark.parametrize(("name", "norm"), [(name, [None, 1, 2][k % 3]) for k, name in enumerate(TUNED)][::16])
+@pytest.mark.parametrize(
+    ("name", "norm"), [*[(name, [None, 1, 2][k % 3]) for k, name in enumerate(TUNED)][::16], ("prelu", None)]
+)
 def test_some_networks_are_never_looser_than_crown_and_sound(name, norm):
     _check_network(name, norm)
 

@@ -247,7 +247,7 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     spaced, back = (lambda s: s, lambda s: s) if one_kink else (_root, lambda s: s * jnp.abs(s))
     tables, shares = [], []
     for sign, (own,) in ((1, chosen.lower_slopes), (-1, chosen.upper_slopes)):
-        if _is_chord(op, sign):
+        if _is_chord(op, constants, sign):
             tables.append(own[None])
             shares.append(None)
             continue
@@ -259,13 +259,13 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     return Freedom((tables[0], tables[1]), (shares[0], shares[1]))
 
 
-def _is_chord(op: Op, sign: int) -> bool:
-    """Whether the convex hull of the graph is one chord everywhere below (sign 1) or above (-1)."""
+def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
+    """Whether the convex hull of the graph is known to be one chord everywhere below (sign 1) or above (-1)."""
     curvature = curvature_of(op)
     first, *others = curvature.pieces
     if curvature.cells or not others:
         return not curvature.cells and first.kind == {1: "concave", -1: "convex"}[sign]
-    if not curvature.is_piecewise_linear or len(others) > 1:
+    if not curvature.is_piecewise_linear or len(others) > 1 or constants:  # constants may bend it either way
         return False
     with jax.ensure_compile_time_eval():
         left, kink, right = np.asarray(op.program(first.right + jnp.array([-1, 0, 1], op.dtype)))
