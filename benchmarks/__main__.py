@@ -18,7 +18,7 @@ from benchmarks import measure, tasks
 
 TASKS = (
     "mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.PEERS, "mlp_3x1024 jit_crown 8", "mlp_3x1024 jit_crown_budget 8",
-    "dm_large crown 1",
+    "dm_large crown 1", "mlp_taper recurjac 1", "mlp_taper recurjac 32", "mlp_taper fastlip 1",
 )  # fmt: skip
 COLUMNS = ("wall_seconds", "cpu_seconds", "compile_seconds", "memory_mb", "calibration_cpu_seconds")
 

@@ -1,4 +1,4 @@
-"""What is timed: networks with random weights, the bounds of their margins, and steps of certified training.
+"""What is timed: networks with random weights, bounds of their margins or gradients, and steps of certified training.
 
 Weights and biases are uniform in +-1/sqrt(fan in), inputs uniform in [0, 1], all float32; the specification is the 9
 margins of one class; lower bounds only, at radius 0.01. Convolutions have no padding (`dm_large`: one pixel).
@@ -60,6 +60,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp_20x100": (Layers(hidden=(100,) * 19), (784,)),
     "mlp_3x1024": (Layers(hidden=(1024,) * 3), (784,)),
     "mlp_7x1024": (Layers(hidden=(1024,) * 7), (784,)),
+    "mlp_taper": (Layers(hidden=(1024, 512, 256, 128, 64, 32)), (784,)),
     "cnn_small": (Layers(((16, 4, 2), (32, 4, 1)), (100,)), (28, 28, 1)),
     "cnn_medium": (Layers(((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)), (512, 512)), (32, 32, 3)),
     "dm_large": (models.network("DM-large"), (32, 32, 3)),
@@ -71,7 +72,9 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 
 TRAINING = {"train_crown_ibp": jb.CrownIBP()}
 """Methods whose training step is timed: the forward pass, bounds, and the gradient of both."""
-ALL = METHODS | COMPILED | TRAINING
+JACOBIANS = {"recurjac": jb.RecurJac(), "fastlip": jb.FastLip()}
+"""Methods that bound the gradient of one logit."""
+ALL = METHODS | COMPILED | TRAINING | JACOBIANS
 
 
 class Peer(NamedTuple):
@@ -119,10 +122,10 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Task:
-    """One row: `run(seed)` bounds a batch of new images, or takes a step on it."""
+    """One row: `run(seed)` bounds a batch of new images, their gradients, or takes a step on it."""
 
     name: str
-    run: Callable[[int], jax.Array]
+    run: Callable[[int], object]
 
 
 def make(name: str) -> Task:
@@ -146,9 +149,13 @@ def make(name: str) -> Task:
     def bounds(params, x) -> jax.Array:
         return jb.margins(params, x, labels, RADIUS, method=bound, apply_fn=module.apply)
 
+    def gradients(params, x) -> jb.Interval:
+        logit = jnp.zeros((1, 10)).at[0, 0].set(1)
+        return jb.jacobian_bounds(params, x, RADIUS, method=bound, apply_fn=module.apply, spec=logit)
+
     if method in TRAINING:
         return Task(name, _training(module, params["params"], bound, images, labels))
-    called = jax.jit(bounds) if method in COMPILED else bounds
+    called = gradients if method in JACOBIANS else jax.jit(bounds) if method in COMPILED else bounds
     return Task(name, lambda seed: called(params, images(seed)))
 
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxbound as jb
-from experiments import landscape, lipschitz, mlps, robustness, tables, train_mlp
+from experiments import landscape, lipschitz, mlps, reference_recurjac, robustness, tables, train_mlp
 from jaxbound.training import data
 
 
@@ -204,3 +204,27 @@ def test_tables(tmp_path):
     text = tables.save(tmp_path / "new", "found", rows, {"a": ("first", "{}"), "b": ("second", "{:.1f}")}, lambda rows, path: path.touch())  # fmt: skip
     assert text.splitlines()[2] == "| 1 | inf |" and tables.finite(rows[0]) == {"a": 1}
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["found.csv", "found.md", "found.png"]
+
+
+def test_arrays_of_another_code_are_compared(tmp_path, capsys):
+    """Our own bounds pass, narrower ones do not, and a folder without arrays says so."""
+    with pytest.raises(SystemExit, match=r"there is no recurjac_\*\.npz"):
+        reference_recurjac.main([str(tmp_path)])
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(size=shape).astype(np.float32), np.zeros(shape[1], np.float32)) for shape in ((3, 6), (6, 2))]
+    arrays = {f"tiny|{kind}{k}": part for k, layer in enumerate(layers) for kind, part in zip("Wb", layer, strict=True)}
+    x = np.array([0.5, -0.5, 1.0], np.float32)
+    label = int(np.argmax(np.maximum(x @ layers[0][0], 0) @ layers[1][0]))
+    bounds = jb.jacobian_bounds(layers, x[None], 0.1)
+    case = "tiny|fastlin|pinf|eps0.1|recurjac-B"
+    constants = jb.lipschitz(layers, x[None], 0.1)[0, label]
+    for share, code in ((1.0, 0), (0.9, 1)):
+        middle, half = (np.asarray(each)[0] for each in (bounds.center, share * bounds.width / 2))
+        np.savez(
+            tmp_path / "recurjac_relu.npz", **arrays, **{"tiny|x0": x, "tiny|c": label},
+            **{f"{case}|jac_lb": middle - half, f"{case}|jac_ub": middle + half, f"{case}|lip_class_c": constants},
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            reference_recurjac.main([str(tmp_path), "--samples", "200"])
+        assert ended.value.code == code
+        assert f"2 comparisons, {code} lines worse" in capsys.readouterr().out
