@@ -4,7 +4,8 @@ Length: six methods whose code is short and whose documentation is not.
 
 A method is a frozen dataclass and a pytree. It answers two questions about a graph over regions,
 
-    pre_activations(graph, leaves, request) -> {node: (lower, upper)} for every input of a nonlinear node, and
+    pre_activations(graph, leaves, request) -> {node: (lower, upper)} for every input of a nonlinear node (or every
+        node), and
     bound(graph, leaves, request) -> for each output that depends on a region, a `Bounded`,
 
 and, where the method has linear functions to show, `planes`. `guarantee` says whether the result is certified or an
@@ -117,9 +118,8 @@ class IBP(Method):
         return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
-        """Bounds of every input of a nonlinear node."""
-        run = self._run(graph, leaves, request)
-        return {number: run.ends[number] for number in targets(graph)}
+        """Bounds of every node."""
+        return self._run(graph, leaves, request).ends
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
@@ -223,6 +223,9 @@ class Crown(Method):
         given = None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
+        known = given or {}
+        if whole := len(known) == len(graph.nodes):
+            run.ends.update(known)
 
         def relax_block(run: Run, block: Block) -> None:
             node = graph.nodes[block.start]
@@ -234,7 +237,8 @@ class Crown(Method):
                         run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
                     run.tightened.add(source)
                 run.enclose(block, _checked(self.lower_slope), self._given(run, block, 0, grouped=False))
-            run.propagate(block)
+            if not whole:
+                run.propagate(block)
 
         scan = not run.eager and given is None and self.slopes is None
         plan = stretches.plan(graph) if scan else graph.blocks
@@ -355,7 +359,7 @@ class Best(Method):
         """The intersection of what each method says."""
         first, *others = [method.pre_activations(graph, leaves, request) for method in self.methods]
         for other in others:
-            first = {number: interval.intersect(first[number], other[number]) for number in first}
+            first = {number: interval.intersect(first[number], other[number]) for number in first if number in other}
         return first
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
