@@ -59,6 +59,7 @@ def against_crown(options: argparse.Namespace) -> list[dict]:
     ]
     x = jnp.asarray(rng.normal(size=(count, WIDTHS[0])) / 2, jnp.float32)
     for name, norm in combinations:
+        jax.clear_caches()  # each has programs of its own, some 100 MB of them
         eps = jnp.asarray(RADIUS.get(norm, 0.3) * rng.uniform(0.1, 1, count), jnp.float32)
         how = {"activation": ACTIVATIONS[name], "norm": norm}
         plain, tuned = jb.crown(layers, x, eps, **how), jb.frown(layers, x, eps, steps=options.steps, **how)

@@ -3,7 +3,8 @@
 A slope is written as a share in [0, 1] of the range in which it can gain anything (`planes.Freedom`). Shares start at
 CROWN's own choice, take optax steps along the projected gradient, and every row keeps the best bound that it has seen.
 Steps use averages of lines from a table; the slopes that come out of them then get their exact intercepts once.
-The whole loop is one step of the driver (`tuned_rows`), compiled once per target and mapped over the batch.
+The whole loop is one step of the driver (`tuned`), compiled once per target and mapped over the batch; tables and exact
+intercepts are steps of their own, which equal layers share.
 """
 
 from __future__ import annotations
@@ -95,48 +96,41 @@ class _State(NamedTuple):
     stalled: jax.Array
 
 
-def tuned_rows(static, constants, leaves, ends, index) -> Rows:
-    """Tuned lower bounds of some rows."""
-    return tuned_rows_and_slopes(static, constants, leaves, ends, index)[0]
+def tuned(static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index) -> tuple[Slopes, Rows]:
+    """The slopes with which every group's rows had their largest sum, and the best bound that every row had.
 
-
-def tuned_rows_and_slopes(
-    static: tuple[Structure, int, Settings], constants, leaves, ends, index
-) -> tuple[Rows, Slopes]:
-    """Tuned lower bounds of some rows, and their slopes.
-
-    The derivative is that at the slopes found, which is all of it where they are best (the envelope theorem).
+    Slopes have the derivative of the tables, but none of the shares: where these are best, bounds by them have all of
+    theirs (the envelope theorem). The best bounds have none.
 
     Args:
         static: the graph, the node, and how to tune.
         constants: of the graph, then how many steps to take.
         leaves: the regions.
         ends: bounds of every node that a pass from the node may meet.
+        tables: `table_of` every nonlinear one of them.
         index: the entries of the node to bound; -1 makes an empty row.
     """
     *constants, steps = constants
-    problem = _Problem(static, constants, leaves, ends, index)
-    kept, best = _maximised(_Problem(static, *jax.lax.stop_gradient((constants, leaves, ends)), index), steps)
-    slopes = problem.slopes(kept)
-    found = problem.rows_of(slopes)
-    return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found), slopes
+    held = jax.lax.stop_gradient((constants, leaves, ends, tables))
+    kept, best = _maximised(_Problem(static, *held, index), steps)
+    return _Problem(static, constants, leaves, ends, tables, index).slopes(kept), best
+
+
+def better(_static, _constants, found: Rows, best: Rows) -> Rows:
+    """The better bounds of every row, where the best ones seen have the derivatives of those found in the end."""
+    return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found)
 
 
 class _Problem:
     """Lower bounds of some rows of one node as a function of shares."""
 
-    def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, index):
+    def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index):
         structure, self.number, self.how = static
         self.index = index
+        self.tables: dict[int, tuple[Planes, Freedom]] = tables
         self.run = Run(Graph(constants, structure, None), leaves, outward=self.how.outward)
         self.run.ends = dict(ends)
-        self.blocks = [
-            block for block in structure.blocks if block.start in ends and block.start in structure.nonlinear
-        ]
-        self.tables: dict[int, tuple[Planes, Freedom]] = {}
-        for block in self.blocks:
-            inputs = [ends[k] for k in structure.nodes[block.start].inputs]
-            self.tables[block.start] = table_of(block.template.nodes[0], self.run.constants(block)[0], inputs)
+        self.blocks = [block for block in structure.blocks if block.start in tables]
 
     def start(self) -> Shares:
         """CROWN's own choice, for every group."""
@@ -160,7 +154,8 @@ class _Problem:
 
     def rows(self, shares: Shares) -> Rows:
         """The lower bounds, from averages of the tables' lines."""
-        return self._rows({
+        run = self.run.fork({})
+        run.planes.update({
             block.start: mixed(
                 block.template.nodes[0][0],
                 self.tables[block.start][0],
@@ -168,23 +163,6 @@ class _Problem:
             )
             for block in self.blocks
         })  # fmt: skip
-
-    def rows_of(self, slopes: Slopes) -> Rows:
-        """The lower bounds, from lines with the given slopes and the intercepts that are exact for them."""
-        planes = {}
-        for block in self.blocks:
-            (op, _, used), constants = block.template.nodes[0], self.run.constants(block)[0]
-            inputs = [self.run.ends[k] for k in self.run.graph.nodes[block.start].inputs]
-            own = [constants[k] for k in used]
-            made = jax.vmap(lambda pair, op=op, inputs=inputs, own=own: enclosures.of(op).planes(
-                op, inputs, own, "adaptive", pair
-            ))  # fmt: skip
-            planes[block.start] = jax.tree.map(self.per_row, made(slopes[block.start]))
-        return self._rows(planes)
-
-    def _rows(self, planes: dict[int, Planes]) -> Rows:
-        run = self.run.fork({})
-        run.planes.update(planes)
         return run.bound_rows(self.number, self.index, self.how.sides)
 
     @property

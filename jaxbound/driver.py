@@ -25,7 +25,7 @@ from jaxbound._compat import check_backend, eager_jit, is_tracer
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients, Identity
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Freedom, Planes, spread
 
 Ends = tuple[jax.Array, jax.Array]
 Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
@@ -50,7 +50,8 @@ class Rows(NamedTuple):
 class Run:
     """One call: a graph, its regions, and what is known so far.
 
-    `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, and
+    `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, `tables[i]`
+    are planes to choose from, and
     `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for
     intervals that hold in exact arithmetic and for the rounding of each pass.
     `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
@@ -78,6 +79,7 @@ class Run:
         self.ends: dict[int, Ends] = dict(enumerate(boxes))
         self.base: dict[int, Ends] = dict(self.ends)
         self.planes: dict[int, Planes] = {}
+        self.tables: dict[int, tuple[Planes, Freedom]] = {}
         self.pairs: dict[int, forward.Pair] = {}
         self.tightened: set[int] = set()
         self.segments: list = list(graph.blocks)
@@ -125,6 +127,12 @@ class Run:
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
         static = block.template.nodes[0], lower_slope
         self.planes[block.start] = self.call(_enclose, static, self.constants(block), inputs, slopes)
+
+    def enclose_rows(self, block: Block, slopes, sides: str, count: int) -> None:
+        """The same for `count` rows on every side, from slopes with an axis of groups of rows before their own."""
+        inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
+        static = block.template.nodes[0], 2 if sides == "both" else 1, count
+        self.planes[block.start] = self.call(_enclose_rows, static, self.constants(block), inputs, slopes)
 
     def exact(self, number: int) -> bool:
         """Whether a backward pass cannot improve on interval arithmetic.
@@ -364,6 +372,13 @@ def _propagate(static, constants, ends, base):
 def _enclose(static, constants, inputs, slopes):
     (op, _, used), lower_slope = static
     return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
+
+
+def _enclose_rows(static, constants, inputs, slopes):
+    (op, _, used), sides, count = static
+    own = [constants[k] for k in used]
+    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(slopes)
+    return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
 
 
 def _open(readers, _constants, ends):

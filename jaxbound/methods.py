@@ -26,7 +26,7 @@ from jaxbound.bounds import Estimate, Interval
 from jaxbound.driver import ROWS, Run
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.relaxations import coefficients, enclosures, forward, interval
-from jaxbound.relaxations.planes import Planes, spread
+from jaxbound.relaxations.planes import Planes
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -278,10 +278,10 @@ class Crown(Method):
         run = run.fork({})
         run.max_rows = sides * rows
         for block, slopes in given.items():
-            if slopes is not None:
-                inputs = [run.ends[k] for k in run.graph.nodes[block.start].inputs]
-                static = block.template.nodes[0], sides, rows
-                run.planes[block.start] = run.call(_enclose_rows, static, run.constants(block), inputs, slopes)
+            if slopes is not None:  # those of lower bounds are the first half
+                groups = slopes[0].shape[run.batch is not None] * sides // 2
+                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], slopes)
+                run.enclose_rows(block, own, request.sides, rows)
         return run
 
     def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> tuple | None:
@@ -444,14 +444,6 @@ def _linear(run: Run, number: int) -> tuple:
     identity, carry = run.start(number)
     rows, carry = run.pull_to_inputs({number: identity}, carry)
     return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
-
-
-def _enclose_rows(static, constants, inputs, slopes) -> Planes:
-    (op, _, used), sides, rows = static
-    first = slopes if sides == 2 else jax.tree.map(lambda leaf: leaf[: leaf.shape[0] // 2], slopes)
-    own = [constants[k] for k in used]
-    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(first)
-    return jax.tree.map(lambda leaf: spread(leaf, sides, rows), made)
 
 
 def _split_sides(static, _constants, rows, intercept):

@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbound import errors
-from jaxbound.ascent import Settings, default_optimizer, tuned_rows, tuned_rows_and_slopes
+from jaxbound import ascent, errors
 from jaxbound.bounds import Interval
-from jaxbound.driver import Ends, Run
+from jaxbound.driver import Ends, Rows, Run
 from jaxbound.graph import NONLINEAR, Graph
 from jaxbound.methods import Bounded, Crown, Method, Request, better, output_nodes, targets
 from jaxbound.relaxations import interval
@@ -103,17 +102,25 @@ class Frown(Method):
 
     def bound_node(self, run: Run, number: int, *, chosen=None, sides: str = "both"):
         """What `Run.bound_node` returns, tuned."""
-        step = functools.partial(run.call, tuned_rows, *self.problem(run, number, sides))
-        return run.in_chunks(step, number, chosen=chosen, sides=sides)
+        one = lambda index: self.tuned_rows(run, number, index, sides)[0]  # noqa: E731
+        return run.in_chunks(one, number, chosen=chosen, sides=sides)
 
-    def problem(self, run: Run, number: int, sides: str) -> tuple:
-        """What the tuning steps take for a node, but which of its entries."""
+    def tuned_rows(self, run: Run, number: int, index: jax.Array, sides: str = "both") -> tuple[Rows, ascent.Slopes]:
+        """What `Run.bound_rows` returns, tuned, and the slopes."""
         shared = self.groups if isinstance(self.groups, int) else {"neuron": 1, "layer": None}[self.groups]
-        optimizer = default_optimizer() if self.optimizer is None else self.optimizer
-        graph, settings = run.graph, Settings(optimizer, shared, self.early_stop, sides, run.outward)
+        optimizer = ascent.default_optimizer() if self.optimizer is None else self.optimizer
+        graph, settings = run.graph, ascent.Settings(optimizer, shared, self.early_stop, sides, run.outward)
         constants = (*graph.constants, jnp.asarray(self.steps)), None if graph.axes is None else (*graph.axes, None)
         ends = {k: run.ends[k] for k in _reached(graph, number)}
-        return (graph.structure, number, settings), constants, run.regions, ends
+        tables = {k: table for k, table in run.tables.items() if k in ends}
+        static = graph.structure, number, settings
+        slopes, best = run.call(ascent.tuned, static, constants, run.regions, ends, tables, index)
+        own = run.fork({})
+        for block in graph.blocks:
+            if block.start in slopes:
+                own.enclose_rows(block, slopes[block.start], sides, index.shape[-1])
+        found = own.bound_rows(number, index, sides)
+        return run.call(ascent.better, None, ((), ()), found, best), slopes
 
     def _plain(self) -> Crown:
         """CROWN, which this never falls behind."""
@@ -144,6 +151,11 @@ class Frown(Method):
                 if tuned and not (run.exact(source) or graph.nodes[source].affine_in_region):
                     self._tighten_node(run, source, skip_exact)
                 run.tightened.add(source)
+            if node.op.kind in NONLINEAR:
+                inputs = [run.ends[k] for k in node.inputs]
+                run.tables[block.start] = run.call(
+                    ascent.table_of, block.template.nodes[0], run.constants(block), inputs
+                )
             run.propagate(block)
         return run
 
@@ -195,10 +207,9 @@ def tune(fn: Callable, method: Frown) -> Callable:
         run.max_rows = 2 * max((graph.nodes[k].op.size for k in output_nodes(graph)), default=1)  # all in one chunk
         found, slopes = [], []
         for number, first in zip(output_nodes(graph), untuned, strict=True):
-            step = functools.partial(run.call, tuned_rows_and_slopes, *method.problem(run, number, "both"))
 
-            def rows(index, step=step):
-                bounds, chosen = step(index)
+            def rows(index, number=number):
+                bounds, chosen = method.tuned_rows(run, number, index)
                 slopes.append({graph.nodes[k].name: pair for k, pair in chosen.items()})
                 return bounds
 
