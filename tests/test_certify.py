@@ -399,6 +399,7 @@ class Placed(Logged):
         return self.inner.bound(graph, leaves, request)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 def test_every_device_works_and_the_numbers_are_those_of_one(dtype):
     x, labels = (np.concatenate([part] * 3)[:19] for part in data())

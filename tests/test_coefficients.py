@@ -262,7 +262,7 @@ def test_windows_change_no_bound(monkeypatch, seed, method):
     driver._compiled.cache_clear()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions(stride):
     """By the rows alone (which has a form of its own), by the kernel, and by both; forward, reverse and twice."""
     rows, kernel = _kernel(0, 3, 4, 5, 6), _kernel(1, 3, 2, 2, 6)

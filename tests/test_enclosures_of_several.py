@@ -311,6 +311,7 @@ _NARROW = {
 }
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", _NARROW)
 def test_bounds_on_the_narrowest_intervals_have_finite_derivatives(name):
     """A chord over a width w has a derivative of order 1 / w^2, which overflows long before w is 0."""

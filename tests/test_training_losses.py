@@ -192,7 +192,7 @@ def test_activity_by_hand(small):
     assert np.all(activity(0.0) < 1e-4)
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("kappa", [0.25, *(pytest.param(k, marks=pytest.mark.slow) for k in (0.0, 1.0))])
 def test_objective_adds_up(small, kappa):
     objective = Objective(small.model.apply, MarginLoss(jb.CrownIBP()), l1_weight=1e-3, activity_weight=1e-2)
     clean = small.clean()
