@@ -176,6 +176,6 @@ def _uniform(module: nn.Module, shape: tuple[int, ...]):
 
     def layer(leaves: dict):
         scale = 1 / np.sqrt(np.prod(leaves["kernel"].shape[:-1]))
-        return {k: rng.uniform(-scale, scale, v.shape).astype(np.float32) for k, v in leaves.items()}
+        return {k: jnp.asarray(rng.uniform(-scale, scale, v.shape), jnp.float32) for k, v in leaves.items()}
 
     return {"params": {name: layer(leaves) for name, leaves in shapes["params"].items()}}

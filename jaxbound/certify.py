@@ -92,6 +92,11 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
     true = jnp.asarray(labels)[..., None, None]
     if not jnp.issubdtype(true.dtype, jnp.integer):
         raise errors.argument_type("labels", f"are {true.dtype}", "pass class indices as integers")
+    return _margin_rows(true, num_classes)
+
+
+@functools.partial(_compat.eager_jit, static_argnums=1)
+def _margin_rows(true: jax.Array, num_classes: int) -> jax.Array:
     row, column = jnp.arange(num_classes - 1)[:, None], jnp.arange(num_classes)[None]
     other = row + (row >= true)
     rows = (column == true).astype(jnp.float32) - (column == other)

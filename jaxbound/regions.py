@@ -412,7 +412,9 @@ def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
         narrow = value.astype(dtype)
         back = _rounded(value, dtype) if isinstance(value, jax.Array) else narrow.astype(value.dtype)
     narrow, wrong = jnp.asarray(narrow), back > value if direction < 0 else back < value
-    return narrow if direction == 0 else jnp.where(wrong, _next(narrow, direction), narrow)
+    if direction == 0 or (isinstance(wrong, np.ndarray | np.generic) and not wrong.any()):
+        return narrow
+    return jnp.where(wrong, _next(narrow, direction), narrow)
 
 
 def _rounded(value: jax.Array, dtype: np.dtype) -> jax.Array:
