@@ -51,9 +51,8 @@ class Run:
     """One call: a graph, its regions, and what is known so far.
 
     `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, `tables[i]`
-    are planes to choose from, and
-    `pairs[i]` are linear functions of the region around it, at which a pass may stop instead. `outward` asks for
-    intervals that hold in exact arithmetic and for the rounding of each pass.
+    holds planes to choose from, and `pairs[i]` are linear functions of the region around it, at which a pass may stop
+    instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass.
     `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
     """
 

@@ -224,7 +224,7 @@ class Crown(Method):
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
         known = given or {}
-        if whole := len(known) == len(graph.nodes):
+        if whole := len(known) == len(graph.nodes):  # then there is nothing to propagate
             run.ends.update(known)
 
         def relax_block(run: Run, block: Block) -> None:
