@@ -32,7 +32,9 @@ def timed(function: Callable[[], object]) -> tuple[np.ndarray, float]:
     return found, time.process_time() - started
 
 
-def compare(path: Path, norm: str, method: jb.Frown, dtype) -> list[tuple[str, np.ndarray, np.ndarray, float, float]]:
+def compare(
+    path: Path, norm: str, method: jb.Frown, dtype, tolerance: float
+) -> list[tuple[str, np.ndarray, np.ndarray, float, float]]:
     """`(what, ours, theirs, our CPU seconds, theirs)` for margins, and for radii where the file has them."""
     data = np.load(path)
     depth = sum(name[0] == "W" for name in data.files)
@@ -51,7 +53,8 @@ def compare(path: Path, norm: str, method: jb.Frown, dtype) -> list[tuple[str, n
         return jb.frown(layers, x, eps, **options, **fixed).lower[:, 0]
 
     def radii():
-        return jb.certified_radius(layers, x, labels, targets=others, method=method, initial=eps, **options)
+        how = {"targets": others, "method": method, "initial": eps, "tolerance": tolerance}
+        return jb.certified_radius(layers, x, labels, **how, **options)
 
     seconds = float(data[f"fixed|{key}|seconds_wall_cpu"][1])
     found = [("margin", *timed(margins), data[f"fixed|{key}|margin_lb"], seconds)]
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the folder with frown_*.npz")
     parser.add_argument("--steps", type=int, nargs="+", default=[20], help="of tuning, for every bound")
     parser.add_argument("--norms", nargs="+", default=["inf", "2", "1"], choices=("inf", "2", "1"))
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of radii; theirs is 0.02, on the same grid")
     parser.add_argument("--float32", action="store_true", help="by default all is computed in float64")
     options = parser.parse_args(arguments)
     paths = [path for path in sorted(options.folder.glob("frown_*.npz")) if "y" in np.load(path).files]
@@ -79,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if f"fixed|p{norm}|frown|eps" not in np.load(path).files:
                 continue
             for steps in options.steps:
-                for what, ours, theirs, mine, other in compare(path, norm, jb.Frown(steps=steps), dtype):
+                method = jb.Frown(steps=steps)
+                for what, ours, theirs, mine, other in compare(path, norm, method, dtype, options.tolerance):
                     least = (ours - theirs) / np.maximum(1, np.abs(theirs)) if what == "margin" else ours / theirs - 1
                     failed = bool(least.min() < -_ROUNDED)
                     failures += failed
