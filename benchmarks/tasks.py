@@ -60,6 +60,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp_20x100": (Layers(hidden=(100,) * 19), (784,)),
     "mlp_3x1024": (Layers(hidden=(1024,) * 3), (784,)),
     "mlp_7x1024": (Layers(hidden=(1024,) * 7), (784,)),
+    "mlp_10x20": (Layers(hidden=(20,) * 10), (784,)),
     "mlp_taper": (Layers(hidden=(1024, 512, 256, 128, 64, 32)), (784,)),
     "cnn_small": (Layers(((16, 4, 2), (32, 4, 1)), (100,)), (28, 28, 1)),
     "cnn_medium": (Layers(((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)), (512, 512)), (32, 32, 3)),
