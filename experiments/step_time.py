@@ -26,7 +26,7 @@ import jaxbound as jb
 from benchmarks import measure
 from jaxbound.training import fusion, losses, models
 from jaxbound.training.schedules import Epsilon
-from jaxbound.training.step import Schedules, Step, create, sharded, whole_batch
+from jaxbound.training.step import Schedules, Step, create, everywhere, sharded, whole_batch
 
 SHAPES = {"mnist": (28, 28, 1), "cifar": (32, 32, 3)}
 LOSSES: dict[str, losses.Term | None] = {
@@ -46,8 +46,9 @@ def step_of(name: str, loss: str, shape: Sequence[int], size: int, accumulate: i
     state = create(model, np.zeros((1, *shape), np.float32), optax.adam(5e-4), jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = whole_batch(rng.random((size, *shape), np.float32), rng.integers(0, 10, size, np.int32))
-    held = [state.replace(step=jnp.asarray(RAMP.end // 2, jnp.int32))]
-    taken = sharded(step, jax.devices()[:1])
+    device = jax.devices()[:1]
+    held = [everywhere(state.replace(step=jnp.asarray(RAMP.end // 2, jnp.int32)), device)]
+    taken = sharded(step, device)
 
     def run(_: int) -> jax.Array:
         held[0], metrics = taken(held[0], batch)

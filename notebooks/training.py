@@ -38,7 +38,7 @@ from jaxbound.training import data
 from jaxbound.training.losses import MarginLoss, Objective
 from jaxbound.training.models import MLP
 from jaxbound.training.schedules import Epsilon
-from jaxbound.training.step import Schedules, Step, create, sharded
+from jaxbound.training.step import Schedules, Step, create, everywhere, sharded
 
 # %% [markdown]
 # ## Data, a network, schedules
@@ -76,8 +76,10 @@ TERMS = {"accuracy": None, "intervals": MarginLoss(jb.IBP())}
 
 
 def train(term):
-    step = sharded(Step(Objective(model.apply, term), schedules), jax.devices()[:1])
-    state, history = create(model, np.zeros((1, 8, 8, 1), np.float32), optax.adam(5e-3), jax.random.key(0)), []
+    device, history = jax.devices()[:1], []
+    step = sharded(Step(Objective(model.apply, term), schedules), device)
+    state = create(model, np.zeros((1, 8, 8, 1), np.float32), optax.adam(5e-3), jax.random.key(0))
+    state = everywhere(state, device)
     for number in range(total):
         state, metrics = step(state, data.batch_of(digits, sampler, number))
         history.append(metrics)

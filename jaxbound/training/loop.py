@@ -36,6 +36,7 @@ from jaxbound.training.step import (
     Metrics,
     Step,
     TrainState,
+    everywhere,
     pmapped,
     replicate,
     sharded,
@@ -206,8 +207,7 @@ class _Devices:
 
     def place(self, state: TrainState):
         # A step reuses the memory of the state that it is given, which the caller may still hold.
-        state = jax.tree.map(np.array, state)
-        return replicate(state) if self.pmap else state
+        return replicate(jax.tree.map(np.array, state)) if self.pmap else everywhere(state)
 
     def run(self, state, batch: Batch, phase: str):
         batch = split(batch, jax.local_device_count()) if self.pmap else spread(batch)

@@ -313,12 +313,11 @@ def sharded(step: Step, devices: Sequence[Any] | None = None) -> Callable:
 
     Returns:
         A function of a state and a whole batch, whose size is a multiple of the number of devices; under several
-        processes, of a batch from `spread`. The state's memory is reused.
+        processes, of a batch from `spread`. The state's memory is reused. It compiles twice unless the first state
+        comes from `everywhere`.
     """
-    everywhere, split_over = _placements(devices)
-    return jax.jit(
-        step, in_shardings=(everywhere, split_over), out_shardings=(everywhere, everywhere), donate_argnums=0
-    )
+    on_all, split_over = _placements(devices)
+    return jax.jit(step, in_shardings=(on_all, split_over), out_shardings=(on_all, on_all), donate_argnums=0)
 
 
 def spread(batch: Batch, devices: Sequence[Any] | None = None) -> Batch:
@@ -329,6 +328,21 @@ def spread(batch: Batch, devices: Sequence[Any] | None = None) -> Batch:
     """
     _, split_over = _placements(devices)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(split_over, np.asarray(leaf)), batch)
+
+
+def everywhere(state: TrainState, devices: Sequence[Any] | None = None) -> TrainState:
+    """The state as `sharded` returns it, so that its first call compiles what all others run.
+
+    Args:
+        state: the same on every process.
+        devices: as for `sharded`.
+
+    Returns:
+        A copy on every device.
+    """
+    on_all, _ = _placements(devices)
+    copy = lambda leaf: jax.make_array_from_process_local_data(on_all, np.array(leaf))  # noqa: E731
+    return jax.tree.map(copy, state)
 
 
 def _placements(devices: Sequence[Any] | None) -> tuple[NamedSharding, NamedSharding]:
