@@ -9,6 +9,7 @@ intercepts are steps of their own, which equal layers share.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ import optax
 
 from jaxbound.driver import Rows, Run
 from jaxbound.graph import Graph, Op, Structure
-from jaxbound.relaxations import enclosures
+from jaxbound.relaxations import enclosures, windows
 from jaxbound.relaxations.planes import Freedom, Planes, between, spread, times
+from jaxbound.relaxations.windows import Windowed
 
 Shares = dict[int, tuple[jax.Array | None, jax.Array | None]]
 """Per nonlinear node, below and above; the first axis is that of groups of rows. None where there is no choice."""
@@ -111,9 +113,9 @@ def tuned(static: tuple[Structure, int, Settings], constants, leaves, ends, tabl
         index: the entries of the node to bound; -1 makes an empty row.
     """
     *constants, steps = constants
-    held = jax.lax.stop_gradient((constants, leaves, ends, tables))
-    kept, best = _maximised(_Problem(static, *held, index), steps)
-    return _Problem(static, constants, leaves, ends, tables, index).slopes(kept), best
+    problem = _Problem(static, *jax.lax.stop_gradient((constants, leaves, ends, tables)), index)
+    kept, best = _maximised(problem, steps)
+    return problem.slopes(kept, tables), best
 
 
 def better(_static, _constants, found: Rows, best: Rows) -> Rows:
@@ -122,31 +124,57 @@ def better(_static, _constants, found: Rows, best: Rows) -> Rows:
 
 
 class _Problem:
-    """Lower bounds of some rows of one node as a function of shares."""
+    """Lower bounds of some rows of one node as a function of shares.
+
+    Where every row has slopes of its own and reads only a window of a node, its shares are those of the window.
+    """
 
     def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index):
         structure, self.number, self.how = static
         self.index = index
-        self.tables: dict[int, tuple[Planes, Freedom]] = tables
         self.run = Run(Graph(constants, structure, None), leaves, outward=self.how.outward)
         self.run.ends = dict(ends)
         self.blocks = [block for block in structure.blocks if block.start in tables]
+        self.windows = self._windows(tables) if self.how.shared == 1 else {}
+        self.tables: dict[int, tuple[Planes, Freedom]] = dict(tables)
+        for k, rows in self.windows.items():
+            self.tables[k] = jax.tree.map(functools.partial(_cut, rows), tables[k])
 
     def start(self) -> Shares:
         """CROWN's own choice, for every group."""
-        return {k: jax.tree.map(self._repeated, freedom.shares) for k, (_, freedom) in self.tables.items()}
+        return {k: self._in_groups(k, freedom.shares) for k, (_, freedom) in self.tables.items()}
 
-    def slopes(self, shares: Shares) -> Slopes:
-        """From shares to what `planes` may be given."""
+    def slopes(self, shares: Shares, tables: dict[int, tuple[Planes, Freedom]]) -> Slopes:
+        """From shares to what `planes` may be given; CROWN's own where a row reads nothing."""
 
-        def side(table, share):
-            found = between(table, share)
-            return self._repeated(found) if share is None else found
+        def side(k: int, freedom: Freedom, number: int) -> jax.Array:
+            table, share, default = freedom.slopes[number], shares[k][number], freedom.shares[number]
+            if share is None or default is None:
+                return self._repeated(between(table, None))
+            if k in self.windows:
+                share = _placed(self.windows[k], share, default)
+            return between(table, share)
 
-        return {
-            k: (side(freedom.slopes[0], shares[k][0]), side(freedom.slopes[1], shares[k][1]))
-            for k, (_, freedom) in self.tables.items()
-        }
+        return {k: (side(k, freedom, 0), side(k, freedom, 1)) for k, (_, freedom) in tables.items()}
+
+    def _windows(self, tables) -> dict[int, Windowed]:
+        """The nodes of which each row reads a window, and the rows that arrive there."""
+        run, found = self.run.fork({}), {}
+        rows, carry = run.start(self.number, self.index, self.how.sides)
+        for block in reversed(self.run.graph.blocks):
+            rows, carry = run.pull(block, rows, carry)
+            if block.start in tables and block.start in rows:  # where they stopped, without planes
+                op, (table, freedom) = block.template.nodes[0][0], tables[block.start]
+                if isinstance(rows[block.start], Windowed) and all(
+                    leaf.shape[1:] == op.shape for leaf in jax.tree.leaves((table, freedom.slopes))
+                ):
+                    found[block.start] = rows[block.start]
+                run.planes[block.start] = jax.tree.map(lambda leaf: leaf[0], table)
+                rows, carry = run.pull(block, rows, carry)
+        return found
+
+    def _in_groups(self, k: int, values):
+        return values if k in self.windows else jax.tree.map(self._repeated, values)
 
     def _repeated(self, values: jax.Array) -> jax.Array:
         groups = len(self.per_group(jnp.zeros(self.count)))
@@ -236,6 +264,19 @@ def _maximised(problem: _Problem, steps: jax.Array) -> tuple[Shares, Rows]:
     state = _State(jnp.array(0), start, optimizer.init(start), nothing, level, start, zero, jnp.array(0))
     state = jax.lax.while_loop(going_on, step, state)
     return state.kept, state.best
+
+
+def _cut(rows: Windowed, values: jax.Array) -> jax.Array:
+    """What every row sees of some values, or of a table of them."""
+    if values.ndim > len(rows.shape):
+        return jax.vmap(functools.partial(_cut, rows))(values)
+    return windows.cut(rows, values)
+
+
+def _placed(rows: Windowed, seen: jax.Array, default: jax.Array) -> jax.Array:
+    """The reverse: per row, what it sees in its place, and the default around it."""
+    put = lambda values: windows.whole(dataclasses.replace(rows, values=values)).values  # noqa: E731
+    return jnp.where(put(jnp.ones_like(seen)) > 0, put(seen), jax.lax.stop_gradient(default))
 
 
 def _value(rows: Rows) -> jax.Array:

@@ -24,7 +24,7 @@ from jaxbound import regions
 from jaxbound._compat import check_backend, eager_jit, is_tracer
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
-from jaxbound.relaxations.coefficients import Coefficients, Identity
+from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Freedom, Planes, spread
 
 Ends = tuple[jax.Array, jax.Array]
@@ -222,9 +222,7 @@ class Run:
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
-        op = self.graph.nodes[number].op
-        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, self.outward), ((), ()), index)
-        rows, carry = self.pull_to_inputs({number: identity}, carry)
+        rows, carry = self.pull_to_inputs(*self.start(number, index, sides))
         return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
 
     def in_chunks(
@@ -269,12 +267,14 @@ class Run:
         """Rows as an array."""
         return self.call(_densify, None, ((), ()), rows)
 
-    def start(self, number: int) -> tuple[Identity, backward.Carry]:
-        """Rows for both sides of every entry of a node."""
+    def start(self, number: int, index=None, sides: str = "both") -> tuple[dict[int, Coefficients], backward.Carry]:
+        """Rows for some entries of a node, or for all; where a pass begins."""
         op = self.graph.nodes[number].op
-        index = np.arange(op.size, dtype=np.int32)
-        index = index if self.batch is None else np.broadcast_to(index, (self.batch, op.size))
-        return self.call(_begin, (op.shape, op.dtype, "both", False), ((), ()), jnp.asarray(index))
+        if index is None:
+            index = np.arange(op.size, dtype=np.int32)
+            index = jnp.asarray(index if self.batch is None else np.broadcast_to(index, (self.batch, op.size)))
+        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, self.outward), ((), ()), index)
+        return {number: identity}, carry
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
         """Coefficients of the region leaves, and what the pass collected."""
@@ -396,7 +396,7 @@ def _begin(static, _constants, index):
     sign = (index >= 0).astype(dtype)
     if sides == "both":
         index, sign = jnp.concatenate([index, index]), jnp.concatenate([sign, -sign])
-    return Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
+    return coefficients.Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
 
 
 def _pull(template, constants, incoming, carry, planes, ends):

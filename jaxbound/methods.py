@@ -441,8 +441,7 @@ def _linear(run: Run, number: int) -> tuple:
     """The linear functions of one node: a pass that stops at the region."""
     op = run.graph.nodes[number].op
     static = op.shape, tuple(regions.leaf_struct(leaf).shape for leaf in run.regions)
-    identity, carry = run.start(number)
-    rows, carry = run.pull_to_inputs({number: identity}, carry)
+    rows, carry = run.pull_to_inputs(*run.start(number))
     return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
 
 

@@ -211,6 +211,46 @@ def test_tuning_gains_and_more_so_with_tuned_inputs():
     assert widths[0] < 0.97 * widths[1] < 0.97**2 * widths[2]
 
 
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("kind", ["relu", "product"])
+def test_rows_tune_the_windows_that_they_read(kind, monkeypatch):
+    """Shares of windows find what shares of whole values find."""
+    rng = np.random.default_rng(3)
+    shapes = (2, 1, 3, 3), (2, 1, 3, 3), (2, 2, 2, 2), (2, 2, 3, 3)
+    kernels = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def convolved(x, kernel, stride):
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME")
+
+    def fn(x):
+        first = convolved(x, kernels[0], 2)
+        if kind == "relu":
+            return convolved(jax.nn.relu(first), kernels[3], 2)
+        second = convolved(jnp.tanh(first) * jax.nn.sigmoid(convolved(x, kernels[1], 2)), kernels[2], 1)
+        return convolved(jax.nn.relu(second), kernels[3], 2)
+
+    x = jnp.asarray(rng.random((1, 1, 14, 14)), jnp.float32)
+    found, box = [], jb.Box(x - 0.1, x + 0.1)
+    windows = ascent._Problem._windows
+
+    def counted(problem, tables):
+        found.append(windows(problem, tables))
+        return found[-1]
+
+    def tuned():
+        return jax.jit(jb.tune(fn, jb.Frown(steps=4, pre_activation=jb.IBP())))(box)
+
+    monkeypatch.setattr(ascent._Problem, "_windows", counted)
+    bounds, slopes = tuned()
+    assert max(map(len, found)) == {"relu": 1, "product": 4}[kind]
+    monkeypatch.setattr(ascent._Problem, "_windows", lambda problem, tables: {})
+    wanted, wanted_slopes = tuned()
+    np.testing.assert_allclose(bounds.lower, wanted.lower, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(bounds.upper, wanted.upper, rtol=1e-4, atol=1e-4)
+    same = jax.tree.map(lambda one, other: np.mean(np.abs(one - other) < 1e-3), slopes, wanted_slopes)
+    assert min(jax.tree.leaves(same)) > 0.99
+
+
 @pytest.mark.x64
 def test_more_steps_never_lose():
     """Every row keeps its best; with a constant rate a longer run passes the same places."""

@@ -8,8 +8,10 @@ A convolution with strides s, along each axis `z[q] = sum_k K[k] x[q s - before 
 k = j s + r the sum is `sum_j z[y - j] K[j s + r]`: a convolution without strides whose channels are the s residues r,
 put side by side afterwards. And where these are fewer numbers than z itself has, products with every K[j] first and
 their shifted sum after cost less than a convolution does. Both are the same sums in another order. On two cores a
-stride of 2 takes 2 to 5 times less, and a kernel of few input channels 4 times less (docs/performance.md). Without
-strides it is the same convolution, but written in the one form that XLA for CPU computes well inside loops too.
+stride of 2 takes 2 to 5 times less, and a kernel of few input channels 4 times less (docs/performance.md).
+
+Every convolution here, also those that derivatives transpose to, has its channels last and its kernel's before the
+results: XLA for CPU is ten times faster in that form, and brings others into it only outside loops and branches.
 """
 
 from __future__ import annotations
@@ -43,7 +45,6 @@ def transpose(shapes: Sequence[tuple[int, ...]], params: dict, rows: jax.Array, 
     sizes = [shapes[1][axis] for axis in window[2:]]
     taps = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
     residues = channels * math.prod(strides)
-    few = math.prod(taps) * residues <= shapes[1][window[0]] or math.prod(taps) == 1
     # to (rows, *space, channels) and (taps, residues, ..., channels in, channels out)
     space = range(1, 1 + len(strides))
     inner = jnp.transpose(rows, (0, *(1 + output[k] for k in (0, *range(2, len(output)), 1))))
@@ -55,7 +56,7 @@ def transpose(shapes: Sequence[tuple[int, ...]], params: dict, rows: jax.Array, 
     table = table.reshape(*pairs, channels, -1)
     axes = [2 * k for k in range(len(taps))], [2 * k + 1 for k in range(len(taps))]
     table = jnp.transpose(table, (*axes[0], table.ndim - 1, *axes[1], table.ndim - 2)).reshape(*taps, -1, residues)
-    found = (_shifted if few else _convolved)(inner, table)
+    found = _moved(inner, table)
     # residues side by side, then without what was padding
     found = found.reshape(*found.shape[:-1], *strides, channels)
     order = [axis for k in space for axis in (k, k + len(taps))]
@@ -77,18 +78,33 @@ def _native(inner: jax.Array, table: jax.Array) -> jax.Array:
     """`sum_j z[y - j] table[j]` by a convolution."""
     axes, names = _axes(table)
     return jax.lax.conv_general_dilated(
-        inner, jnp.flip(table, axes), (1,) * len(axes), [(table.shape[k] - 1, table.shape[k] - 1) for k in axes],
+        inner, jnp.flip(table, axes), (1,) * len(axes), _full(table.shape[:-2]),
         dimension_numbers=(f"N{names}C", f"{names}IO", f"N{names}C"), precision=HIGHEST,
     )  # fmt: skip
 
 
-def _of_table(inner: jax.Array, table: jax.Array) -> jax.Array:
-    """The same with the table as the image: its adjoint in the table is one that XLA for CPU computes well."""
+def _of_rows(inner: jax.Array, table: jax.Array) -> jax.Array:
+    """The same, with an adjoint in the rows that has the form."""
     axes, names = _axes(table)
     return jax.lax.conv_general_dilated(
-        table, jnp.flip(inner, [1 + k for k in axes]), (1,) * len(axes), [(n - 1, n - 1) for n in inner.shape[1:-1]],
-        dimension_numbers=(f"{names}CN", f"O{names}I", f"C{names}N"), precision=HIGHEST,
+        inner, jnp.swapaxes(jnp.flip(table, axes), -1, -2), (1,) * len(axes), _full(table.shape[:-2]),
+        dimension_numbers=(f"N{names}C", f"{names}OI", f"N{names}C"), precision=HIGHEST,
     )  # fmt: skip
+
+
+def _of_table(inner: jax.Array, table: jax.Array) -> jax.Array:
+    """The same with the table as the image, and an adjoint in the table that has the form."""
+    axes, names = _axes(table)
+    kernel = jnp.moveaxis(jnp.flip(inner, [1 + k for k in axes]), 0, -2)
+    found = jax.lax.conv_general_dilated(
+        jnp.moveaxis(table, -1, 0), kernel, (1,) * len(axes), _full(inner.shape[1:-1]),
+        dimension_numbers=(f"N{names}C", f"{names}OI", f"N{names}C"), precision=HIGHEST,
+    )  # fmt: skip
+    return jnp.swapaxes(found, 0, -1)
+
+
+def _full(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    return [(size - 1, size - 1) for size in sizes]
 
 
 def _axes(table: jax.Array) -> tuple[tuple[int, ...], str]:
@@ -96,21 +112,22 @@ def _axes(table: jax.Array) -> tuple[tuple[int, ...], str]:
     return axes, "".join(chr(ord("a") + k) for k in axes)
 
 
-_convolved = jax.custom_jvp(_native)
+@jax.custom_jvp
+def _moved(inner: jax.Array, table: jax.Array) -> jax.Array:
+    """`sum_j z[y - j] table[j]`."""
+    taps, (before, after) = math.prod(table.shape[:-2]), table.shape[-2:]
+    return (_shifted if taps == 1 or taps * after <= before else _native)(inner, table)
 
 
-@functools.partial(_convolved.defjvp, symbolic_zeros=True)
+@functools.partial(_moved.defjvp, symbolic_zeros=True)
 def _derivative(primals, tangents):
-    """In the forms with the fastest adjoints.
-
-    Where the rows alone vary, as in tuning, that is products: inside a loop they take a tenth of the time, for XLA for
-    CPU brings convolutions into the form that it is good at only outside loops (and branches).
-    """
     (inner, table), (of_inner, of_table) = primals, tangents
-    if isinstance(of_table, SymbolicZero):
-        return _convolved(inner, table), _shifted(of_inner, table)
-    moved = _of_table(inner, of_table)
-    return _convolved(inner, table), moved if isinstance(of_inner, SymbolicZero) else moved + _native(of_inner, table)
+    parts = []
+    if not isinstance(of_inner, SymbolicZero):
+        parts.append(_of_rows(of_inner, table))
+    if not isinstance(of_table, SymbolicZero):
+        parts.append(_of_table(inner, of_table))
+    return _moved(inner, table), sum(parts[1:], parts[0])
 
 
 def _shifted(inner: jax.Array, table: jax.Array) -> jax.Array:

@@ -109,7 +109,12 @@ def whole(rows: Windowed, axes: Sequence[int] | None = None) -> Windowed:
 
 
 def cut(rows: Windowed, values: jax.Array) -> jax.Array:
-    """What every row sees of some values, (rows, *window); 0 outside. The values may have rows of their own."""
+    """What every row sees of some values, (rows, *window); 0 outside.
+
+    The values may have rows of their own, and may be cut already.
+    """
+    if values.shape == rows.values.shape:
+        return values
     rank, axes = len(rows.shape), rows.axes
     own = values.ndim > rank
     values = jnp.broadcast_to(values, values.shape[: values.ndim - rank] + rows.shape)
