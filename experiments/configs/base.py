@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         "model_subset": "",  # such as "0,2"; empty for all
         "hidden": (64, 64),  # widths of "mlp", filters of "resnet"
         "released": False,  # the released code's third convolution
-        "initializer": "flax",
+        "initializer": "flax",  # or torch, as in the released code, or ibp
         # Loss
         "loss": "margins",  # natural, margins, fused, adversarial or trades
         "method": "crown_ibp",  # the bounds that beta mixes with IBP's
@@ -76,13 +76,14 @@ def changed(name: str, **changes) -> ConfigDict:
 
 def mnist(name: str, family: str, **changes) -> ConfigDict:
     """The paper's MNIST family: 100 epochs, ramp of 60 after the first (appendix D)."""
-    return changed(name, **{"dataset": "mnist", "models": FAMILIES[family], **changes})
+    return changed(name, **{"dataset": "mnist", "models": FAMILIES[family], "initializer": "torch", **changes})
 
 
 def cifar(name: str, family: str, **changes) -> ConfigDict:
     """The paper's CIFAR-10 family: 200 epochs, ramp of 120 after 10, crops and flips (appendix D)."""
     settings = {
-        "dataset": "cifar10", "models": FAMILIES[family], "augment": True, "batch_size": 128, "learning_rate": 1e-3,
+        "dataset": "cifar10", "models": FAMILIES[family], "initializer": "torch", "augment": True, "batch_size": 128,
+        "learning_rate": 1e-3,
         "epochs": 200.0, "ramp_start": 10.0, "ramp_epochs": 120.0, "eps": 8 / 255, "eps_test": 8 / 255,
     }  # fmt: skip
     return changed(name, **{**settings, **changes})
