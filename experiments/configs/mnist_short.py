@@ -13,6 +13,6 @@ from experiments.configs import base
 def get_config() -> ConfigDict:
     """The configuration."""
     return base.changed(
-        "mnist_short", dataset="mnist", models=("A",), initializer="torch", epochs=20.0, ramp_start=0.5, ramp_epochs=12.0,
-        learning_rate=1e-3, decay_every=2.0, eps_test=0.3,
+        "mnist_short", dataset="mnist", models=("A",), initializer="torch", epochs=20.0, ramp_start=0.5,
+        ramp_epochs=12.0, learning_rate=1e-3, decay_every=2.0, eps_test=0.3,
     )  # fmt: skip
