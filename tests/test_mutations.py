@@ -187,7 +187,7 @@ MUTANTS: dict[str, Mutant] = {
     "windows stand out at the border": Mutant("windows", windows, "_inside", lambda _: lambda rows: rows),
     "a union of windows moved": Mutant("windows", windows, "_united", _after(lambda values: jnp.roll(values, 1, 2))),
     "values seen by the first row": Mutant("windows", windows, "cut", _after(lambda seen: jnp.broadcast_to(seen[:1], seen.shape))),
-    "taps of a strided kernel reversed": Mutant("windows", convolutions, "_convolved", lambda original: lambda inner, table: original(inner, table[::-1])),
+    "taps of a strided kernel reversed": Mutant("windows", convolutions, "_moved", lambda original: lambda inner, table: original(inner, table[::-1])),
     "residues of a strided kernel reversed": Mutant("windows", affine._FASTER, "conv_general_dilated", _after(lambda rows: None if rows is None else jnp.flip(rows, 2))),
     # backward
     "intercept dropped": Mutant("crown_program", backward._Tally, "_shift", _always(None)),
