@@ -6,6 +6,7 @@ whatever represents them on the way. Weights are small integers, so equality is 
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import driver, tracing
-from jaxbound.relaxations import backward, coefficients, convolutions, windows
+from jaxbound.relaxations import backward, coefficients, convolutions, matrices, windows
 from jaxbound.relaxations.coefficients import Dense, Identity
 from jaxbound.relaxations.windows import Windowed
 
@@ -264,7 +265,6 @@ def test_windows_change_no_bound(monkeypatch, seed, method):
 
 @pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions(stride):
-    """By the rows alone (which has a form of its own), by the kernel, and by both; forward, reverse and twice."""
     rows, kernel = _kernel(0, 3, 4, 5, 6), _kernel(1, 3, 2, 2, 6)
     image = jax.ShapeDtypeStruct((1, 3 + 3 * stride, 2 + 4 * stride, 2), jnp.float64)
     names = ("NHWC", "HWIO", "NHWC")
@@ -285,6 +285,11 @@ def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions
     def found(rows, kernel):
         return convolutions.transpose((image.shape, kernel.shape), params, rows[:, None], kernel)
 
+    _same_derivatives(found, expected, rows, kernel)
+
+
+def _same_derivatives(found, expected, rows, kernel):
+    """By the rows alone, by the kernel, and by both; forward, reverse and twice; and of a batch."""
     steps = _kernel(2, *rows.shape), _kernel(3, *kernel.shape)
     for moving in ((0,), (1,), (0, 1)):
         # only what moves has a tangent
@@ -300,9 +305,39 @@ def test_transposed_convolutions_have_the_derivatives_of_transposed_convolutions
             lambda f: jax.jacrev(jax.jacfwd(f)),
         ):
             np.testing.assert_array_equal(differentiate(along(found))(1.0), differentiate(along(expected))(1.0))
-    gradients = [jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))(rows, kernel) for f in (found, expected)]
+
+    def loss(function, batch, kernel):
+        return (jax.vmap(function, (0, None))(batch, kernel) ** 2).sum()
+
+    batch = np.stack([rows, steps[0]])
+    gradients = [jax.grad(functools.partial(loss, function), (0, 1))(batch, kernel) for function in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), pytest.param((3, 6), marks=pytest.mark.slow)])
+def test_transposed_products_have_the_derivatives_of_transposed_products(shape):
+    kernel = _kernel(1, 6, 4)
+    rows = _kernel(0, 3, *shape[:-1], 4)
+    numbers = ((len(shape) - 1,), (0,)), ((), ())
+
+    def expected(rows, kernel):
+        transpose = jax.linear_transpose(lambda x: x @ kernel, jax.ShapeDtypeStruct(shape, rows.dtype))
+        return jax.vmap(lambda row: transpose(row)[0])(rows)
+
+    def found(rows, kernel):
+        return matrices.transpose((shape, kernel.shape), {"dimension_numbers": numbers}, rows, kernel)
+
+    np.testing.assert_array_equal(found(rows, kernel), expected(rows, kernel))
+    _same_derivatives(found, expected, rows, kernel)
+
+
+def test_other_products_are_left_to_jax():
+    for contracting, batching, shape in ((((0,), (0,)), ((), ()), (6, 2)), (((1,), (1,)), ((), ()), (2, 4))):
+        params = {"dimension_numbers": (contracting, batching)}
+        assert matrices.transpose((shape, (6, 4)), params, jnp.ones((3, *shape)), jnp.ones((6, 4))) is None
+    params = {"dimension_numbers": (((2,), (1,)), ((0,), (0,)))}
+    assert matrices.transpose(((2, 3, 6), (2, 6, 4)), params, jnp.ones((3, 2, 3, 4)), jnp.ones((2, 6, 4))) is None
 
 
 @pytest.mark.fast

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
-from jaxbound.relaxations import convolutions
+from jaxbound.relaxations import convolutions, matrices
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -90,7 +90,7 @@ def interval_slopes(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends
     return center - spread, center + spread
 
 
-_FASTER = {"conv_general_dilated": convolutions.transpose}
+_FASTER = {"conv_general_dilated": convolutions.transpose, "dot_general": matrices.transpose}
 """Primitive name -> its transpose with one constant, or None, where there is a faster form than `linear_transpose`."""
 
 
