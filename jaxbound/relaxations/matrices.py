@@ -1,8 +1,8 @@
 """The transpose of a product with a constant matrix, whose derivative in the matrix is fast for a batch.
 
-Rows z go back through `x @ K` as `z @ K.T`. The derivative in K is a sum over rows; under `vmap` over rows and examples,
-and then XLA for CPU copies the larger factor, transposed, together with all that it is computed from. As the derivative
-of a convolution with a window of 1 the two are one axis, and nothing large is copied (docs/performance.md).
+Rows z go back through `x @ K` as `z @ K.T`. The derivative in K is a sum over rows. Under `vmap` over examples it is a
+sum over both, and XLA for CPU copies the larger factor, transposed, together with all that it is computed from. As the
+derivative of a convolution with a window of 1 the two are one axis, and nothing large is copied (docs/performance.md).
 """
 
 from __future__ import annotations
