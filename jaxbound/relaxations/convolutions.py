@@ -16,14 +16,14 @@ results: XLA for CPU is ten times faster in that form, and brings others into it
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+
+from jaxbound.relaxations.matrices import bilinear
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -112,22 +112,13 @@ def _axes(table: jax.Array) -> tuple[tuple[int, ...], str]:
     return axes, "".join(chr(ord("a") + k) for k in axes)
 
 
-@jax.custom_jvp
-def _moved(inner: jax.Array, table: jax.Array) -> jax.Array:
+def _either(inner: jax.Array, table: jax.Array) -> jax.Array:
     """`sum_j z[y - j] table[j]`."""
     taps, (before, after) = math.prod(table.shape[:-2]), table.shape[-2:]
     return (_shifted if taps == 1 or taps * after <= before else _native)(inner, table)
 
 
-@functools.partial(_moved.defjvp, symbolic_zeros=True)
-def _derivative(primals, tangents):
-    (inner, table), (of_inner, of_table) = primals, tangents
-    parts = []
-    if not isinstance(of_inner, SymbolicZero):
-        parts.append(_of_rows(of_inner, table))
-    if not isinstance(of_table, SymbolicZero):
-        parts.append(_of_table(inner, of_table))
-    return _moved(inner, table), sum(parts[1:], parts[0])
+_moved = bilinear(_either, _of_rows, _of_table)
 
 
 def _shifted(inner: jax.Array, table: jax.Array) -> jax.Array:

@@ -7,9 +7,8 @@ derivative of a convolution with a window of 1 the two are one axis, and nothing
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,22 +33,33 @@ def transpose(shapes: Sequence[tuple[int, ...]], params: dict, rows: jax.Array, 
     return _moved(inner, kernel).reshape(rows.shape[0], *shapes[0])
 
 
-@jax.custom_jvp
-def _moved(inner: jax.Array, kernel: jax.Array) -> jax.Array:
+def bilinear(product: Callable, in_rows: Callable, in_kernel: Callable) -> Callable:
+    """`product(rows, kernel)`, linear in each, whose derivatives are these forms of it."""
+    moved = jax.custom_jvp(product)
+
+    def derivative(primals, tangents):
+        (rows, kernel), (of_rows, of_kernel) = primals, tangents
+        parts = []
+        if not isinstance(of_rows, SymbolicZero):
+            parts.append(in_rows(of_rows, kernel))
+        if not isinstance(of_kernel, SymbolicZero):
+            parts.append(in_kernel(rows, of_kernel))
+        return moved(rows, kernel), sum(parts[1:], parts[0])
+
+    moved.defjvp(derivative, symbolic_zeros=True)
+    return moved
+
+
+def _product(inner: jax.Array, kernel: jax.Array) -> jax.Array:
     """(rows, places, out) to (rows, places, in)."""
     return jnp.matmul(inner, kernel.T, precision=HIGHEST)
 
 
-@functools.partial(_moved.defjvp, symbolic_zeros=True)
-def _derivative(primals, tangents):
-    (inner, kernel), (of_inner, of_kernel) = primals, tangents
-    parts = []
-    if not isinstance(of_inner, SymbolicZero):
-        parts.append(_moved(of_inner, kernel))
-    if not isinstance(of_kernel, SymbolicZero):
-        parts.append(
-            jax.lax.conv_general_dilated(
-                inner, of_kernel.T[None], (1,), [(0, 0)], dimension_numbers=("NWC", "WIO", "NWC"), precision=HIGHEST
-            )
-        )
-    return _moved(inner, kernel), sum(parts[1:], parts[0])
+def _of_kernel(inner: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same as a convolution."""
+    return jax.lax.conv_general_dilated(
+        inner, kernel.T[None], (1,), [(0, 0)], dimension_numbers=("NWC", "WIO", "NWC"), precision=HIGHEST
+    )
+
+
+_moved = bilinear(_product, _product, _of_kernel)
