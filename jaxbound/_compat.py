@@ -115,6 +115,11 @@ def is_tracing() -> bool:
     return not _core.trace_state_clean()
 
 
+def default_device() -> Any:
+    """The device that JAX was told to use by default, or None: a program moves uncommitted arrays there."""
+    return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def call_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
     """The function that a call-like equation applies to its operands, or None for any other equation.
 

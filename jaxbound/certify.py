@@ -496,8 +496,7 @@ def _over_devices(work: _Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarr
 def _devices(work: _Work) -> list:
     """All local devices; one where JAX was told which, or where parameters are split over several."""
     arrays = [leaf for leaf in jax.tree.leaves(work.network.variables) if isinstance(leaf, jax.Array)]
-    told = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    if told is not None or not all(leaf.is_fully_replicated for leaf in arrays):
+    if _compat.default_device() is not None or not all(leaf.is_fully_replicated for leaf in arrays):
         return []
     return jax.local_devices()
 

@@ -258,10 +258,11 @@ class Run:
         xp = jnp if is_tracer(chosen) else np
         total, largest = chosen.shape[-1], max(1, self.max_rows // sides)
         width = _width(total, size, largest) if most is None else min(most, size, largest)
+        if total % width:
+            padding = [(0, 0)] * (chosen.ndim - 1) + [(0, -total % width)]
+            chosen = xp.pad(chosen, padding, constant_values=-1)
         for first in range(0, total, width):
-            part = chosen[..., first : first + width]
-            padding = [(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])]
-            yield jnp.asarray(xp.pad(part, padding, constant_values=-1))
+            yield jnp.asarray(chosen[..., first : first + width])
 
     def dense(self, rows: Coefficients) -> coefficients.Dense:
         """Rows as an array."""

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -393,28 +393,34 @@ def _parts(region: Region) -> dict[str, ArrayLike]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _next(value: jax.Array, direction: int) -> jax.Array:
     """The next number up or down, with the identity's derivative (a step of `nextafter` has none)."""
-    stepped = jnp.nextafter(value, jnp.asarray(direction * jnp.inf, value.dtype))
-    # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
-    tiny = jnp.finfo(value.dtype).tiny
-    return jnp.where(jnp.abs(stepped) <= tiny, jnp.asarray(direction * tiny, value.dtype), stepped)
+    return _stepped(value, direction, jnp)
 
 
 _next.defjvp(lambda direction, primals, tangents: (_next(*primals, direction), *tangents))
 
 
+def _stepped(value, direction: int, xp: Any = np):
+    """The next number up or down, by NumPy or by `jax.numpy`."""
+    stepped = xp.nextafter(value, xp.asarray(direction * xp.inf, value.dtype))
+    # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
+    tiny = jnp.finfo(value.dtype).tiny
+    return xp.where(xp.abs(stepped) <= tiny, xp.asarray(direction * tiny, value.dtype), stepped)
+
+
 def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
     """`value` in `dtype`, rounded down (-1), up (+1) or to nearest (0)."""
-    if not isinstance(value, jax.Array):
-        value = np.asarray(value)
-    if value.dtype == dtype:
-        return jnp.asarray(value)
+    by_jax = isinstance(value, jax.Array)
+    xp, step = (jnp, _next) if by_jax else (np, _stepped)
+    array: Any = xp.asarray(value)
+    if array.dtype == dtype:
+        return jnp.asarray(array)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        narrow = value.astype(dtype)
-        back = _rounded(value, dtype) if isinstance(value, jax.Array) else narrow.astype(value.dtype)
-    narrow, wrong = jnp.asarray(narrow), back > value if direction < 0 else back < value
-    if direction == 0 or (isinstance(wrong, np.ndarray | np.generic) and not wrong.any()):
-        return narrow
-    return jnp.where(wrong, _next(narrow, direction), narrow)
+        narrow = array.astype(dtype)
+        if direction == 0:
+            return jnp.asarray(narrow)
+        back = _rounded(array, dtype) if by_jax else narrow.astype(array.dtype)
+        wrong = back > array if direction < 0 else back < array
+        return jnp.asarray(xp.where(wrong, step(narrow, direction), narrow))
 
 
 def _rounded(value: jax.Array, dtype: np.dtype) -> jax.Array:

@@ -271,24 +271,32 @@ def _first(leaf):
 
 
 def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.Array, ...]:
-    if not structure.constants.used:
-        return ()
-    eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, structure.constants.captured))))
-    in_axes = None if batch is None else tuple(0 if batch[i] else None for i in constants)
-    made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, axes)
-    return made(*constants.values())
+    """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
+    program, moved = structure.constants, _compat.default_device() is not None
+    given, computed = program.given(constants).items(), program.computed
+    values = {k: jnp.array(v) if moved or not isinstance(v, jax.Array) else v for k, v in given}
+    if computed:
+        eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, program.captured))))
+        in_axes = None if batch is None else tuple(0 if batch[i] else None for i in constants)
+        out_axes = axes and tuple(axis for k, axis in zip(program.used, axes, strict=True) if k in computed)
+        made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes)
+        values.update(zip(computed, made(*constants.values()), strict=True))
+    return tuple(values[number] for number in program.used)
 
 
-def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, axes) -> Callable:
-    function = lambda *leaves: structure.constants(dict(zip(numbers, leaves, strict=True)))  # noqa: E731
+def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:
+    def computed(*leaves):
+        values = structure.constants.values(dict(zip(numbers, leaves, strict=True)))
+        return tuple(values[number] for number in structure.constants.computed)
+
     if in_axes is None or all(axis is None for axis in in_axes):
-        return function
-    return jax.vmap(function, in_axes=in_axes, out_axes=axes)
+        return computed
+    return jax.vmap(computed, in_axes=in_axes, out_axes=out_axes)
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, axes) -> Callable:
-    return _compat.eager_jit(_mapped(structure, numbers, in_axes, axes))
+def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:
+    return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes))
 
 
 def validate(args) -> None:

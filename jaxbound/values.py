@@ -155,14 +155,28 @@ class ConstantProgram:
                 varying.update(outputs)
         return tuple(0 if number in varying else None for number in self.used)
 
-    def __call__(self, leaves: dict[int, jax.Array]) -> tuple[jax.Array, ...]:
-        """The graph's constants, from the argument leaves that are not regions."""
-        values = {number: leaves[leaf] for leaf, number in self.leaves.items()}
-        values.update(self.captured)
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """The used constants that equations make; the others are arguments and captured arrays."""
+        made = {number for _, _, _, outputs in self.equations for number in outputs}
+        return tuple(number for number in self.used if number in made)
+
+    def given(self, leaves: dict[int, Any]) -> dict[int, Any]:
+        """The constants that no equation makes, from the argument leaves that are not regions."""
+        return {number: leaves[leaf] for leaf, number in self.leaves.items()} | dict(self.captured)
+
+    def values(self, leaves: dict[int, Any]) -> dict[int, Any]:
+        """All constants."""
+        values = self.given(leaves)
         for primitive, params, operands, outputs in self.equations:
             read = [values[o.number] if isinstance(o, Constant) else _array(o) for o in operands]
             results = bind(primitive, read, params)
             values.update(zip(outputs, results if primitive.multiple_results else [results], strict=True))
+        return values
+
+    def __call__(self, leaves: dict[int, jax.Array]) -> tuple[jax.Array, ...]:
+        """The graph's constants, in order."""
+        values = self.values(leaves)
         return tuple(values[number] for number in self.used)
 
 

@@ -710,6 +710,18 @@ def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
     assert len(transform._STRUCTURES.entries) <= transform._STRUCTURES.size
 
 
+@pytest.mark.parametrize("given", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
+def test_weights_are_copied_only_from_memory_that_may_change(given):
+    from jaxbound import transform
+
+    kernel = given(np.ones((2, 3), "f"))
+    box = Box(np.zeros((4, 2), "f"), np.ones((4, 2), "f"))
+    affine = lambda x, kernel, scale: x @ kernel * jnp.exp(scale)  # noqa: E731
+    problem = transform.prepare(affine, (box, kernel, jnp.zeros(3)), (True, False, False))
+    assert sum(np.shares_memory(constant, kernel) for constant in problem.graph.constants) == (given is jnp.asarray)
+    assert all(isinstance(constant, jax.Array) for constant in problem.graph.constants)
+
+
 @pytest.mark.x64
 @pytest.mark.slow  # with the passes that users have: quick runs leave out the one that did it
 def test_compiled_gradients_through_products_are_finite_differences():
