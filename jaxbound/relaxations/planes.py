@@ -101,6 +101,16 @@ def least_of(values: jax.Array) -> jax.Array:
     return functools.reduce(lesser, values)
 
 
+def picked(values: jax.Array, index: jax.Array) -> jax.Array:
+    """`values[index]` over the first axis, where every entry has an index of its own, and maybe several.
+
+    The derivative is a select; that of a gather is a scatter, which XLA for CPU works off entry by entry.
+    """
+    positions = jnp.arange(len(values)).reshape(-1, *[1] * index.ndim)
+    several = values.reshape(len(values), *[1] * (index.ndim + 1 - values.ndim), *values.shape[1:])
+    return jnp.sum(jnp.where(positions == index, several, 0), axis=0)
+
+
 def by_sign(coefficients: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """`low` where a coefficient is positive, `high` where it is negative; at 0 their mean, which derivatives see."""
     return jnp.where(coefficients > 0, low, jnp.where(coefficients < 0, high, low / 2 + high / 2))

@@ -33,7 +33,7 @@ import numpy as np
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
-from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of
+from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of, picked
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -137,9 +137,8 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
     for sign, slope in sides.items():
         own = [k for k, (side, _) in enumerate(curved) if side == sign]
         above_line = sign * (heights - slope * points)
-        attained = above_line[np.array([*range(known), *(known + k for k in own)])]
-        first = jnp.argmin(attained, axis=0)[None]  # at equal heights the end, which moves, before the held point
-        least = jnp.take_along_axis(attained, first, axis=0, mode="clip")[0]
+        attained = jnp.concatenate([above_line[:known], *(above_line[known + k : known + k + 1] for k in own)])
+        least = picked(attained, jnp.argmin(attained, axis=0))  # of equal ones the end, which moves, before held points
         loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
         loss = loss + jnp.finfo(op.dtype).tiny  # a subnormal product may count as 0
         rigorous = jnp.min(above_line[:known], axis=0) - loss
@@ -177,8 +176,7 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     lowest = jnp.argmin(jnp.where(valid, height, jnp.inf).reshape(pairs), axis=0)
     highest = jnp.argmax(jnp.where(valid, height, -jnp.inf).reshape(pairs), axis=0)
     best = jnp.stack([lowest, highest])
-    start = jnp.take_along_axis(left, best // len(right), axis=0, mode="clip")
-    stop = jnp.take_along_axis(right, best % len(right), axis=0, mode="clip")
+    start, stop = picked(left, best // len(right)), picked(right, best % len(right))
     near = 0
     if not curvature.is_piecewise_linear:
         start, stop = _touch(op, start, stop, (lower, middle, upper), constants)
