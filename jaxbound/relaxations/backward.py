@@ -125,7 +125,7 @@ class _Tally:
     def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
         shift = affine.offset(op, constants)
         if shift is not None:
-            self._shift(coefficients.total(rows, shift, shift), jnp.abs(shift), rows, op)
+            self._shift(coefficients.dot(rows, shift), jnp.abs(shift), rows, op)
         error = affine.pull_error(op)
         if self.rounding is not None and error > 0:
             size = affine.absolute(op, magnitudes, constants)

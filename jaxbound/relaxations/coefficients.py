@@ -6,7 +6,8 @@ Coefficients are R linear functions ("rows") of one value. They are used through
 * `pull(op, c, ...)`     coefficients of an affine node's inputs;
 * `add(c, d)`            the sum, where a value is read twice;
 * `scale(c, low, high)`  entry by entry, the positive ones times `low` and the negative ones times `high`;
-* `total(c, low, high)`  each row's sum of these products; `size(c, values)` the sum of |c| times values;
+* `total(c, low, high)`  each row's sum of these products;
+* `dot(c, values)`       each row's sum of c times values; `size(c, values)` that of |c| times values;
 * `minimum(c, region)`   each row's least value over a region.
 
 `Identity` is where a pass starts: row r is a multiple of entry `index[r]` of the value. Operations on entries alone
@@ -100,6 +101,13 @@ def total(coefficients: Coefficients, low: jax.Array, high: jax.Array) -> jax.Ar
     """
     held = _held(coefficients)
     return _sum(times(held, by_sign(held, _seen(coefficients, low), _seen(coefficients, high))))
+
+
+def dot(coefficients: Coefficients, values: jax.Array) -> jax.Array:
+    """Per row, the sum of coefficients times finite values of the value's own shape."""
+    if isinstance(coefficients, Dense):
+        return jnp.tensordot(coefficients.values, values, values.ndim, precision=jax.lax.Precision.HIGHEST)
+    return _sum(_held(coefficients) * _seen(coefficients, values))
 
 
 def size(coefficients: Coefficients, values: jax.Array) -> jax.Array:
