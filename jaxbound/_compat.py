@@ -54,6 +54,7 @@ from jax._src import source_info_util as _source_info
 from jax._src import xla_bridge as _xla_bridge
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
 
@@ -118,6 +119,15 @@ def is_tracing() -> bool:
 def default_device() -> Any:
     """The device that JAX was told to use by default, or None: a program moves uncommitted arrays there."""
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def owned(value: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
+    """`jnp.asarray`, with a copy of NumPy's memory, which JAX may otherwise read after the caller has changed it.
+
+    Programs read their NumPy arguments where they are, and so do arrays made from them with a dtype.
+    """
+    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    return array if dtype is None else jnp.asarray(array, dtype)
 
 
 def call_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxbound._compat import eager_jit, is_tracer, is_tracing
+from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
 from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
     Box,
@@ -175,7 +175,7 @@ def _checked(function, variables, x, region, labels, key, steps, restarts, step_
     if restarts < 1 or steps < 0:
         raise ValueError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
     struct = leaf_struct(region)
-    x, labels = jnp.asarray(x, struct.dtype), _checked_labels(labels, struct.shape[0])
+    x, labels = owned(x, struct.dtype), _checked_labels(labels, struct.shape[0])
     if x.shape != struct.shape:
         raise ValueError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
     logits = jax.eval_shape(function, variables, jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype))

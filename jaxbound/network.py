@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxbound import errors, regions
+from jaxbound import _compat, errors, regions
 from jaxbound.bounds import Estimate, Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
 from jaxbound.polytope import ConvexPolytope
@@ -292,7 +292,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
         )
     floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(*floats, x)
-    x = jnp.asarray(x, dtype)
+    x = _compat.owned(x, dtype)
     if np.ndim(eps) > 1 or (np.ndim(eps) == 1 and (not batched or np.shape(eps) != x.shape[:1])):
         raise errors.ArgumentError(
             f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)"

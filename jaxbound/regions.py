@@ -25,7 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import balls, errors
-from jaxbound._compat import eager_jit, is_tracer
+from jaxbound._compat import eager_jit, is_tracer, owned
 
 _REACH = 1000.0  # how far `sample` goes where a region has no end
 
@@ -413,7 +413,7 @@ def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
     xp, step = (jnp, _next) if by_jax else (np, _stepped)
     array: Any = xp.asarray(value)
     if array.dtype == dtype:
-        return jnp.asarray(array)
+        return owned(array)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = array.astype(dtype)
         if direction == 0:
@@ -452,7 +452,7 @@ def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, ja
 def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
     """The values as an array that ends in the leaf's shape, and its leading shape."""
     struct = leaf_struct(region)
-    values = jnp.asarray(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
+    values = owned(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
     leading = values.ndim - len(struct.shape)
     if leading < 0 or values.shape[leading:] != struct.shape:
         raise errors.ArgumentError(

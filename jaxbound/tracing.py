@@ -67,9 +67,10 @@ class _Builder:
         return self.captured(aval, array)
 
     def captured(self, aval, array) -> Constant:
-        """A new constant, and the array that it is."""
+        """A new constant, and the array that it is: as it is now, since the graph is kept."""
         constant = self.constants.variable(aval)
-        self.constants.captured.append((constant.number, array))
+        kept = array.copy() if isinstance(array, np.ndarray) else array
+        self.constants.captured.append((constant.number, kept))
         return constant
 
     def empty(self, aval) -> Constant:

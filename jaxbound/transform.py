@@ -273,15 +273,15 @@ def _first(leaf):
 def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.Array, ...]:
     """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
     program, moved = structure.constants, _compat.default_device() is not None
-    given, computed = program.given(constants).items(), program.computed
-    values = {k: jnp.array(v) if moved or not isinstance(v, jax.Array) else v for k, v in given}
+    constants = {leaf: jnp.array(v) if moved else _compat.owned(v) for leaf, v in constants.items()}
+    values, computed = program.given(constants), program.computed
     if computed:
         eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, program.captured))))
         in_axes = None if batch is None else tuple(0 if batch[i] else None for i in constants)
         out_axes = axes and tuple(axis for k, axis in zip(program.used, axes, strict=True) if k in computed)
         made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes)
         values.update(zip(computed, made(*constants.values()), strict=True))
-    return tuple(values[number] for number in program.used)
+    return tuple(_compat.owned(values[number]) for number in program.used)
 
 
 def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:

@@ -521,3 +521,41 @@ def test_the_memory_limit_decides_how_many_rows_a_pass_carries():
     rows = [request.max_rows for request in method.requests]
     assert rows == sorted(rows)
     assert rows[0] < rows[-1]
+
+
+def aligned(values: np.ndarray) -> np.ndarray:
+    """A copy in memory that JAX can read where it is."""
+    memory = np.zeros(values.nbytes + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    made = memory[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+    made[:] = values
+    return made
+
+
+@pytest.mark.parametrize("given", ["x", "box", "weights", "labels"])
+def test_numpy_arrays_may_be_changed_once_a_call_has_returned(given):
+    """Programs run on after that, and meanwhile a loader of data may fill its buffer again."""
+    x = RANDOM.uniform(size=(8, 300)).astype("f")
+    layers = [RANDOM.normal(size=shape).astype("f") / 20 for shape in [(300, 500), (500, 500), (500, 10)]]
+    arrays = {"x": aligned(x), "weights": aligned(layers[0]), "labels": aligned(np.zeros(8, np.int32))}
+    arrays["box"] = arrays["x"]
+
+    def run():
+        params = [(arrays["weights"], np.zeros(500, "f")), *((w, np.zeros(w.shape[1], "f")) for w in layers[1:])]
+        region = (arrays["x"], 0.01) if given != "box" else (Box(arrays["x"], arrays["x"]), None)
+        return jb.margins(params, region[0], arrays["labels"], region[1], method=jb.Crown())
+
+    expected = np.asarray(run())
+    found = run()
+    arrays[given][:] = 7
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_arrays_that_a_function_closes_over_are_as_they_were_when_it_was_first_bounded():
+    """As under `jit`: never some of them old and some new."""
+    weights, bias = np.ones((3, 2), "f"), np.ones(2, "f")
+    function = lambda x: x @ weights + 2 * bias  # noqa: E731
+    call = functools.partial(jb.bound(function, jb.IBP()), Box(np.zeros(3, "f"), np.ones(3, "f")))
+    first = call()
+    weights[:], bias[:] = 5, 7
+    jax.tree.map(np.testing.assert_array_equal, call(), first)
