@@ -272,8 +272,8 @@ def _first(leaf):
 
 def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.Array, ...]:
     """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
-    program, moved = structure.constants, _compat.default_device() is not None
-    constants = {leaf: jnp.array(v) if moved else _compat.owned(v) for leaf, v in constants.items()}
+    program, place = structure.constants, _compat.owned if _compat.default_device() is None else jnp.array
+    constants = {leaf: _compat.owned(value) for leaf, value in constants.items()}
     values, computed = program.given(constants), program.computed
     if computed:
         eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, program.captured))))
@@ -281,7 +281,7 @@ def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.A
         out_axes = axes and tuple(axis for k, axis in zip(program.used, axes, strict=True) if k in computed)
         made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes)
         values.update(zip(computed, made(*constants.values()), strict=True))
-    return tuple(_compat.owned(values[number]) for number in program.used)
+    return tuple(place(values[number]) for number in program.used)
 
 
 def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:
