@@ -108,8 +108,8 @@ def tuned(static: tuple[Structure, int, Settings], constants, leaves, ends, tabl
         static: the graph, the node, and how to tune.
         constants: of the graph, then how many steps to take.
         leaves: the regions.
-        ends: bounds of every node that a pass from the node may meet.
-        tables: `table_of` every nonlinear one of them.
+        ends: bounds of every node that a pass from the node may ask for.
+        tables: `table_of` every nonlinear one that it may meet.
         index: the entries of the node to bound; -1 makes an empty row.
     """
     *constants, steps = constants

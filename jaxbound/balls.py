@@ -79,7 +79,9 @@ def _unit_limits(ball: Ball) -> tuple[jax.Array, jax.Array]:
         cuts = side * (end - ball.center) < radius
         distance = jnp.where(cuts, end - ball.center, 0)
         ratio = lax.stop_gradient(distance / radius)
-        outward = side * 2 * jnp.finfo(ratio.dtype).eps * jnp.abs(ratio)
+        limits = jnp.finfo(ratio.dtype)
+        lost = jnp.where(distance == 0, 0, limits.tiny)  # where the quotient underflows
+        outward = side * lax.stop_gradient(2 * limits.eps * jnp.abs(ratio) + lost)
         # The second term is 0 and has the ratio's derivative, without the square of a small radius.
         ratio = ratio + (distance - ratio * radius) / lax.stop_gradient(radius) + outward
         return side * jnp.where(cuts, jnp.minimum(side * ratio, 1), 1)
@@ -140,6 +142,13 @@ def clipped_spread(ball: Ball, slope: jax.Array, norm: float) -> jax.Array:
     least = functools.reduce(jnp.maximum, [value(*choice) for choice in choices], ball_alone)
     # Where ball and box meet in one point but for rounding, the value above can pass what that point attains.
     return peak * jnp.minimum(least, jnp.sum(weights * jnp.clip(0, low, high), axis=-1))
+
+
+def underflow(ball: Ball, slope: jax.Array) -> jax.Array:
+    """What products in units of the radius may lose below the smallest normal number, with the radius as a factor."""
+    peak = jnp.max(jnp.abs(slope), axis=-1, initial=0)
+    unit = 4 * slope.shape[-1] * float(jnp.finfo(slope.dtype).tiny)
+    return lax.stop_gradient(jnp.where(peak == 0, 0, unit * jnp.maximum(ball.radius, 1) * jnp.maximum(peak, 1)))
 
 
 def least_point(ball: Ball, slope: jax.Array, norm: float) -> jax.Array:

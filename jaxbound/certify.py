@@ -43,6 +43,7 @@ from jaxbound.methods import Forward, Method
 from jaxbound.network import (
     MEMORY_LIMIT,
     Network,
+    example_of,
     output_struct,
     outputs_of,
     problem_of,
@@ -52,6 +53,7 @@ from jaxbound.network import (
 )
 from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.transform import Traced, forget_stale
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
 
@@ -276,8 +278,8 @@ def certify(
     Where `report.verified[i]`, `argmax f(x') == labels[i]` for every x' with `||x' - x[i]||_norm <= eps` and
     `clip[0] <= x' <= clip[1]`.
 
-    The data set stays on the host. All local devices share the work, each on batches of its own, unless
-    `jax.default_device` names one or parameters are split over several.
+    What apply_fn closes over counts as it is at the call. The data set stays on the host. All local devices share the
+    work, each on batches of its own, unless `jax.default_device` names one or parameters are split over several.
 
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
@@ -321,12 +323,15 @@ def certify(
     if total == 0 or labels.shape != (total,):
         raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
     logits = logits_struct(network, region)
+    forget_stale(network.function, network.variables, example_of(region))
     margin_spec(labels, logits.shape[0])  # raises where a label is no class
     if batch_size is None:
         batch_size = _automatic_batch_size(network, region, logits, method, memory_limit)
     if batch_size < 1:
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
-    work = _Work(network, region, labels, logits, method, min(batch_size, total), memory_limit, rounding == "outward")
+    program = Traced(network.function, network.variables, example_of(region)).digest
+    size = min(batch_size, total)
+    work = _Work(network, program, region, labels, logits, method, size, memory_limit, rounding == "outward")
     path = None if results is None else Path(results)
     done, mark = Record.empty(logits), ""
     if path is not None:
@@ -390,6 +395,8 @@ class _Work(NamedTuple):
     """Checked arguments; the whole data set stays on the host."""
 
     network: Network
+    program: str
+    """The digest of the network's program."""
     region: Region
     labels: np.ndarray
     logits: jax.ShapeDtypeStruct
@@ -514,15 +521,15 @@ def _one_batch(work: _Work, first: int) -> tuple[np.ndarray, ...]:
     region, labels = _rows(work.region, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
     bounds = _lower_bounds(network, region, labels, logits, method, limit, outward=work.outward)
-    found = *bounds, _is_correct(network, region, labels)
+    found = *bounds, _is_correct(network, work.program, region, labels)
     return tuple(np.asarray(values)[: stop - first] for values in found)
 
 
-def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndarray:
+def _is_correct(network: Network, program: str, region: Region, labels: np.ndarray) -> np.ndarray:
     """Whether the label's logit is the only largest one at the example itself."""
     points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
     try:
-        predict = _compiled_prediction(network.function)
+        predict = _compiled_prediction(network.function, program)
     except TypeError:  # an unhashable callable runs uncompiled
         predict = jax.vmap(network.function, in_axes=(None, 0))
     logits = np.array(predict(network.variables, points))
@@ -533,5 +540,6 @@ def _is_correct(network: Network, region: Region, labels: np.ndarray) -> np.ndar
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_prediction(function: Callable) -> Callable:
+def _compiled_prediction(function: Callable, _program: str) -> Callable:
+    """Compiled anew where the function's program is another one than before."""
     return _compat.eager_jit(jax.vmap(function, in_axes=(None, 0)))

@@ -260,6 +260,12 @@ def _ambiguous(why: str) -> errors.ArgumentError:
 # --- bounding a network -----------------------------------------------------------------------------------------------
 
 
+def example_of(region: Region) -> jax.ShapeDtypeStruct:
+    """One example of the batch that a region stands for."""
+    struct = regions.leaf_struct(region)
+    return jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+
+
 def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region:
     """One ball per example, or the region that x already is.
 

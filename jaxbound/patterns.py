@@ -122,14 +122,19 @@ def _log_of_sum(_params: dict, operands: Sequence) -> Rewrite | None:
 
 
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
-    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))`, whatever the shift."""
+    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))` for any shift that is put back along the same axes."""
     for out, shift in (operands, operands[::-1]):
         total = _logsumexp_of(out)
         if total is None or out.shape != shift.shape:
             continue
         exponent, axes = total.operands[0], total.params["axes"]
         x = _without_shift(exponent, axes)
-        if x is not exponent and unbroadcast(exponent.operands[1]) is unbroadcast(shift):
+        if x is exponent:
+            continue
+        source, inner = unbroadcast(shift), exponent.operands[1]
+        if unbroadcast(inner) is not source:
+            continue
+        if source.shape == () or all(put_back(o, source, axes, x.shape) for o in (inner, shift)):
             return _logsumexp_as(out.shape, x, axes)
     return None
 

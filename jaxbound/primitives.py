@@ -84,6 +84,7 @@ class Affine:
     `fixed`: operand positions that may not depend on a region. `alone`: at most one operand may.
     `additive`: constant operands (outside `fixed`) add to the result, and zeros in their place leave the linear part.
     `scales`: constant operands multiply, so their absolute values carry the radius of an interval.
+    `divides`: they multiply as denominators.
     `signs`: per operand, whether the result increases or decreases with it (the last entry repeats).
     `terms`, `adjoint_terms`: how many rounded operations one entry of the result, or of the transposed product, takes.
     `order_preserving`: entry k of the flattened result is entry k of the flattened operand (plus a constant).
@@ -93,6 +94,7 @@ class Affine:
     alone: bool = False
     additive: bool = False
     scales: bool = False
+    divides: bool = False
     signs: tuple[int, ...] = (1,)
     terms: Count = _none
     adjoint_terms: Count = _none
@@ -112,7 +114,7 @@ AFFINE: dict[str, Affine] = {
     "neg": Affine(signs=(-1,)),
     # a bounded value scaled by constants
     "mul": Affine(alone=True, scales=True, terms=_one, adjoint_terms=_one),
-    "div": Affine(fixed=range(1, _ALL), scales=True, terms=_one, adjoint_terms=_one),
+    "div": Affine(fixed=range(1, _ALL), scales=True, divides=True, terms=_one, adjoint_terms=_one),
     "dot_general": Affine(alone=True, scales=True, terms=_contracted, adjoint_terms=_free),
     "conv_general_dilated": Affine(alone=True, scales=True, terms=_kernel, adjoint_terms=_kernel_or_places),
     # sums

@@ -29,8 +29,9 @@ from jaxbound import errors, regions
 from jaxbound._compat import is_tracer, is_tracing
 from jaxbound.certify import logits_struct, margin_spec, refuse_half_precision
 from jaxbound.methods import Crown, Method, check_method
-from jaxbound.network import outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import LpBall
+from jaxbound.transform import forget_stale
 
 TARGETS = ("all", "runner-up", "least-likely", "random")
 """The names of what a certificate may be about; an array of classes is the other choice."""
@@ -57,7 +58,8 @@ def certified_radius(
     """The radius around every example that a method certifies, by bracketing and bisection of each on its own.
 
     `f_y(x') > f_j(x')` for y = labels[i], every wanted class j and every x' with `||x' - x[i]||_norm <= radius[i]` and
-    `clip[0] <= x' <= clip[1]`, wherever `radius[i] > 0`. Works under `jit`, `vmap` and `pmap`.
+    `clip[0] <= x' <= clip[1]`, wherever `radius[i] > 0`. Works under `jit`, `vmap` and `pmap`;
+    outside them, what apply_fn closes over counts as it is at the call.
 
     Args:
         params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
@@ -109,6 +111,8 @@ def certified_radius(
     refuse_half_precision("x", [jnp.result_type(x)])
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
+    if not is_tracing():
+        forget_stale(network.function, network.variables, example_of(region))
     spec = margin_spec(labels, logits_struct(network, region).shape[0])
     labels = jnp.asarray(labels)
     logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import errors, regions
+from jaxbound import errors
 from jaxbound.methods import Method
-from jaxbound.network import Network
+from jaxbound.network import Network, example_of
 from jaxbound.regions import Region
+from jaxbound.transform import Traced, bits
 
 
 class Record(NamedTuple):
@@ -74,21 +74,18 @@ def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Me
     Rounding: exact, every bit of every array counts.
 
     >>> from jaxbound import IBP, Box
-    >>> network, box = Network(jnp.multiply, np.ones(2), True), Box(np.zeros((1, 2)), np.ones((1, 2)))
+    >>> network, box = Network(jax.numpy.multiply, np.ones(2), True), Box(np.zeros((1, 2)), np.ones((1, 2)))
     >>> one, two = (fingerprint(network, box, np.array([label]), IBP()) for label in (0, 1))
     >>> len(one), one == two
     (64, False)
     """
-    struct = regions.leaf_struct(region)
-    example = jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
-    program = jax.make_jaxpr(network.function)(network.variables, example)
-    given = network.variables, region, labels, method, list(program.consts)
+    program = Traced(network.function, network.variables, example_of(region))
+    given = network.variables, region, labels, method, program.arrays
     leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program}\n{structure}\n{' '.join(map(str, options))} {struct.dtype}"
+    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(region).dtype}"
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
     for path, leaf in leaves:
-        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = bits(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

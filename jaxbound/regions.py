@@ -231,6 +231,10 @@ def minimum(region: Region, slope: ArrayLike) -> jax.Array:
         spread = balls.clipped_spread(ball, slope, region.norm)
         unbounded = _box_minimum(ball.low - ball.center, ball.high - ball.center, slope, 1)
     around = jnp.where(finite, jnp.where(finite, ball.radius, 0) * spread, unbounded)
+    if region.clip is not None:
+        around = around - jnp.where(finite, balls.underflow(ball, slope), 0)
+        # The clip box alone is a bound too: that of a large ball, whose units hide it.
+        around = jnp.where((ball.radius > 0) & (unbounded > around), unbounded, around)
     value = jnp.sum(slope * ball.center, axis=-1) + around
     value = jnp.where((ball.radius >= 0) & jnp.isfinite(value), value, -jnp.inf)
     return jnp.sum(value, axis=tuple(range(len(leading), value.ndim)))

@@ -6,13 +6,16 @@
     explain(fn, method)(*args)                what would be done, without doing it
 
 Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
-the graph is kept by the function itself, so pass the same function object, not a new lambda each time.
+the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
+function closes over counts as it was then; `forget_stale` looks again.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,10 +69,106 @@ def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> 
     except TypeError:  # an unhashable callable is traced every time
         return tracing.build(_flat(fn, tree), avals, chosen)
     if cached is None:
-        cached = tracing.build(_flat(fn, tree), avals, chosen)
-        if not any(_compat.is_tracer(array) for _, array in cached.constants.captured):
-            _STRUCTURES.put(key, cached)
-    return cached
+        built = tracing.build(_flat(fn, tree), avals, chosen)
+        if not any(_compat.is_tracer(array) for _, array in built.constants.captured):
+            watched = any(part in _WATCHED.entries for part in _parts(fn))
+            _STRUCTURES.put(key, (built, Traced(_flat(fn, tree), *avals) if watched else None))
+        return built
+    return cached[0]
+
+
+def forget_stale(fn: Callable, *args) -> None:
+    """Drop the graphs of a function, and of those made of it, that it would not give any more.
+
+    A function gives another graph where what it closes over has changed, as an NNX module does that is trained. Graphs
+    made before the first call for a function are dropped unseen; from then on their programs are kept, to compare.
+
+    Args:
+        fn: the function of one example.
+        args: its arguments, or their `jax.ShapeDtypeStruct`s; the functions made of it may take more.
+    """
+    try:
+        _WATCHED.put(fn, True)
+    except TypeError:  # an unhashable callable has no graphs
+        return
+    wanted = [(np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(args)]
+    for key, (_, before) in list(_STRUCTURES.entries.items()):
+        function, tree, avals, _, default = key
+        given = [(aval.shape, aval.dtype) for aval in avals[: len(wanted)]]
+        if given != wanted or default != jnp.result_type(float) or fn not in _parts(function):
+            continue
+        if before is None or not before.agrees(Traced(_flat(function, tree), *avals)):
+            _STRUCTURES.entries.pop(key, None)
+
+
+def _parts(fn: Callable) -> list[Callable]:
+    """A function and those that it wraps, each as the `network` of the one before, where jaxbound made that."""
+    inner = getattr(fn, "network", None) if type(fn).__module__.startswith("jaxbound.") else None
+    return [fn] if inner is None else [fn, *_parts(inner)]
+
+
+class Traced:
+    """The program that a function is now, with all that it closes over, in calls and loops at any depth.
+
+    >>> one, two, three = (Traced(jax.jit(lambda x, k=jnp.full(2, k): k * x), jnp.ones(2)) for k in (1.0, 2.0, 1.0))
+    >>> one.agrees(two), one.agrees(three)
+    (False, True)
+    """
+
+    def __init__(self, fn: Callable, *args):
+        self.program = jax.make_jaxpr(lambda *args: fn(*args))(*args)  # a new function: a trace of its own
+        self.arrays = [array.copy() if isinstance(array, np.ndarray) else array for array in _held(self.program)]
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The equations, without addresses of functions."""
+        return re.sub(r"0x[0-9a-f]+", "", str(self.program))
+
+    @property
+    def digest(self) -> str:
+        """A hash of the equations and of every bit of every array."""
+        digest = hashlib.sha256(self.text.encode())
+        for part in map(bits, self.arrays):
+            digest.update(f"{part.shape} {part.dtype}".encode())
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    def agrees(self, other: Traced) -> bool:
+        """Whether both are the same equations with the same arrays."""
+        if self.text != other.text or len(self.arrays) != len(other.arrays):
+            return False
+        return all(map(_is_same, self.arrays, other.arrays))
+
+
+def bits(array) -> np.ndarray:
+    """An array's entries on the host; a PRNG key's own data."""
+    is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
+def _is_same(old, new) -> bool:
+    if old is new:
+        return True
+    if isinstance(old, jax.Array) and old.is_deleted():  # given away by training, say
+        return False
+    old, new = bits(old), bits(new)
+    return old.shape == new.shape and old.dtype == new.dtype and old.tobytes() == new.tobytes()
+
+
+def _held(part) -> Iterator:
+    """The arrays and literals of a jaxpr and of those among its parameters."""
+    if isinstance(part, _compat.ClosedJaxpr | _compat.Jaxpr):
+        jaxpr = getattr(part, "jaxpr", part)
+        yield from getattr(part, "consts", ())
+        for equation in jaxpr.eqns:
+            yield from (atom.val for atom in equation.invars if isinstance(atom, _compat.Literal))
+            yield from _held(equation.params)
+        yield from (atom.val for atom in jaxpr.outvars if isinstance(atom, _compat.Literal))
+    elif isinstance(part, jax.Array | np.ndarray | np.generic):
+        yield part
+    elif isinstance(part, Mapping | tuple | list):
+        for inner in part.values() if isinstance(part, Mapping) else part:
+            yield from _held(inner)
 
 
 class _Cache:
@@ -89,7 +188,7 @@ class _Cache:
             del self.entries[next(iter(self.entries))]
 
 
-_STRUCTURES = _Cache(256)
+_STRUCTURES, _WATCHED = _Cache(256), _Cache(256)
 
 
 def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:

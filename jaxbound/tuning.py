@@ -111,8 +111,9 @@ class Frown(Method):
         optimizer = ascent.default_optimizer() if self.optimizer is None else self.optimizer
         graph, settings = run.graph, ascent.Settings(optimizer, shared, self.early_stop, sides, run.outward)
         constants = (*graph.constants, jnp.asarray(self.steps)), None if graph.axes is None else (*graph.axes, None)
-        ends = {k: run.ends[k] for k in _reached(graph, number)}
-        tables = {k: table for k, table in run.tables.items() if k in ends}
+        reached = _reached(graph, number)
+        ends = {k: run.ends[k] for k in _asked_for(graph, reached)}
+        tables = {k: table for k, table in run.tables.items() if k in reached}
         static = graph.structure, number, settings
         slopes, best = run.call(ascent.tuned, static, constants, run.regions, ends, tables, index)
         own = run.fork({})
@@ -230,13 +231,23 @@ def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:
     return run.call(_better, None, ((), ()), untuned, Bounded(ends[0], upper, *rounding))
 
 
-def _reached(graph: Graph, number: int) -> list[int]:
+def _reached(graph: Graph, number: int) -> set[int]:
     """The nodes that a pass from a node may meet."""
     found, stack = {number}, [number]
     while stack:
         new = set(graph.nodes[stack.pop()].inputs) - found
         found |= new
         stack.extend(new)
+    return found
+
+
+def _asked_for(graph: Graph, reached: set[int]) -> list[int]:
+    """The nodes whose bounds a pass may ask for: all in and around a block of which it meets any node."""
+    found = set(reached)
+    for block in graph.blocks:
+        inside = range(block.start, block.stop)
+        if not reached.isdisjoint(inside):
+            found.update(inside, block.outer)
     return sorted(found)
 
 

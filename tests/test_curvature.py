@@ -470,6 +470,15 @@ def test_domains_with_two_ends():
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("height", [1e-14, 1e-20])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_jumps_of_any_height_are_jumps(height, factor):
+    """Also at 1 / 3, which floating point cannot name."""
+    claim = curvature(lambda z: jnp.where(factor * z > 1.0, height, 0.0))
+    assert not claim.is_continuous and claim.slope_range == (-math.inf, math.inf)
+    assert curvature(lambda z: jnp.where(factor * z > 1.0, factor * z - 1.0, 0.0)).is_continuous
+
+
 def test_jump_cells_survive_float32():
     """A jump lies strictly inside its cell, also after the ends are rounded to float32."""
     for jump in (0.0, 0.1, -3.0, 1e-20, 1e10):

@@ -332,3 +332,22 @@ def test_the_least_of_several_is_that_of_numpy_and_ties_share_the_derivative():
         np.testing.assert_array_equal(least_of(triples), np.min(triples, axis=0))
     gradient = jax.jit(jax.grad(lambda values: least_of(values).sum()))
     np.testing.assert_array_equal(gradient(jnp.array([[1.0, 2.0], [1.0, 1.0]])), [[0.5, 0], [0.5, 1]])
+
+
+# --- given slopes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("places", [(5.0, -3.0), (-3.0, 5.0), (np.nan, np.nan)])
+@pytest.mark.parametrize(
+    "function", [jnp.max, jax.nn.logsumexp, lambda x: x[0] * x[1], lambda x: jnp.floor(x).sum(), lambda x: x[0] * (x[1] > 0)]
+)  # fmt: skip
+def test_slopes_out_of_range_are_cut_to_it(function, places):
+    box = jb.Box(-jnp.ones(3), jnp.array([1.0, 2.0, 1.5]))
+    _, made = jb.tune(function, jb.Frown(steps=0))(box)
+    slopes = {
+        name: tuple(jnp.full_like(s, p) for s, p in zip(pair, places, strict=True)) for name, pair in made.items()
+    }
+    assert slopes
+    found = jb.bound(function, jb.Crown(intersect=False, slopes=slopes))(box)
+    values = jax.vmap(function)(jb.regions.sample(box, jax.random.key(0), (200,), extremes=True))
+    assert np.all(found.lower <= values + 1e-5) and np.all(found.upper >= values - 1e-5)

@@ -492,6 +492,35 @@ def test_derivative_rules_of_others_are_refused_where_they_are_used():
     np.testing.assert_array_equal(bounds.lower[0], 5 * jnp.eye(2))
 
 
+@jax.custom_gradient
+def hidden_liar(x):
+    return 5 * x, lambda g: 0 * g
+
+
+borrower = jax.custom_jvp(jax.nn.relu.__wrapped__)
+borrower.defjvp(lambda primals, tangents: (borrower(*primals), 0 * tangents[0]))
+
+
+@pytest.mark.parametrize("function", [hidden_liar, borrower], ids=["custom_gradient", "relu with another rule"])
+def test_rules_of_others_are_refused_in_the_clothes_of_jax(function):
+    with pytest.raises(errors.UnsupportedError, match="may not be its derivative"):
+        jacobian_bounds((), jnp.ones((1, 2)), 0.1, apply_fn=lambda _, x: function(x), method=jb.Crown())
+
+
+@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.relu6, jax.nn.softplus], ids=["relu", "relu6", "softplus"])
+def test_rules_of_jax_are_trusted(function):
+    found = jacobian_bounds((), jnp.ones((1, 2)), 0.1, apply_fn=lambda _, x: function(x), method=jb.IBP())
+    assert np.isfinite(found.upper).all()
+
+
+def test_jumps_of_any_height_are_refused():
+    def step(x):
+        return jnp.where(x > 0, np.float32(1e-14), np.float32(0))
+
+    with pytest.raises(errors.UnsupportedError, match="may jump"):
+        jacobian_bounds((), jnp.zeros((1, 2)), 0.1, apply_fn=lambda _, x: 1e14 * step(x))
+
+
 def test_residuals_and_branches_are_refused():
     def residual(w, x):
         hidden = jax.nn.relu(x @ w)

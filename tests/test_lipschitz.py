@@ -287,6 +287,20 @@ def test_landscape_radii_hold():
     assert np.all(jnp.any(signs, axis=-1))
 
 
+def test_estimates_are_refused():
+    estimate, labels = jb.ConvexPolytope(1, jax.random.key(0)), jnp.array([0, 1, 2])
+    for method in (estimate, RecurJac(pre_activation=estimate), FastLip(pre_activation=estimate)):
+        for call in (
+            lambda method: jacobian_bounds(LAYERS, X, 0.05, method=method),
+            lambda method: lipschitz(LAYERS, X, 0.05, method=method),
+            lambda method: lipschitz(LAYERS, X, 0.05, norm=2, of="map", method=method),
+            lambda method: landscape_radius(LAYERS, X, labels, method=method),
+            lambda method: jb.network.bound_network(LipschitzIntegral(method), LAYERS, X, 0.05),
+        ):
+            with pytest.raises(errors.ArgumentError, match=r"gives an estimate|pass RecurJac\(\), FastLip"):
+                call(method)
+
+
 def test_landscape_arguments_are_checked():
     with pytest.raises(errors.ArgumentError, match=r"classes are numbered 0\.\.2"):
         landscape_radius(LAYERS, X, jnp.array([0, 1, 3]))

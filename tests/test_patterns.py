@@ -378,3 +378,12 @@ def test_nodes_stand_in_the_order_of_evaluation():
     assert list(jb.pre_activation_bounds(function, METHOD)(jb.Box(jnp.zeros(3), jnp.ones(3)))) == sorted(
         jb.pre_activation_bounds(function, METHOD)(jb.Box(jnp.zeros(3), jnp.ones(3)))
     )
+
+
+@pytest.mark.x64
+def test_a_shift_put_back_along_another_axis_does_not_cancel():
+    def function(x):
+        shift = jnp.tanh(x[:, 0, 0])
+        return jnp.log(jnp.sum(jnp.exp(x - shift[:, None, None]), -1)) + shift[None, :]
+
+    _check_values(function, (2, 2, 2))

@@ -533,3 +533,13 @@ def test_per_example_needs_separate_balls():
     radius = jnp.array([[0.1, 0.0], [0.2, 0.0]])
     ball = per_example(LpBall(jnp.zeros((2, 2)), radius, np.inf, batch_ndim=1))
     np.testing.assert_array_equal(ball.radius, radius)
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3])
+@pytest.mark.parametrize("radius", [1e30, 3e38])
+def test_a_ball_of_any_finite_radius_holds_all_of_its_clip_box(norm, radius):
+    ball = LpBall(jnp.full(3, 0.5), np.float32(radius), norm, clip=(0.0, 1.0))
+    slopes = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], [1e-3, -1.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(minimum(ball, slopes), [0, -3, -1, 0], atol=1e-6)
+    far = dataclasses.replace(ball, clip=(0.0, jnp.array([1.0, 3e38, 3e38])))
+    assert minimum(far, jnp.array([1.0, 0.0, 0.0])) <= 0

@@ -416,3 +416,16 @@ def test_most_of_the_gap_to_the_linear_program_is_closed(norm):
     assert -1e-6 <= left <= 0.01 * gap
     joint = jb.bound(function, jb.Frown(steps=100))(region)
     assert float(joint.width.mean()) < float(best.width.mean())
+
+
+def test_a_block_of_which_the_target_reaches_a_part_is_tuned():
+    rng = np.random.default_rng(0)
+    first, left, right = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 4), (4, 4), (4, 4)))
+
+    def gated(x):
+        hidden = jax.nn.relu(x @ first)
+        return ((hidden @ left) * jax.nn.sigmoid(hidden @ right)).sum()
+
+    box = jb.Box(jnp.full(3, 0.9), jnp.full(3, 1.1))
+    plain, tuned = (jb.bound(gated, method)(box) for method in (jb.Crown(), jb.Frown(steps=2)))
+    assert plain.lower <= tuned.lower and tuned.upper <= plain.upper

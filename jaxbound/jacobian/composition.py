@@ -25,13 +25,22 @@ from jaxbound import _compat, errors, regions
 from jaxbound.bounds import Interval
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
-from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
-from jaxbound.methods import Best, Bounded, Method, better, check_method
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, check_certified
+from jaxbound.methods import Best, Bounded, Method, better
 from jaxbound.network import Network, Specified, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Region
 from jaxbound.transform import Problem, prepare
 
-_OWN = PurePath(jax.__file__).parent
+_OWN = PurePath(jax.__file__).parent / "_src"
+_TRUSTED = {
+    "nn/functions.py": ("relu", "_softmax", "relu6", "log1mexp"),
+    "lax/other.py": ("logaddexp", "logaddexp2"),
+    "numpy/lax_numpy.py": ("_i0",),
+    "numpy/ufuncs.py": ("_sinc_maclaurin",),
+    "numpy/linalg.py": ("_slogdet_small", "_slogdet_lu", "_slogdet_qr", "_det", "_pinv"),
+    "scipy/special.py": ("logit", "xlogy", "xlog1py", "_xlogx", "log_ndtr", "_erfcx", "_dawsn", "expi", "sici"),
+}
+"""Functions of JAX that have rules of their own, by file; their rules give their derivatives."""
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 _REFUSED = {
     "staircase": "it jumps, and its derivative of 0 does not tell how far",
@@ -95,7 +104,7 @@ def jacobian_of(
     problem: Differentiated, method: Method, *, rounding: bool = False, memory_limit: int | None = None
 ) -> Bounded:
     """Bounds of a Jacobian, of shape (outputs, inputs), both flattened; a batch stands before."""
-    check_method("method", method)
+    check_certified("method", method)
     if isinstance(method, Best):
         parts = [jacobian_of(problem, part, rounding=rounding, memory_limit=memory_limit) for part in method.methods]
         return functools.reduce(better, parts)
@@ -190,8 +199,8 @@ def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> No
     closed = jax.make_jaxpr(function)(problem.network.variables, example, *rows)
     for equation in _equations(closed.jaxpr):
         if equation.primitive.name in _CUSTOM:
-            name, _, place = _origin(equation).partition(" at ")
-            if _OWN not in PurePath(place.rpartition(":")[0]).parents:
+            name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
+            if not _is_own(equation):
                 raise errors.unsupported(
                     name or equation.primitive.name, [], place,
                     "its derivative rule may not be its derivative", method="jax.jacrev",
@@ -209,7 +218,18 @@ def _equations(jaxpr) -> Iterator[_compat.JaxprEqn]:
                     yield from _equations(inner)
 
 
-def _origin(equation: _compat.JaxprEqn) -> str:
-    """Name and file of the function that a rule was made for; "" if it is not known."""
-    callee = _compat.call_jaxpr(equation)
-    return str(getattr(getattr(getattr(callee, "jaxpr", None), "debug_info", None), "func_src_info", ""))
+def _is_own(equation: _compat.JaxprEqn) -> bool:
+    """Whether a rule is one that JAX gives to a function of its own: a known function, and a rule from JAX's files.
+
+    The file of the function alone says nothing: `jax.custom_gradient` wraps the user's rule in JAX's own file.
+    """
+    name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
+    _, _, rule = _origin(equation.params.get("jvp_jaxpr_fun")).partition(" at ")
+    path = PurePath(place.rpartition(":")[0])
+    known = _OWN in path.parents and name in _TRUSTED.get(path.relative_to(_OWN).as_posix(), ())
+    return known and _OWN in PurePath(rule.rpartition(":")[0]).parents
+
+
+def _origin(traced: object) -> str:
+    """Name and file of the function that was traced; "" if they are not known."""
+    return str(getattr(getattr(getattr(traced, "jaxpr", traced), "debug_info", None), "func_src_info", ""))

@@ -26,7 +26,7 @@ from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.lipschitz import magnitude
-from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, check_certified
 from jaxbound.methods import IBP, Best, Bounded, Method, Request
 from jaxbound.regions import LpBall
 
@@ -106,6 +106,7 @@ def _constants(method: Method, graph: Graph, ball: LpBall, request: Request) -> 
         return jnp.min(jnp.stack([_constants(part, graph, ball, request) for part in method.methods]), axis=0)
     if not isinstance(method, JacobianMethod):
         raise errors.argument("jacobian", f"is {method!r}", "pass RecurJac(), FastLip() or Best of them")
+    check_certified("jacobian", method)
     if ball.norm == jnp.inf:
         return method.row_sums(graph, [ball], request)
     found = method.jacobian(graph, [ball], request)

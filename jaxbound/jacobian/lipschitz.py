@@ -19,8 +19,8 @@ from jaxbound import errors, regions
 from jaxbound.certify import logits_struct, margin_spec
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.composition import Differentiated, differentiated, jacobian_of
-from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
-from jaxbound.methods import Best, Bounded, Method, check_method
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums, check_certified
+from jaxbound.methods import Best, Bounded, Method
 from jaxbound.network import Network, region_around, request_of, resolve
 from jaxbound.regions import LpBall, Region
 
@@ -94,7 +94,7 @@ def lipschitz(
 
 def row_norms(problem: Differentiated, method: Method, p_in: float, memory_limit: int | None = None) -> jax.Array:
     """Upper bounds of the dual norms of the rows of a Jacobian, `(batch, outputs)`."""
-    check_method("method", method)
+    check_certified("method", method)
     if p_in != math.inf:
         return norms.vector_norm(_magnitude(problem, method, memory_limit), norms.dual(p_in))
     if isinstance(method, Best):

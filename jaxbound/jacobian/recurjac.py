@@ -52,6 +52,18 @@ class JacobianMethod(Method):
         )
 
 
+def check_certified(name: str, method: object) -> None:
+    """Refuse what is not a method object, and a method that only estimates.
+
+    Raises:
+        ArgumentTypeError: a name, a class or anything else.
+        ArgumentError: a method whose guarantee is "estimate".
+    """
+    check_method(name, method)
+    if getattr(method, "guarantee", "certified") != "certified":
+        raise errors.estimate_refused(type(method).__name__)
+
+
 def absolute_sums(found: Bounded) -> jax.Array:
     """Upper bounds of the sums of absolute values along the last axis."""
     assert found.upper is not None
@@ -145,9 +157,7 @@ class FastLip(JacobianMethod):
 def _problem(
     method: Method, pre_activation: Method, graph: Graph, leaves: Sequence, request: Request
 ) -> Problem | None:
-    check_method("pre_activation", pre_activation)
-    if pre_activation.guarantee != "certified":
-        raise errors.estimate_refused(type(pre_activation).__name__)
+    check_certified("pre_activation", pre_activation)
     run = Run(graph, leaves, outward=request.rounding)
     chain = chain_of(run, type(method).__name__)
     if chain is None:

@@ -8,15 +8,26 @@ A node computes `z = L(x_1, ..., x_m) + b` with L linear, by binding one JAX pri
 * `interval`  where L only moves and adds entries, the ends go through the bind itself; where constants scale, midpoint
               and radius do, the radius through `|L|`, the bind with the constants' absolute values;
 * `pull`      `jax.linear_transpose`, vmapped over the rows of coefficients (or a faster form of it);
-* `rounding`  `gamma_n (|L| |x| + |b|)` with `gamma_n = n u / (1 - n u)`: a bound on the error of evaluating the node in
-              floating point whatever the order of its sums (Higham, "Accuracy and stability of numerical algorithms",
-              2002, section 3.1).
+* `rounding`  `gamma_n (|L| |x| + |b|)`: a bound on the error of evaluating the node in floating point whatever the
+              order of its sums (Higham, "Accuracy and stability of numerical algorithms", 2002, section 3.1).
+
+Higham's gamma_n is `n u / (1 - n u)`; here it is `n u / (1 - 2 n u)`, since the magnitudes that it multiplies are sums
+of as many computed terms, which may be too small by gamma_n of themselves.
+
+Underflow. A computed product is `x y (1 + delta) + eta`. With t the smallest normal number, |eta| <= t where the result
+underflows, gradually or to zero, and |eta| <= t |x| where a subnormal y is taken for zero. So that every charge
+`gamma |x| |y|` has its eta, both factors are enlarged by h = sqrt(8 t / u), 1.3e-15 in float32 (`enlarged`):
+
+    gamma (|x| + h) (|y| + h)  >=  gamma |x| |y| + 8 t (1 + |x| + |y|)      since gamma >= u and u h >= u h^2 = 8 t.
+
+A factor that is exactly zero makes no error, and stays zero, since an infinite one may meet it.
 
 An infinite end may make NaN in midpoint-radius arithmetic (`0 * inf`); `interval.certain` makes it an infinite end.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -31,9 +42,20 @@ Ends = tuple[jax.Array, jax.Array]
 
 
 def gamma(terms: int, dtype) -> float:
-    """Higham's gamma_n: the relative error of n rounded operations in a row."""
+    """The error of n rounded operations in a row, relative to magnitudes that took as many."""
     error = terms * float(jnp.finfo(dtype).eps) / 2
-    return error / (1 - error) if error < 1 else float("inf")
+    return error / (1 - 2 * error) if error < 1 / 2 else float("inf")
+
+
+def enlargement(dtype) -> float:
+    """What makes room for underflow in the factors of a charged product; the module's head says why."""
+    limits = jnp.finfo(dtype)
+    return math.sqrt(16 * float(limits.tiny) / float(limits.eps))
+
+
+def enlarged(factor: jax.Array) -> jax.Array:
+    """The magnitude of a factor with room for underflow; one that is exactly zero makes no error."""
+    return jnp.where(factor == 0, 0, jnp.abs(factor) + enlargement(factor.dtype))
 
 
 def apply(op: Op, inputs: Sequence, constants: Sequence):
@@ -113,9 +135,17 @@ def rounding(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> ja
     terms = _terms(op)
     if terms == 0:
         return None
-    size = absolute(op, magnitudes, constants)
+    size = reach(op, magnitudes, constants) + enlargement(op.dtype)
     shift = offset(op, constants)
     return gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+
+
+def reach(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array:
+    """`|L| |x|` with both factors enlarged: what the error of a product is charged on."""
+    room = enlargement(op.dtype)
+    signed = [(x + room) * sign for x, sign in zip(magnitudes, _signs(op), strict=True)]
+    factor = jnp.abs if op.facts.divides else lambda c: jnp.abs(c) + room
+    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=factor)
 
 
 def moves(op: Op) -> bool:

@@ -10,7 +10,8 @@ node's positive coefficients take its lower plane and its negative ones the uppe
 the region.
 
 With `outward`, a bound on the rounding error of the pass itself is summed beside the intercept: for every product
-`gamma_n |C| |L| |x|`, from the magnitudes of the values (Higham 2002, section 3.5).
+`gamma_n |C| |L| |x|`, from the magnitudes of the values (Higham 2002, section 3.5), each factor with room for underflow
+(see `affine`). A coefficient that underflows is charged where it is made, times the magnitude of its value.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxbound import regions
 from jaxbound.graph import Op, Template
 from jaxbound.relaxations import affine, coefficients, enclosures, interval
 from jaxbound.relaxations.coefficients import Coefficients
-from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.planes import Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -78,7 +79,7 @@ def pull(
         elif planes is None:
             return tally.outer, rows, Carry(tally.intercept, tally.rounding)
         else:
-            parts = tally.add_planes(op, rows, planes)
+            parts = tally.add_planes(op, rows, planes, inputs)
         for source, part in zip(inputs, parts, strict=False):
             tally.deliver(source, part)
     return tally.outer, None, Carry(tally.intercept, tally.rounding)
@@ -92,8 +93,8 @@ def add(
     if carry.rounding is None:
         return found, carry
     assert magnitude is not None
-    error = affine.gamma(1, carry.rounding.dtype) * coefficients.size(found, magnitude)
-    return found, carry._replace(rounding=carry.rounding + error)
+    size = coefficients.charge(first, magnitude) + coefficients.charge(second, magnitude)
+    return found, carry._replace(rounding=carry.rounding + affine.gamma(1, carry.rounding.dtype) * size)
 
 
 class _Tally:
@@ -128,32 +129,29 @@ class _Tally:
             self._shift(coefficients.dot(rows, shift), jnp.abs(shift), rows, op)
         error = affine.pull_error(op)
         if self.rounding is not None and error > 0:
-            size = affine.absolute(op, magnitudes, constants)
-            self.rounding += error * coefficients.size(rows, size)
+            self.rounding += error * coefficients.charge(rows, affine.reach(op, magnitudes, constants))
 
-    def add_planes(self, op: Op, rows: Coefficients, planes: Planes) -> list[Coefficients]:
+    def add_planes(self, op: Op, rows: Coefficients, planes: Planes, sources: Sequence) -> list[Coefficients]:
         shift = coefficients.total(rows, planes.lower_intercept, planes.upper_intercept)
         size = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
         self._shift(shift, size, rows, op)
         reduced = [axis - len(op.shape) - len(enclosures.reduced_axes(op)) for axis in enclosures.reduced_axes(op)]
         rows = coefficients.expand(rows, reduced)
         parts = []
-        for k, (low, high) in enumerate(zip(planes.lower_slopes, planes.upper_slopes, strict=True)):
+        for low, high, source in zip(planes.lower_slopes, planes.upper_slopes, sources, strict=False):
             parts.append(coefficients.scale(rows, low, high))
-            self._err(parts[-1], self.magnitude(("outer", k)), 1)
+            if self.rounding is not None:
+                steepest = affine.enlarged(jnp.maximum(jnp.abs(low), jnp.abs(high)))
+                size = coefficients.charge(rows, times(steepest, self.magnitude(source)))
+                self.rounding += affine.gamma(1, op.dtype) * size
         return parts
 
     def _shift(self, shift: jax.Array, size: jax.Array, rows: Coefficients, op: Op) -> None:
         self.intercept += shift
         if self.rounding is not None:
-            error = affine.gamma(op.size + 2, op.dtype)
-            self.rounding += error * coefficients.size(rows, size)
-            self.rounding += affine.gamma(1, op.dtype) * jnp.abs(self.intercept)
-
-    def _err(self, rows: Coefficients, magnitude, terms: int) -> None:
-        """The error of rounding each coefficient `terms` times."""
-        if self.rounding is not None:
-            self.rounding += affine.gamma(terms, self.rounding.dtype) * coefficients.size(rows, magnitude)
+            room = affine.enlargement(op.dtype)
+            self.rounding += affine.gamma(op.size + 2, op.dtype) * coefficients.charge(rows, size + room)
+            self.rounding += affine.gamma(1, op.dtype) * (jnp.abs(self.intercept) + room)
 
 
 def concretize(
@@ -173,8 +171,9 @@ def concretize(
         lower = lower + coefficients.minimum(rows, region)
         if rounding is not None:
             terms = regions.leaf_struct(region).size + 8
-            size = coefficients.size(rows, regions.magnitude(region))
+            room = affine.enlargement(lower.dtype)
+            size = coefficients.charge(rows, regions.magnitude(region) + room)
             rounding = rounding + affine.gamma(terms, lower.dtype) * size
-            rounding = rounding + affine.gamma(1, lower.dtype) * jnp.abs(lower)
+            rounding = rounding + affine.gamma(1, lower.dtype) * (jnp.abs(lower) + room)
     rounding = None if rounding is None else jnp.where(jnp.isnan(rounding), jnp.inf, rounding)
     return jnp.where((lower < jnp.inf) & ~void, lower, -jnp.inf), rounding

@@ -7,7 +7,8 @@ Coefficients are R linear functions ("rows") of one value. They are used through
 * `add(c, d)`            the sum, where a value is read twice;
 * `scale(c, low, high)`  entry by entry, the positive ones times `low` and the negative ones times `high`;
 * `total(c, low, high)`  each row's sum of these products;
-* `dot(c, values)`       each row's sum of c times values; `size(c, values)` that of |c| times values;
+* `dot(c, values)`       each row's sum of c times values;
+* `size(c, values)`      each row's sum of |c| times values; `charge(c, values)` the same with room for underflow;
 * `minimum(c, region)`   each row's least value over a region.
 
 `Identity` is where a pass starts: row r is a multiple of entry `index[r]` of the value. Operations on entries alone
@@ -113,6 +114,14 @@ def dot(coefficients: Coefficients, values: jax.Array) -> jax.Array:
 def size(coefficients: Coefficients, values: jax.Array) -> jax.Array:
     """Per row, the sum of absolute coefficients times values; a coefficient of zero ignores an infinite one."""
     return _sum(times(jnp.abs(_held(coefficients)), _seen(coefficients, values)))
+
+
+def charge(coefficients: Coefficients, values: jax.Array) -> jax.Array:
+    """The same with coefficients enlarged: what the error of products with them is charged on (see `affine`).
+
+    Where a window ends and what an identity leaves out is exactly zero.
+    """
+    return _sum(times(affine.enlarged(_held(coefficients)), _seen(coefficients, values)))
 
 
 def minimum(coefficients: Coefficients, region: regions.Region) -> jax.Array:

@@ -87,7 +87,7 @@ def nonlinear_node(op: Op, inputs: Sequence[Pair], planes: Planes, sizes: Sequen
     for pair, below, above in zip(inputs, planes.lower_slopes, planes.upper_slopes, strict=True):
         low = low + combine(below, *pair.intercepts)
         high = high + combine(above, *pair.intercepts[::-1])
-        steepest = jnp.maximum(jnp.abs(below), jnp.abs(above))
+        steepest = affine.enlarged(jnp.maximum(jnp.abs(below), jnp.abs(above)))
         error = error + jnp.sum(times(steepest, pair.error), axis=reduced)
         size = size + jnp.sum(times(steepest, _size(pair, sizes)), axis=reduced)
     terms = 4 * len(inputs) + op.input_shapes[0][0] if axes else 8
@@ -134,8 +134,8 @@ def substitute(
     rounding = carry.rounding
     if rounding is not None:
         size = affine.gamma(2 * low.size + 4, low.dtype) * _size(pair, leaf_sizes(leaves))
-        rounding = rounding + coefficients.size(rows, pair.error + size)
-        rounding = rounding + affine.gamma(2, low.dtype) * jnp.abs(intercept)
+        rounding = rounding + coefficients.charge(rows, pair.error + size)
+        rounding = rounding + affine.gamma(2, low.dtype) * (jnp.abs(intercept) + affine.enlargement(low.dtype))
     return found, backward.Carry(intercept, rounding)
 
 
@@ -169,9 +169,10 @@ def propagate(
 
 
 def _size(pair: Pair, sizes: Sequence[jax.Array]) -> jax.Array:
-    """A bound on the absolute value of everything that a pair's value is summed from."""
-    total = jnp.maximum(jnp.abs(pair.intercepts[0]), jnp.abs(pair.intercepts[1]))
+    """A bound on the absolute value of everything that a pair's value is summed from, with room for underflow."""
+    room = affine.enlargement(pair.error.dtype)
+    total = jnp.maximum(jnp.abs(pair.intercepts[0]), jnp.abs(pair.intercepts[1])) + room
     for (below, above), size in zip(pair.slopes, sizes, strict=True):
-        steepest = jnp.maximum(jnp.abs(below), jnp.abs(above))
-        total = total + jnp.sum(times(steepest, size.reshape(-1, *[1] * (steepest.ndim - 1))), axis=0)
+        steepest = affine.enlarged(jnp.maximum(jnp.abs(below), jnp.abs(above)))
+        total = total + jnp.sum(times(steepest, size.reshape(-1, *[1] * (steepest.ndim - 1)) + room), axis=0)
     return total

@@ -10,6 +10,7 @@ interval jets of `jets.py`, in four steps.
    floating point cannot name, and in tails that underflow. Cells that get nowhere stay open.
 2. *Joints.* Two cells meet smoothly where both sides and the point between took the same decisions; anywhere else the
    one-sided limits and the value at the point are compared: equal up to rounding is a kink, the rest is a jump.
+   Where they are certainly different, by however little, sigma is not continuous.
 3. *Pieces.* Neighbours of one kind merge where they meet smoothly or where their slopes are ordered the right way (up:
    convex; down: concave). Lines keep to themselves unless a curved neighbour can swallow them.
 4. *Turns.* In a convex or concave piece the slope changes its sign once, at a point found by section.
@@ -94,7 +95,7 @@ class Curvature:
         wobble: what `is_monotone` may lack, likewise, but for the `kinks`: points where sigma may jump by so much.
         is_piecewise_linear: every piece is linear, there are no cells.
         is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
-        is_continuous: there are no jumps and no poles in the domain.
+        is_continuous: there are no jumps, of any height, and no poles in the domain, up to rounding.
         slope_range: a hull of sigma' over the domain, almost everywhere; infinite where sigma jumps.
     """
 
@@ -129,6 +130,7 @@ class _Partition:
     smooth: Array  # (cells + 1,): joint i is the left end of cell i
     gap: Array  # (cells + 1,): how far value and limits differ there
     broken: Array  # (cells + 1,): too far for a kink
+    apart: Array  # (cells + 1,): certainly different there, by however little: a jump
 
 
 def _grid() -> Array:
@@ -244,11 +246,26 @@ def _with_joints(
     values = Interval(np.min(lower, axis=0), np.max(upper, axis=0))
     gap = np.where(smooth, 0.0, _width(values))
     broken = ~(gap <= _TOLERANCE * np.maximum(steepness, _near(*values)))
-    ends = np.array([False]), np.array([math.inf]), np.array([True])
-    smooth, gap, broken = (
-        np.concatenate([end, inner, end]) for end, inner in zip(ends, (smooth, gap, broken), strict=True)
+    apart = ~smooth & (np.max(lower, axis=0) > np.min(upper, axis=0))
+    ends = np.array([False]), np.array([math.inf]), np.array([True]), np.array([True])
+    smooth, gap, broken, apart = (
+        np.concatenate([end, inner, end]) for end, inner in zip(ends, (smooth, gap, broken, apart), strict=True)
     )
-    return _Partition(instructions, steepness, left, right, kind, proof, points, smooth, gap, broken)
+    return _Partition(instructions, steepness, left, right, kind, proof, points, smooth, gap, broken, apart)
+
+
+def _torn(cells: _Partition) -> Array:
+    """Runs of cells not proved continuous whose neighbours differ by more than their slopes explain: they jump."""
+    loose, torn = ~cells.proof.continuous, np.zeros(cells.left.size, bool)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], loose, [False]]).astype(int)))
+    for first, last in zip(edges[::2], edges[1::2] - 1, strict=True):
+        run = slice(first, last + 1)
+        start = cells.proof.orders[0, 2, first - 1] if first else cells.proof.orders[0, 1, first]
+        end = cells.proof.orders[0, 1, last + 1] if last + 1 < loose.size else cells.proof.orders[0, 2, last]
+        gap = max(start.lower - end.upper, end.lower - start.upper)
+        reach = np.sum(_magnitude(cells.proof.orders[1, 0, run]) * (cells.right - cells.left)[run])
+        torn[run] = not (np.isfinite(reach) and gap <= reach)
+    return torn
 
 
 # 3. Pieces ------------------------------------------------------------------------------------------------------------
@@ -553,7 +570,8 @@ def _describe(
     joints = inside[:-1] & inside[1:]
     kinked = 1 + np.flatnonzero(joints & (cells.gap[1:-1] > 0) & ~cells.broken[1:-1])
     unproved = inside & (cells.kind == _OPEN)
-    continuous = not cells.broken[1:-1][joints].any() and bool(cells.proof.continuous[unproved].all())
+    jumps = (cells.broken | cells.apart)[1:-1][joints].any() or _torn(cells)[inside].any()
+    continuous = not jumps and bool(cells.proof.continuous[unproved].all())
     slope_range = (float(slopes.lower.min()), float(slopes.upper.max())) if continuous else (-math.inf, math.inf)
     direction, wobble = (0, 0.0) if unproved.any() else _direction(cells, joints, slopes)
     slack = max(piece.slack + turn[1] for piece, turn in zip(pieces, turns, strict=True)) + wobble

@@ -4,6 +4,8 @@ Every instruction passes on the errors of its operands, by what it makes of the 
 own: `u |result|` for arithmetic, more for elementary functions (measured), nothing for choices (Higham 2002, section
 3.3).
 The errors are far below the sizes on which the functions bend, so the first order is enough; `_SAFETY` covers the rest.
+The error of a boolean is whether rounding may turn it; a choice that it may turn is off by the distance of its cases.
+Only computed operands are in doubt: a choice that depends on z itself is exact.
 """
 
 from __future__ import annotations
@@ -18,26 +20,51 @@ import jax.numpy as jnp
 from jaxbound.graph import Program
 
 _SAFETY = 1.25
-_ELEMENTARY = 4
-"""Units in the last place that XLA's functions keep within on CPU and GPU, in both precisions, but for these:"""
-_COARSE = {"atanh": (4, 128), "div": (2, 1), "erf_inv": (4, 64), "log1p": (4, 128), "pow": (64, 64)}
-"""For float32 and float64. (log1p in float64 loses two digits around -0.414. So does atanh, measured 1.6 and 73 units,
-and erf_inv, measured 1.6 and 17 beside `_rounded_square`; asin, acos and acosh: 1.5, 1.6 and 2.4 in both. On an H100,
-in float32 division 1.2 and sqrt 0.8; of the functions above none more than 2.7 in either.)"""
-_GROWING = frozenset({"cosh", "erfc", "exp2", "sinh"})
-"""Times 1 + |argument|: they round it before exp."""
-_EXACT = frozenset({
-    "abs", "ceil", "clamp", "convert_element_type", "copy", "floor", "max", "min", "neg", "round", "select_n", "sign",
-    "stop_gradient",
-})  # fmt: skip
+_UNITS: dict[str, tuple[float, float]] = {
+    # exact: choices, booleans, and what only moves or cuts a value
+    **dict.fromkeys((
+        "abs", "and", "ceil", "clamp", "convert_element_type", "copy", "eq", "floor", "ge", "gt", "is_finite", "le",
+        "lt", "max", "min", "ne", "neg", "not", "or", "round", "select_n", "sign", "stop_gradient", "xor",
+    ), (0, 0)),
+    # arithmetic
+    **dict.fromkeys(("add", "add_any", "mul", "sqrt", "square", "sub"), (1, 1)),
+    "div": (2, 1),
+    "integer_pow": (1, 1),
+    # functions that XLA keeps within 4 units (measured: at most 3.2 and 3.5)
+    **dict.fromkeys((
+        "acos", "acosh", "asin", "asinh", "atan", "cos", "cosh", "erf", "exp", "exp2", "expm1", "log", "logistic",
+        "rsqrt", "sin", "tan", "tanh",
+    ), (4, 4)),
+    # and those that it does not
+    "atanh": (4, 128),
+    "cbrt": (16, 128),
+    "erf_inv": (4, 64),
+    "erfc": (8, 8),
+    "log1p": (4, 256),
+    "pow": (64, 64),
+    "sinh": (6, 6),
+}  # fmt: skip
+"""How many units in the last place of its result a function is off by, in float32 and float64.
+
+Every elementwise primitive is here, and what is not here has no bound. Measured on CPU under the options that
+`_compat.eager_jit` compiles with, and in part on an H100 (float32 division 1.2, sqrt 0.8, of the others none more than
+2.7). log1p in float64 loses two digits around -0.414, and so does atanh; cbrt is computed as a power, 7.8 and 60 units
+off at the ends of the range; erf_inv is measured beside `_rounded_square`.
+"""
+_SCALED = frozenset({"cosh", "erfc", "exp2", "sinh"})
+"""Times 1 + |argument|: they round it before exp. (integer_pow: times its exponent.)"""
+_COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
+_STEPS = frozenset({"ceil", "convert_element_type", "floor", "round", "sign"})
+"""They may jump, so their operands are moved by all that rounding may do, `_SAFETY` included."""
 _STEEP = {"sqrt": 1 / 2, "cbrt": 1 / 3, "pow": 1 / 4}
 """Subnormal numbers may count as 0, which these functions see: the power of the smallest normal number to allow for."""
+_FLUSHED = {"asin": 2}
+"""How many such numbers: 1, but for functions that halve their operand first."""
 _DOMAIN = {
     "acos": (-1, 1), "acosh": (1, math.inf), "asin": (-1, 1), "atanh": (-1, 1), "erf_inv": (-1, 1),
     "log": (0, math.inf), "log1p": (-1, math.inf), "pow": (0, math.inf), "rsqrt": (0, math.inf), "sqrt": (0, math.inf),
 }  # fmt: skip
 """An operand in the domain is in it, moved or not; at its ends some of the functions are infinite."""
-_ROUNDED = frozenset({"add", "add_any", "mul", "sqrt", "square", "sub"})
 
 
 def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
@@ -55,17 +82,22 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         values, errors = zip(*map(read, operands), strict=True)
         apply = lambda *moved, primitive=primitive, params=params: primitive.bind(*moved, **dict(params))  # noqa: E731
         value = apply(*values)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            results.append((value, None))
-            continue
         own = _own(name, dict(params), values)
-        if name == "select_n":  # rounding may turn the choice where the cases meet, within the errors of both
-            total = sum((err for err in errors if err is not None), jnp.zeros_like(value))
+        if all(err is None for err in errors):
+            total = None
+        elif name in _COMPARISONS:  # a value is never in doubt against itself: that asks whether it is NaN
+            total = None if operands[0] == operands[1] else _met(values, errors)
+        elif name == "is_finite":
+            total = ~jnp.isfinite(jnp.abs(values[0]) + _SAFETY * errors[0])
+        elif name == "select_n" and value.dtype != bool:
+            total = _turned(value, values[1:], errors)
         else:
             pole = name == "div" or (name == "integer_pow" and dict(params)["y"] < 0)
-            total = _moved(apply, value, values, errors, _DOMAIN.get(name), pole)
-        if own is not None:
-            flushed = float(tiny) ** _STEEP.get(name, 1)
+            reach = _SAFETY if name in _STEPS else 1
+            moves = tuple(err if err is None or err.dtype == bool else reach * err for err in errors)
+            total = _moved(apply, value, values, moves, _DOMAIN.get(name), pole)
+        if own is not None and jnp.issubdtype(value.dtype, jnp.floating):
+            flushed = _FLUSHED.get(name, 1) * float(tiny) ** _STEEP.get(name, 1)
             total = (0 if total is None else total) + own * eps * jnp.abs(value) + flushed
             if name == "erf_inv":
                 total = total + eps * _rounded_square(values[0], value)
@@ -76,15 +108,30 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
 
 def _own(name: str, params: dict, values):
     """The error of one instruction in units in the last place of its result; None if it is exact."""
-    if name in _EXACT:
+    if name not in _UNITS:
+        raise KeyError(f"no bound is known on the rounding error of `{name}`: measure it, and add it to `_UNITS`")
+    units = _UNITS[name][values[0].dtype == jnp.float64]
+    if not units:
         return None
-    if name in _ROUNDED:
-        return 1
     if name == "integer_pow":
-        return abs(params["y"])
-    if name in _COARSE:
-        return _COARSE[name][values[0].dtype == jnp.float64]
-    return _ELEMENTARY * (1 + jnp.abs(values[0])) if name in _GROWING else _ELEMENTARY
+        return units * abs(params["y"])
+    return units * (1 + jnp.abs(values[0])) if name in _SCALED else units
+
+
+def _met(values, errors) -> jax.Array:
+    """Whether two values are so near to each other that rounding may turn how they compare."""
+    reach = _SAFETY * sum(err for err in errors if err is not None)
+    near = values[0] ^ values[1] if values[0].dtype == bool else jnp.abs(values[0] - values[1])
+    return (reach != 0) & ~(near > reach)
+
+
+def _turned(value, cases, errors) -> jax.Array:
+    """The error of a choice: that of its cases and, where rounding may turn it, how far they are apart."""
+    total = sum((err for err in errors[1:] if err is not None), jnp.zeros_like(value))
+    if errors[0] is None:
+        return total
+    apart = jnp.max(jnp.abs(jnp.stack(cases) - value), axis=0)
+    return total + jnp.where(errors[0] != 0, jnp.where(jnp.isnan(apart), jnp.inf, apart), 0)
 
 
 def _rounded_square(x, y) -> jax.Array:
@@ -92,26 +139,31 @@ def _rounded_square(x, y) -> jax.Array:
     return jnp.abs(x) * jnp.exp(y * y)
 
 
-def _moved(apply, value, values, errors, domain: tuple[float, float] | None, pole: bool) -> jax.Array | None:
-    """How far the result moves with its operands; None if they are exact.
+def _moved(apply, value, values, errors, domain: tuple[float, float] | None, pole: bool) -> jax.Array:
+    """How far the result moves with its operands; of a boolean, whether it turns.
 
     The first operand is kept in its `domain`; with a `pole` nothing is known where the last one may be 0.
     """
-    sides = [(0,) if err is None else (-1, 1) for err in errors]
-    if all(side == (0,) for side in sides):
-        return None
+    sides = [(0,) if err is None else (0, 1) if err.dtype == bool else (-1, 1) for err in errors]
 
     def corner(signs) -> jax.Array:
-        moved = [v if s == 0 else v + s * err for v, s, err in zip(values, signs, errors, strict=True)]
+        moved = [v if s == 0 else _shifted(v, s, err) for v, s, err in zip(values, signs, errors, strict=True)]
         if signs[0] and domain:
             inside = (values[0] >= domain[0]) & (values[0] <= domain[1])
             moved[0] = jnp.where(inside, jnp.clip(moved[0], *domain), moved[0])
         return apply(*moved)
 
-    corners = [corner(signs) for signs in itertools.product(*sides)]
-    distances = jnp.abs(jnp.stack(corners) - value)
+    corners = jnp.stack([corner(signs) for signs in itertools.product(*sides)])
+    if value.dtype == bool:
+        return jnp.any(corners != value, axis=0)
+    distances = jnp.abs(corners - value)
     # the value may be undefined, and thrown away, or infinity may meet itself
     farthest = jnp.max(jnp.where(jnp.isnan(distances), 0, distances), axis=0)
     if pole and errors[-1] is not None:
         farthest = jnp.where((jnp.abs(values[-1]) <= errors[-1]) & ~jnp.isnan(value), jnp.inf, farthest)
     return farthest
+
+
+def _shifted(value, sign: int, err) -> jax.Array:
+    """A number moved by its error, or a boolean turned where it may turn."""
+    return value ^ err if value.dtype == bool else (value + sign * err).astype(value.dtype)

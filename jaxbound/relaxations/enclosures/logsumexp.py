@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.maximum import axes
+from jaxbound.relaxations.enclosures.meet import cut
 from jaxbound.relaxations.planes import Freedom, Planes, times
 
 Ends = tuple[jax.Array, jax.Array]
@@ -57,7 +58,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
     halves = jnp.full(op.shape, 0.5, op.dtype)
     width = high - low
-    places = (halves, halves) if slopes is None else (slopes[0], jnp.maximum(slopes[1], _LEAST))
+    places = (halves, halves) if slopes is None else (cut(slopes[0], 0, 1), cut(slopes[1], _LEAST, 1))
     below, above = [low + jnp.expand_dims(place, reduced) * width for place in places]
     at_below = jax.nn.logsumexp(below, reduced, keepdims=True)
     share = jnp.exp(below - at_below)

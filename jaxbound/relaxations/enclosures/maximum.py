@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.meet import among
+from jaxbound.relaxations.enclosures.meet import among, cut
 from jaxbound.relaxations.planes import Freedom, Planes, is_wide
 
 Ends = tuple[jax.Array, jax.Array]
@@ -68,7 +68,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     ceiling = jnp.max(high, axis=reduced)
     tilted = (jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling).astype(low.dtype)
     zeros = jnp.zeros(op.shape, op.dtype)
-    below, above = (zeros, tilted) if slopes is None else slopes
+    below, above = (zeros, tilted) if slopes is None else [cut(place, 0, 1) for place in slopes]
     weights = _weights(op, low, below)
     reach = jnp.sum(slope * jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced) + jnp.abs(ceiling)
     error = jax.lax.stop_gradient((8 + jnp.ndim(low)) * jnp.finfo(op.dtype).eps * reach)

@@ -45,7 +45,7 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
     """One expression on each side; `slopes` is a place in [0, 1] between the best and the worst one instead."""
     zeros = jnp.zeros(op.shape, op.dtype)
-    below, above = (zeros, zeros) if slopes is None else slopes
+    below, above = (zeros, zeros) if slopes is None else [cut(place, 0, 1) for place in slopes]
     lows, highs = (jnp.stack([ends[k] for ends in inputs]) for k in (0, 1))
     finite = jnp.all(jnp.isfinite(lows) & jnp.isfinite(highs), axis=0)  # else no average makes sense
     weights = [among(jnp.where(finite, share, 0), order, 0) for share, order in ((below, -lows), (above, highs))]
@@ -59,6 +59,11 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     """From the best expression to the worst one."""
     zeros = jnp.zeros(op.shape, op.dtype)
     return Freedom.linear(zeros, zeros + 1, (zeros, zeros), count=len(inputs))
+
+
+def cut(places: jax.Array, least: float, most: float) -> jax.Array:
+    """Given places, cut to the range in which planes are valid; NaN is the least. At the ends the derivative is 1."""
+    return jnp.where(places > most, most, jnp.where(places >= least, places, least))
 
 
 def among(share: jax.Array, order: jax.Array, axis: int) -> jax.Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures.meet import cut
 from jaxbound.relaxations.planes import Freedom, Planes, least_of
 
 Ends = tuple[jax.Array, jax.Array]
@@ -48,7 +49,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)
     boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
     (m_x, r_x), (m_y, r_y) = [((low + high) / 2, (high - low) / 2) for low, high in boxes]
-    below, above = (0.0, 0.0) if slopes is None else slopes
+    below, above = (0.0, 0.0) if slopes is None else [cut(t, -1, 1) for t in slopes]
     low_slopes = m_y - below * r_y, m_x - below * r_x
     high_slopes = m_y - above * r_y, m_x + above * r_x
     floor = _extreme(boxes, low_slopes, jnp.less)

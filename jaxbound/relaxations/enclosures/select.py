@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures.meet import cut
 from jaxbound.relaxations.planes import Freedom, Planes, is_wide, times
 
 Ends = tuple[jax.Array, jax.Array]
@@ -55,7 +56,8 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in cases for end in ends]), axis=0)
     (low_a, high_a), (low_b, high_b) = [tuple(jnp.where(finite, end, 0) for end in ends) for ends in cases]
     least, most = low_a - high_b, high_a - low_b
-    below, above = (_chord(least, most), _chord(least, most)) if slopes is None else slopes
+    chord = _chord(least, most)
+    below, above = (chord, chord) if slopes is None else [cut(k, 0, 1) for k in slopes]
     reach = sum(jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in ((low_a, high_a), (low_b, high_b)))
     whole = ((low_s == 1) | (high_s == 0)).astype(op.dtype)
     error = jax.lax.stop_gradient((1 - whole) * 16 * jnp.finfo(op.dtype).eps * reach)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
+from jaxbound.relaxations.enclosures.meet import cut
 from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
@@ -45,9 +46,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     reach = jnp.where(finite, jnp.maximum(jnp.abs(low), jnp.abs(high)) + 1, 0)
     below, above = _OFFSETS[op.name]
-    rising, falling = (
-        _chosen(op, inputs) if slopes is None else [jnp.where(finite, jnp.clip(s, 0, 1), 0) for s in slopes]
-    )
+    rising, falling = _chosen(op, inputs) if slopes is None else [jnp.where(finite, cut(s, 0, 1), 0) for s in slopes]
 
     def mixed(slope, offset, end, sign):
         average = jnp.where(slope > 0, slope * offset, 0) + jnp.where(slope < 1, (1 - slope) * end, 0)
