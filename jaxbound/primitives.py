@@ -186,6 +186,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "argmin": ("which entry is least depends on the region", "bound the differences of entries, as margins do"),
     "is_defined": ("whether a value is defined depends on the region", "bound what is defined on the whole region"),
     "in_order_of": ("the order of the entries depends on the region", "use the sorted values alone"),
+    "whole_number_arithmetic": (
+        "integers may leave the range of their dtype and wrap around, or are not computed with as real numbers are",
+        "convert to floating point before the arithmetic",
+    ),
     "rem": ("a remainder jumps wherever the quotient is whole", "subtract a multiple of jnp.floor"),
     "triangular_solve": ("solving a linear system is not exact", "multiply by the inverse matrix"),
     "custom_linear_solve": ("solving a linear system is not exact", "multiply by the inverse matrix"),

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import _compat, errors, patterns
+from jaxbound import _compat, errors, integers, operations, patterns
 from jaxbound.graph import Node, Op, Program, Structure
 from jaxbound.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
 from jaxbound.relaxations.enclosures.curvature import analyse
@@ -152,6 +152,8 @@ class _Builder:
         """What an equation with at least one region-dependent operand makes."""
         if all(0 in aval.shape for aval in avals):
             return [self.empty(aval) for aval in avals]
+        if integers.wraps(primitive.name, params, operands, avals[0].shape, avals[0].dtype):
+            return [self.value(operations.wrapped, {}, operands, aval) for aval in avals]
         narrowed = any(isinstance(o, Value) and _rounds(o.dtype, avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE:
             operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]

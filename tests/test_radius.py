@@ -408,3 +408,14 @@ def test_float64():
         for factor in (1, 1 + 1e-11)
     )
     assert below.all() and not above.any()
+
+
+def test_what_a_function_closes_over_counts_as_it_is_at_the_call():
+    weights = {"kernel": jnp.eye(2)}
+    apply = lambda p, x: x @ weights["kernel"] + p["b"]  # noqa: E731
+    params, x, label = {"b": jnp.zeros(2)}, np.array([[1.0, 0.0]], np.float32), np.array([0])
+    first = jb.certified_radius(params, x, label, method=jb.IBP(), apply_fn=apply)
+    weights["kernel"] = -jnp.eye(2)
+    second = jb.certified_radius(params, x, label, method=jb.IBP(), apply_fn=apply)
+    assert first[0] > 0.4
+    assert second[0] == 0

@@ -140,9 +140,10 @@ class _Tally:
         parts = []
         for low, high, source in zip(planes.lower_slopes, planes.upper_slopes, sources, strict=False):
             parts.append(coefficients.scale(rows, low, high))
-            if self.rounding is not None:
+            magnitude = self.magnitude(source)
+            if self.rounding is not None and magnitude is not None:
                 steepest = affine.enlarged(jnp.maximum(jnp.abs(low), jnp.abs(high)))
-                size = coefficients.charge(rows, times(steepest, self.magnitude(source)))
+                size = coefficients.charge(rows, times(steepest, magnitude))
                 self.rounding += affine.gamma(1, op.dtype) * size
         return parts
 
