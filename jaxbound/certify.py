@@ -51,9 +51,10 @@ from jaxbound.network import (
     request_of,
     resolve,
 )
+from jaxbound.programs import Traced
 from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
-from jaxbound.transform import Traced, forget_stale
+from jaxbound.transform import forget_stale
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
 

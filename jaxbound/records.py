@@ -24,8 +24,8 @@ import numpy as np
 from jaxbound import errors
 from jaxbound.methods import Method
 from jaxbound.network import Network, example_of
+from jaxbound.programs import Traced, bits
 from jaxbound.regions import Region
-from jaxbound.transform import Traced, bits
 
 
 class Record(NamedTuple):

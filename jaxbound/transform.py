@@ -13,9 +13,7 @@ function closes over counts as it was then; `forget_stale` looks again.
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +26,7 @@ from jaxbound.explanation import Explanation
 from jaxbound.explanation import explain as _explain
 from jaxbound.graph import Graph, Structure
 from jaxbound.methods import Bounded, Method, Request, check_method
+from jaxbound.programs import Recent, Traced
 from jaxbound.regions import is_region
 
 
@@ -107,88 +106,7 @@ def _parts(fn: Callable) -> list[Callable]:
     return [fn] if inner is None else [fn, *_parts(inner)]
 
 
-class Traced:
-    """The program that a function is now, with all that it closes over, in calls and loops at any depth.
-
-    >>> one, two, three = (Traced(jax.jit(lambda x, k=jnp.full(2, k): k * x), jnp.ones(2)) for k in (1.0, 2.0, 1.0))
-    >>> one.agrees(two), one.agrees(three)
-    (False, True)
-    """
-
-    def __init__(self, fn: Callable, *args):
-        self.program = jax.make_jaxpr(lambda *args: fn(*args))(*args)  # a new function: a trace of its own
-        self.arrays = [array.copy() if isinstance(array, np.ndarray) else array for array in _held(self.program)]
-
-    @functools.cached_property
-    def text(self) -> str:
-        """The equations, without addresses of functions."""
-        return re.sub(r"0x[0-9a-f]+", "", str(self.program))
-
-    @property
-    def digest(self) -> str:
-        """A hash of the equations and of every bit of every array."""
-        digest = hashlib.sha256(self.text.encode())
-        for part in map(bits, self.arrays):
-            digest.update(f"{part.shape} {part.dtype}".encode())
-            digest.update(part.tobytes())
-        return digest.hexdigest()
-
-    def agrees(self, other: Traced) -> bool:
-        """Whether both are the same equations with the same arrays."""
-        if self.text != other.text or len(self.arrays) != len(other.arrays):
-            return False
-        return all(map(_is_same, self.arrays, other.arrays))
-
-
-def bits(array) -> np.ndarray:
-    """An array's entries on the host; a PRNG key's own data."""
-    is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(array) if is_key else array)
-
-
-def _is_same(old, new) -> bool:
-    if old is new:
-        return True
-    if isinstance(old, jax.Array) and old.is_deleted():  # given away by training, say
-        return False
-    old, new = bits(old), bits(new)
-    return old.shape == new.shape and old.dtype == new.dtype and old.tobytes() == new.tobytes()
-
-
-def _held(part) -> Iterator:
-    """The arrays and literals of a jaxpr and of those among its parameters."""
-    if isinstance(part, _compat.ClosedJaxpr | _compat.Jaxpr):
-        jaxpr = getattr(part, "jaxpr", part)
-        yield from getattr(part, "consts", ())
-        for equation in jaxpr.eqns:
-            yield from (atom.val for atom in equation.invars if isinstance(atom, _compat.Literal))
-            yield from _held(equation.params)
-        yield from (atom.val for atom in jaxpr.outvars if isinstance(atom, _compat.Literal))
-    elif isinstance(part, jax.Array | np.ndarray | np.generic):
-        yield part
-    elif isinstance(part, Mapping | tuple | list):
-        for inner in part.values() if isinstance(part, Mapping) else part:
-            yield from _held(inner)
-
-
-class _Cache:
-    """The most recently used structures."""
-
-    def __init__(self, size: int):
-        self.size, self.entries = size, {}
-
-    def get(self, key):
-        if key in self.entries:
-            self.entries[key] = self.entries.pop(key)
-        return self.entries.get(key)
-
-    def put(self, key, value) -> None:
-        self.entries[key] = value
-        if len(self.entries) > self.size:
-            del self.entries[next(iter(self.entries))]
-
-
-_STRUCTURES, _WATCHED = _Cache(256), _Cache(256)
+_STRUCTURES, _WATCHED = Recent(256), Recent(256)
 
 
 def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:

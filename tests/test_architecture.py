@@ -20,6 +20,7 @@ ROOMS = (
     ("errors",),  # before _compat, which raises
     ("_compat",),
     ("compilation",),
+    ("programs",),
     ("balls",),
     ("regions",),
     ("bounds",),
@@ -27,7 +28,7 @@ ROOMS = (
     ("operations",),
     ("values",),
     ("graph",),
-    ("definedness", "factors", "indicators", "rewrites"),
+    ("definedness", "factors", "indicators", "integers", "rewrites"),
     ("patterns",),
     ("relaxations",),
     ("tracing",),

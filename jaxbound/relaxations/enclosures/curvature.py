@@ -25,7 +25,9 @@ flat cells (g prolongs its neighbour over them by a line: the error is the integ
 whose equality is only known up to rounding, and for turning points, known up to some units in the last place w: there
 sigma differs from its extreme value by at most `|sigma''| w^2`, and between them it is monotone up to the slack.
 
-Length: the four steps of one proof; each reads what the one before has left.
+Steps 1 and 2 are in `partition`.
+
+Length: pieces and turns are one proof; each step reads what the one before has left.
 """
 
 import dataclasses
@@ -35,17 +37,28 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxbound.relaxations.enclosures.jets import Array, Enclosure, Interval, UnsupportedError, enclose
+from jaxbound.relaxations.enclosures.jets import Array, Interval, UnsupportedError, enclose
+from jaxbound.relaxations.enclosures.partition import (
+    CONCAVE,
+    CONVEX,
+    FLAT,
+    LEVELS,
+    LINEAR,
+    OPEN,
+    SMALLEST,
+    TOLERANCE,
+    Partition,
+    is_whole,
+    least_size,
+    magnitude,
+    partition,
+    split,
+    torn,
+    width_of,
+)
 
-_OPEN, _LINEAR, _CONVEX, _CONCAVE, _FLAT = range(5)
 _KINDS = ("", "linear", "convex", "concave")
-_FLATNESS = 1e-14  # by how much the slopes on a flat cell may differ
-_TOLERANCE = 1e-13  # what one joint or one run of flat cells may add to the slack
-_LEVELS = 32
-_CROWD = 2048  # instructions times open cells kept on one level, those nearest to 1 in size; 64 to 128
-_WORK = 150_000  # cells times instructions after which what is open stays open
 _MOST_PIECES = 12
-_SMALLEST = 2.0**-126  # float32's smallest normal number: compiled code may flush what is below to zero
 _APART = 2.0**-22  # relative distance at which two numbers stay two in float32
 
 
@@ -113,161 +126,6 @@ class Curvature:
     slope_range: tuple[float, float]
 
 
-# 1. Cells -------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Partition:
-    """The finished cells from left to right, and the points between them."""
-
-    instructions: tuple
-    steepness: float  # at least 1; the unit in which rounding is measured
-    left: Array
-    right: Array
-    kind: Array
-    proof: Enclosure
-    points: Enclosure
-    smooth: Array  # (cells + 1,): joint i is the left end of cell i
-    gap: Array  # (cells + 1,): how far value and limits differ there
-    broken: Array  # (cells + 1,): too far for a kink
-    apart: Array  # (cells + 1,): certainly different there, by however little: a jump
-
-
-def _grid() -> Array:
-    powers = [2.0**k for k in (-126, -32, -8, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 16, 32, 64)]
-    positive = np.array(sorted([*powers, 3.0, 6.0, float(np.finfo(np.float32).max), math.inf]))
-    return np.concatenate([-positive[::-1], [0.0], positive])
-
-
-def _near(left: Array, right: Array) -> Array:
-    return np.where((left < 0) & (right > 0), 0.0, np.minimum(np.abs(left), np.abs(right)))
-
-
-def _width(x: Interval) -> Array:
-    """How wide an interval is; infinite where an end is."""
-    return np.where(np.isfinite(x.lower) & np.isfinite(x.upper), x.upper - x.lower, np.inf)
-
-
-def _whole(x: Interval) -> Array:
-    return np.isinf(x.lower) & np.isinf(x.upper)
-
-
-def _magnitude(x: Interval) -> Array:
-    return np.maximum(np.abs(x.lower), np.abs(x.upper))
-
-
-def _classify(left: Array, right: Array, proof: Enclosure, last: Array, steepness: float) -> Array:
-    value, slope, bend = (proof.orders[k, 0] for k in range(3))
-    scale = np.maximum(1.0, _near(left, right))
-    size = np.maximum(steepness, _near(*value) / scale)
-    flat = proof.continuous & (_width(slope) <= _FLATNESS * size)
-    flat |= last & np.isfinite(right - left) & (_width(value) <= _TOLERANCE * size * scale)
-    convex, concave = proof.continuous & (bend.lower >= 0), proof.continuous & (bend.upper <= 0)
-    return np.select([convex & concave, convex, concave, flat], [_LINEAR, _CONVEX, _CONCAVE, _FLAT], _OPEN)
-
-
-def _noisy(proof: Enclosure) -> Array:
-    """Where slope and bend are as uncertain at both ends as between: rounding, which splitting does not mend."""
-    width = _width(proof.orders[1:])
-    noisy = np.isfinite(width[:, 0]) & (width[:, 1:].min(axis=1) >= 0.5 * width[:, 0])
-    return noisy.all(axis=0) & (width[0, 0] > _FLATNESS)
-
-
-def _split(left: Array, right: Array, parts: int) -> tuple[Array, Array]:
-    """Cut cells into parts, evenly, or at powers of two where they span more than four octaves."""
-    steps = np.linspace(0.0, 1.0, parts + 1)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.log2(np.abs(left)), np.log2(np.abs(right))
-        exponents = np.nan_to_num(np.round(low + steps * (high - low)), posinf=0.0, neginf=0.0)
-        geometric = np.ldexp(np.sign(right + left), exponents.astype(int))
-    edges = np.where(np.abs(high - low) > 4.0, geometric, left + steps * (right - left))
-    edges[0], edges[-1] = left, right
-    edges = np.clip(edges, left, right)
-    left, right = edges[:-1].ravel(), edges[1:].ravel()
-    return left[left < right], right[left < right]
-
-
-def _partition(instructions: tuple) -> _Partition:
-    edges, finished, work, steepness = _grid(), [], 0, 1.0
-    crowd = max(64, min(128, _CROWD // len(instructions)))
-    left, right = edges[:-1], edges[1:]
-    for level in range(_LEVELS):
-        proof = enclose(instructions, left, right)
-        if level == 0:
-            typical = np.isin(np.abs(right), (0.25, 0.5, 1.0, 2.0))
-            steepness = max(1.0, float(np.max(_near(*proof.orders[1, 2, typical]))))
-        work += left.size * len(instructions)
-        last = (
-            (np.nextafter(left, np.inf) >= right)
-            | np.isinf(right - left)
-            | (_magnitude(Interval(left, right)) <= _SMALLEST)
-        )
-        last |= _noisy(proof)
-        kind = _classify(left, right, proof, last, steepness)
-        active = np.flatnonzero((kind == _OPEN) & ~last & (level < _LEVELS - 1) & (work < _WORK))
-        hopeless = _whole(proof.orders[0][:, active]).all(0) & (level > 1)  # undefined at the ends and between
-        active = active[~hopeless]
-        octave = np.log2(_magnitude(Interval(left[active], right[active])))
-        active = active[np.argsort(np.maximum(octave, -octave / 8.0), kind="stable")[:crowd]]
-        done = np.ones(left.size, bool)
-        done[active] = False
-        finished.append((left[done], right[done], kind[done], _take(proof, done)))
-        if not active.size:
-            break
-        left, right = _split(left[active], right[active], 8)
-    left, right, kind = (np.concatenate([part[k] for part in finished]) for k in range(3))
-    order = np.argsort(left)
-    proof = _take(_concatenate([part[3] for part in finished]), order)
-    return _with_joints(instructions, steepness, left[order], right[order], kind[order], proof)
-
-
-def _take(proof: Enclosure, index: Array | slice) -> Enclosure:
-    return Enclosure(proof.orders[..., index], proof.continuous[index], proof.smooth[index], proof.decisions[:, index])
-
-
-def _concatenate(proofs: list[Enclosure]) -> Enclosure:
-    lower, upper = (np.concatenate(ends, axis=-1) for ends in zip(*(proof.orders for proof in proofs), strict=True))
-    flags = (np.concatenate([getattr(proof, name) for proof in proofs], axis=-1) for name in Enclosure._fields[1:])
-    return Enclosure(Interval(lower, upper), *flags)
-
-
-# 2. Joints ------------------------------------------------------------------------------------------------------------
-
-
-def _with_joints(
-    instructions: tuple, steepness: float, left: Array, right: Array, kind: Array, proof: Enclosure
-) -> _Partition:
-    at = right[:-1]
-    points = enclose(instructions, at, at)
-    before, after = _take(proof, slice(None, -1)), _take(proof, slice(1, None))
-    alike = (before.decisions == points.decisions) & (after.decisions == points.decisions)
-    smooth = alike.all(0) & points.smooth & points.continuous
-    lower, upper = zip(before.orders[0, 2], after.orders[0, 1], points.orders[0, 0], strict=True)
-    values = Interval(np.min(lower, axis=0), np.max(upper, axis=0))
-    gap = np.where(smooth, 0.0, _width(values))
-    broken = ~(gap <= _TOLERANCE * np.maximum(steepness, _near(*values)))
-    apart = ~smooth & (np.max(lower, axis=0) > np.min(upper, axis=0))
-    ends = np.array([False]), np.array([math.inf]), np.array([True]), np.array([True])
-    smooth, gap, broken, apart = (
-        np.concatenate([end, inner, end]) for end, inner in zip(ends, (smooth, gap, broken, apart), strict=True)
-    )
-    return _Partition(instructions, steepness, left, right, kind, proof, points, smooth, gap, broken, apart)
-
-
-def _torn(cells: _Partition) -> Array:
-    """Runs of cells not proved continuous whose neighbours differ by more than their slopes explain: they jump."""
-    loose, torn = ~cells.proof.continuous, np.zeros(cells.left.size, bool)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], loose, [False]]).astype(int)))
-    for first, last in zip(edges[::2], edges[1::2] - 1, strict=True):
-        run = slice(first, last + 1)
-        start = cells.proof.orders[0, 2, first - 1] if first else cells.proof.orders[0, 1, first]
-        end = cells.proof.orders[0, 1, last + 1] if last + 1 < loose.size else cells.proof.orders[0, 2, last]
-        gap = max(start.lower - end.upper, end.lower - start.upper)
-        reach = np.sum(_magnitude(cells.proof.orders[1, 0, run]) * (cells.right - cells.left)[run])
-        torn[run] = not (np.isfinite(reach) and gap <= reach)
-    return torn
-
-
 # 3. Pieces ------------------------------------------------------------------------------------------------------------
 
 
@@ -283,12 +141,14 @@ class _Span:
     slack: float = 0.0
 
 
-def _spans(cells: _Partition) -> list[_Span]:
+def _spans(cells: Partition) -> list[_Span]:
     """Maximal runs of one kind: curved ones with smooth joints, the others without jumps."""
     kind, value = cells.kind, cells.proof.orders[0, 0]
-    tight = np.digitize(_width(value), (1e-9, 1e-3, np.inf)) + _whole(value)  # keeps tight hulls apart from wide ones
-    cut = np.where(np.isin(kind[1:], (_OPEN, _FLAT)), cells.broken[1:-1] & (kind[1:] == _FLAT), ~cells.smooth[1:-1])
-    cut |= (kind[1:] != kind[:-1]) | (kind[1:] == _OPEN) & (tight[1:] != tight[:-1])
+    tight = np.digitize(width_of(value), (1e-9, 1e-3, np.inf)) + is_whole(
+        value
+    )  # keeps tight hulls apart from wide ones
+    cut = np.where(np.isin(kind[1:], (OPEN, FLAT)), cells.broken[1:-1] & (kind[1:] == FLAT), ~cells.smooth[1:-1])
+    cut |= (kind[1:] != kind[:-1]) | (kind[1:] == OPEN) & (tight[1:] != tight[:-1])
     firsts = np.concatenate([[0], np.flatnonzero(cut) + 1])
     lasts = np.concatenate([firsts[1:], [kind.size]]) - 1
     return [
@@ -297,12 +157,12 @@ def _spans(cells: _Partition) -> list[_Span]:
     ]
 
 
-def _slope(cells: _Partition, span: _Span, side: int) -> Interval:
+def _slope(cells: Partition, span: _Span, side: int) -> Interval:
     """The one-sided slope at the left (1) or right (2) end of a span."""
     return cells.proof.orders[1, side, span.first if side == 1 else span.last]
 
 
-def _prolongation(cells: _Partition, run: _Span, slope: Interval, after: bool) -> float:
+def _prolongation(cells: Partition, run: _Span, slope: Interval, after: bool) -> float:
     """How far a line of this slope, prolonging a span over the flat run after or before it, leaves sigma, in scale."""
     cut, step = slice(run.first, run.last + 1), 1 if after else -1
     left, right, gaps = cells.left[cut], cells.right[cut], cells.gap[run.first + 1 : run.last + 1]
@@ -311,65 +171,65 @@ def _prolongation(cells: _Partition, run: _Span, slope: Interval, after: bool) -
     tilt = float(np.max(drift, where=cells.proof.smooth[cut], initial=0.0))
     drift = np.where(cells.proof.continuous[cut], drift, np.inf)[::step]
     error = drift * (right - left)[::step] + np.concatenate([[0.0], gaps[::step]])
-    near = np.maximum(1.0, _near(left, right))[::step]
-    jump = value.upper.max() - value.lower.min() + float(_magnitude(slope)) * (run.right - run.left)
+    near = np.maximum(1.0, least_size(left, right))[::step]
+    jump = value.upper.max() - value.lower.min() + float(magnitude(slope)) * (run.right - run.left)
     total = np.fmin(np.cumsum([0.0, *error]), jump)
     outward = run.left >= 0 if after else run.right <= 0
     leaves = total[:-1] / near + np.fmin(error / near, drift) if outward else total[1:] / near.min()
     return tilt + float(np.max(np.where(np.isnan(leaves), np.inf, leaves)))
 
 
-def _gaps(cells: _Partition, first: int, last: int) -> float:
+def _gaps(cells: Partition, first: int, last: int) -> float:
     """The mismatch at the joints `first..last`, over `scale(z)`."""
     at = cells.left[first : last + 1]
     return float(np.sum(cells.gap[first : last + 1] / np.maximum(1.0, np.abs(at))))
 
 
-def _attach(cells: _Partition, span: _Span, run: _Span | None, end: float) -> _Span | None:
+def _attach(cells: Partition, span: _Span, run: _Span | None, end: float) -> _Span | None:
     """The span prolonged over a neighbouring run of flat cells up to `end`; None where the run is not flat enough."""
     if run is None:
         return span
     after = run.first > span.last
     slack = _prolongation(cells, run, _slope(cells, span, 2 if after else 1), after)
     slack += _gaps(cells, *((run.first, run.first) if after else (run.last + 1, run.last + 1)))
-    if not slack <= _TOLERANCE * cells.steepness:
+    if not slack <= TOLERANCE * cells.steepness:
         return None
     ends = {"right": end, "last": run.last} if after else {"left": end, "first": run.first}
     return dataclasses.replace(span, slack=span.slack + slack, **ends)
 
 
-def _common_kind(cells: _Partition, a: _Span, b: _Span, touching: bool) -> int | None:
+def _common_kind(cells: Partition, a: _Span, b: _Span, touching: bool) -> int | None:
     """The kind of two neighbours as one; two lines are one only if they are the same line."""
-    if a.kind == b.kind == _LINEAR:
+    if a.kind == b.kind == LINEAR:
         ends = np.array([*_slope(cells, a, 2), *_slope(cells, b, 1)])
-        return _LINEAR if (touching and cells.smooth[b.first]) or (ends[0] == ends).all() else None
-    if _LINEAR in (a.kind, b.kind):
+        return LINEAR if (touching and cells.smooth[b.first]) or (ends[0] == ends).all() else None
+    if LINEAR in (a.kind, b.kind):
         return max(a.kind, b.kind)
     return a.kind if a.kind == b.kind else None
 
 
-def _join(cells: _Partition, a: _Span, run: _Span | None, b: _Span) -> _Span | None:
+def _join(cells: Partition, a: _Span, run: _Span | None, b: _Span) -> _Span | None:
     """Two spans, and the flat run between, as one of a common kind; None where that is not proved."""
     kind = _common_kind(cells, a, b, run is None)
     if kind is None:
         return None
     slack, kink = a.slack + b.slack, 0.0
     if run is not None or not cells.smooth[b.first]:
-        one, other = (_slope(cells, a, 2), _slope(cells, b, 1))[:: -1 if kind == _CONCAVE else 1]
-        kink = 0.0 if kind == _LINEAR else float(np.maximum(one.upper - other.lower, 0.0))
+        one, other = (_slope(cells, a, 2), _slope(cells, b, 1))[:: -1 if kind == CONCAVE else 1]
+        kink = 0.0 if kind == LINEAR else float(np.maximum(one.upper - other.lower, 0.0))
     if run is not None:
         prolonged = _attach(cells, a, run, run.right), _attach(cells, b, run, run.left)
         costs = [span.slack - base.slack for span, base in zip(prolonged, (a, b), strict=True) if span is not None]
         slack += min(costs, default=math.inf)
     slack += _gaps(cells, a.last + 1, a.last + 1) + _gaps(cells, b.first, b.first)
-    size = max(cells.steepness, float(_near(*_slope(cells, a, 2))))
-    if not (kink <= _TOLERANCE * size and slack <= a.slack + b.slack + _TOLERANCE * size):
+    size = max(cells.steepness, float(least_size(*_slope(cells, a, 2))))
+    if not (kink <= TOLERANCE * size and slack <= a.slack + b.slack + TOLERANCE * size):
         return None
     return _Span(kind, a.first, b.last, a.left, b.right, slack + 2.0 * kink)
 
 
 def _separate(
-    cells: _Partition, a: _Span, run: _Span | None, b: _Span
+    cells: Partition, a: _Span, run: _Span | None, b: _Span
 ) -> tuple[_Span, _Span, list[tuple[float, float]]]:
     """Two spans of different kinds with their border in the flat run between; a hole where neither explains the run."""
     if run is None:
@@ -394,7 +254,7 @@ def _simplest(left: float, right: float) -> float:
     return next((x for x in (float(f"{middle:.{digits}g}") for digits in range(1, 17)) if left <= x <= right), middle)
 
 
-def _assemble(cells: _Partition) -> tuple[list[_Span], list[tuple[float, float]]]:
+def _assemble(cells: Partition) -> tuple[list[_Span], list[tuple[float, float]]]:
     """Pieces, and the holes that they leave; a jump is a hole of width 0."""
     pieces: list[_Span] = []
     holes: list[tuple[float, float]] = []
@@ -407,14 +267,14 @@ def _assemble(cells: _Partition) -> tuple[list[_Span], list[tuple[float, float]]
         pieces.extend([closed or current] if current else [])
 
     for span in _spans(cells):
-        if cells.broken[span.first] and (current or run) and span.kind != _OPEN:
+        if cells.broken[span.first] and (current or run) and span.kind != OPEN:
             close(current, run)
             holes.append((span.left, span.left))
             current, run = None, None
-        if span.kind == _FLAT:
+        if span.kind == FLAT:
             run = span
             continue
-        if span.kind == _OPEN:
+        if span.kind == OPEN:
             close(current, run)
             holes.append((span.left, span.right))
             current = None
@@ -437,7 +297,7 @@ def _trim(pieces: list[_Span], holes: list[tuple[float, float]]) -> tuple[list[_
     """At most `_MOST_PIECES` pieces, those nearest to zero, and holes that float32 can tell from their neighbours."""
     wide = []
     for left, right in sorted(holes):
-        margin = max(_SMALLEST, _APART * min(abs(left), abs(right)))
+        margin = max(SMALLEST, _APART * min(abs(left), abs(right)))
         left, right = (left - margin, right + margin) if right - left < margin else (left, right)
         if wide and left < wide[-1][1]:
             left, right = wide.pop()[0], right
@@ -461,9 +321,9 @@ def _trim(pieces: list[_Span], holes: list[tuple[float, float]]) -> tuple[list[_
     return pieces, below + inner + above
 
 
-def _values(cells: _Partition, left: float, right: float) -> Interval:
+def _values(cells: Partition, left: float, right: float) -> Interval:
     """The hull of sigma on an open interval."""
-    if right - left <= 4.0 * max(_SMALLEST, _APART * abs(left)):
+    if right - left <= 4.0 * max(SMALLEST, _APART * abs(left)):
         return enclose(cells.instructions, np.array([left]), np.array([right])).orders[0, 0, 0]
     inside = (cells.left < right) & (cells.right > left)
     between = (cells.right[:-1] < right) & (cells.right[:-1] > left)
@@ -474,9 +334,9 @@ def _values(cells: _Partition, left: float, right: float) -> Interval:
 # 4. Turns -------------------------------------------------------------------------------------------------------------
 
 
-def _turn(cells: _Partition, piece: _Span) -> tuple[list[float], float]:
+def _turn(cells: Partition, piece: _Span) -> tuple[list[float], float]:
     """Where sigma turns in a piece, and how far, over `scale(z)`, it is from monotone on both sides."""
-    if piece.kind == _LINEAR:
+    if piece.kind == LINEAR:
         return [], 0.0
     cut = slice(piece.first, piece.last + 1)
     left, right = np.maximum(cells.left[cut], piece.left), np.minimum(cells.right[cut], piece.right)
@@ -489,22 +349,22 @@ def _turn(cells: _Partition, piece: _Span) -> tuple[list[float], float]:
         return ([float(end)], 0.0) if piece.left < end < piece.right else ([], 0.0)
     between = (left < end) & (right > start)
     body, width = slopes[0, between], (right - left)[between]
-    share = np.minimum(width / np.maximum(1.0, _near(left[between], right[between])), 1.0)
+    share = np.minimum(width / np.maximum(1.0, least_size(left[between], right[between])), 1.0)
     wobble = min(float(np.sum(np.maximum(side, 0.0) * share)) for side in (-body.lower, body.upper))
     turns = start > piece.left and end < piece.right
-    if wobble <= _TOLERANCE * cells.steepness:
+    if wobble <= TOLERANCE * cells.steepness:
         return [_simplest(start, end)] if turns and wobble else [], wobble
     return _section(cells, piece, start, end)
 
 
 def _rising(slopes: Interval, kind: int) -> Interval:
-    return slopes if kind == _CONVEX else Interval(-slopes.upper, -slopes.lower)
+    return slopes if kind == CONVEX else Interval(-slopes.upper, -slopes.lower)
 
 
-def _section(cells: _Partition, piece: _Span, start: float, end: float) -> tuple[list[float], float]:
+def _section(cells: Partition, piece: _Span, start: float, end: float) -> tuple[list[float], float]:
     """Shrink `[start, end]` around the turning point by the signs of the slope at points in between."""
-    for _ in range(_LEVELS):
-        at = _split(np.array([start]), np.array([end]), 64)[0][1:]
+    for _ in range(LEVELS):
+        at = split(np.array([start]), np.array([end]), 64)[0][1:]
         if not at.size:
             break
         proof = enclose(cells.instructions, at, at)
@@ -515,7 +375,7 @@ def _section(cells: _Partition, piece: _Span, start: float, end: float) -> tuple
         if end - start > 0.5 * width:
             break
     slope = enclose(cells.instructions, np.array([start]), np.array([end])).orders[1, 0, 0]
-    wobble = float(_magnitude(slope)) * (end - start) / max(1.0, float(_near(np.array(start), np.array(end))))
+    wobble = float(magnitude(slope)) * (end - start) / max(1.0, float(least_size(np.array(start), np.array(end))))
     return [_simplest(start, end)], wobble
 
 
@@ -544,10 +404,10 @@ def analyse(program: Program) -> Curvature | None:
     """
     try:
         with np.errstate(all="ignore"):
-            cells = _partition(program.instructions)
+            cells = partition(program.instructions)
             pieces, holes = _trim(*_assemble(cells))
             turns = [_turn(cells, piece) for piece in pieces]
-            if not pieces or not all(wobble <= _TOLERANCE * cells.steepness for _, wobble in turns):
+            if not pieces or not all(wobble <= TOLERANCE * cells.steepness for _, wobble in turns):
                 return None
             found = _describe(cells, pieces, holes, turns)
             inside = [c for c in found.cells if found.domain[0] < c.left and c.right < found.domain[1]]
@@ -562,15 +422,15 @@ def _has_constants(program: Program) -> bool:
 
 
 def _describe(
-    cells: _Partition, pieces: list[_Span], holes: list[tuple[float, float]], turns: list[tuple[list[float], float]]
+    cells: Partition, pieces: list[_Span], holes: list[tuple[float, float]], turns: list[tuple[list[float], float]]
 ) -> Curvature:
     low, high = pieces[0].left, pieces[-1].right
     inside = (cells.right > low) & (cells.left < high)
     slopes = cells.proof.orders[1, 0, inside]
     joints = inside[:-1] & inside[1:]
     kinked = 1 + np.flatnonzero(joints & (cells.gap[1:-1] > 0) & ~cells.broken[1:-1])
-    unproved = inside & (cells.kind == _OPEN)
-    jumps = (cells.broken | cells.apart)[1:-1][joints].any() or _torn(cells)[inside].any()
+    unproved = inside & (cells.kind == OPEN)
+    jumps = (cells.broken | cells.apart)[1:-1][joints].any() or torn(cells)[inside].any()
     continuous = not jumps and bool(cells.proof.continuous[unproved].all())
     slope_range = (float(slopes.lower.min()), float(slopes.upper.max())) if continuous else (-math.inf, math.inf)
     direction, wobble = (0, 0.0) if unproved.any() else _direction(cells, joints, slopes)
@@ -584,21 +444,21 @@ def _describe(
         slack=2.001 * slack,  # a line at z0 and its value at z
         wobble=2.001 * wobble,
         kinks=tuple((float(cells.left[i]), 1.001 * float(cells.gap[i])) for i in kinked),
-        is_piecewise_linear=not holes and all(piece.kind == _LINEAR for piece in pieces),
+        is_piecewise_linear=not holes and all(piece.kind == LINEAR for piece in pieces),
         is_monotone=direction,
         is_continuous=continuous,
         slope_range=slope_range,
     )
 
 
-def _switches(cells: _Partition, pieces: list[_Span]) -> tuple[float, ...]:
+def _switches(cells: Partition, pieces: list[_Span]) -> tuple[float, ...]:
     """The joints that are not smooth within pieces; the nearest to zero if there are many."""
     inside = [i for piece in pieces for i in range(piece.first + 1, piece.last + 1) if not cells.smooth[i]]
     points = sorted({float(cells.left[i]) for i in inside}, key=abs)
     return tuple(sorted(points[:_MOST_PIECES]))
 
 
-def _direction(cells: _Partition, joints: Array, slopes: Interval) -> tuple[int, float]:
+def _direction(cells: Partition, joints: Array, slopes: Interval) -> tuple[int, float]:
     """Whether sigma rises (1) or falls (-1) throughout, and by what slope, lost in rounding, it may not."""
     joints = np.flatnonzero(joints & cells.broken[1:-1])
     before, at, after = (
@@ -609,8 +469,8 @@ def _direction(cells: _Partition, joints: Array, slopes: Interval) -> tuple[int,
     up = (before.upper <= at.lower) & (at.upper <= after.lower)
     down = (before.lower >= at.upper) & (at.lower >= after.upper)
     least, most = float(slopes.lower.min()), float(slopes.upper.max())
-    if least >= -_TOLERANCE * cells.steepness and up.all():
+    if least >= -TOLERANCE * cells.steepness and up.all():
         return 1, max(0.0, -least)
-    if most <= _TOLERANCE * cells.steepness and down.all():
+    if most <= TOLERANCE * cells.steepness and down.all():
         return -1, max(0.0, most)
     return 0, 0.0
