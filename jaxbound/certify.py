@@ -324,13 +324,13 @@ def certify(
     if total == 0 or labels.shape != (total,):
         raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
     logits = logits_struct(network, region)
-    forget_stale(network.function, network.variables, example_of(region))
+    forget_stale(network.function, network.variables, example_of(network, region))
     margin_spec(labels, logits.shape[0])  # raises where a label is no class
     if batch_size is None:
         batch_size = _automatic_batch_size(network, region, logits, method, memory_limit)
     if batch_size < 1:
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
-    program = Traced(network.function, network.variables, example_of(region)).digest
+    program = Traced(network.function, network.variables, example_of(network, region)).digest
     size = min(batch_size, total)
     work = _Work(network, program, region, labels, logits, method, size, memory_limit, rounding == "outward")
     path = None if results is None else Path(results)

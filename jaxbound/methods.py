@@ -216,7 +216,7 @@ class Crown(Method):
         """Bound the inputs of every nonlinear node and relax it."""
         _checked(self.lower_slope)
         if self.pre_activation is not None:
-            _certified("pre_activation", self.pre_activation)
+            check_certified("pre_activation", self.pre_activation)
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
@@ -341,7 +341,7 @@ class Best(Method):
                 "Best", "has no method to choose from", "pass one or more, such as Best(IBP(), Crown())"
             )
         for method in methods:
-            _certified("a method of Best", method)
+            check_certified("a method of Best", method)
         object.__setattr__(self, "methods", methods)
 
     def tree_flatten(self):
@@ -390,7 +390,13 @@ def check_method(name: str, method: object) -> None:
         raise errors.argument_type(name, f"is {method!r}", f"pass a method object such as {hint}")
 
 
-def _certified(name: str, method: object) -> None:
+def check_certified(name: str, method: object) -> None:
+    """Refuse what is not a method object, and a method that only estimates.
+
+    Raises:
+        ArgumentTypeError: a name, a class or anything else.
+        ArgumentError: a method whose guarantee is "estimate".
+    """
     check_method(name, method)
     if getattr(method, "guarantee", "certified") != "certified":
         raise errors.estimate_refused(type(method).__name__)

@@ -260,10 +260,10 @@ def _ambiguous(why: str) -> errors.ArgumentError:
 # --- bounding a network -----------------------------------------------------------------------------------------------
 
 
-def example_of(region: Region) -> jax.ShapeDtypeStruct:
-    """One example of the batch that a region stands for."""
+def example_of(network: Network, region: Region) -> jax.ShapeDtypeStruct:
+    """One example of what a region stands for."""
     struct = regions.leaf_struct(region)
-    return jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+    return jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
 
 
 def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region:
@@ -325,8 +325,7 @@ def problem_of(network: Network, region: Region, spec) -> Problem:
 
 def output_struct(network: Network, region: Region):
     """The shapes and dtypes of one example's outputs; traced once per function and shapes."""
-    struct = regions.leaf_struct(region)
-    example = jax.ShapeDtypeStruct(struct.shape[1:] if network.batched else struct.shape, struct.dtype)
+    example = example_of(network, region)
     leaves, tree = jax.tree.flatten(network.variables)
     try:
         avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

@@ -112,7 +112,7 @@ def certified_radius(
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     if not is_tracing():
-        forget_stale(network.function, network.variables, example_of(region))
+        forget_stale(network.function, network.variables, example_of(network, region))
     spec = margin_spec(labels, logits_struct(network, region).shape[0])
     labels = jnp.asarray(labels)
     logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)

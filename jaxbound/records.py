@@ -79,10 +79,10 @@ def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Me
     >>> len(one), one == two
     (64, False)
     """
-    program = Traced(network.function, network.variables, example_of(region))
+    program = Traced(network.function, network.variables, example_of(network, region))
     given = network.variables, region, labels, method, program.arrays
     leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(region).dtype}"
+    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(network, region).dtype}"
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
     for path, leaf in leaves:
         array = bits(leaf)

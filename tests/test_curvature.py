@@ -479,6 +479,7 @@ def test_jumps_of_any_height_are_jumps(height, factor):
     assert curvature(lambda z: jnp.where(factor * z > 1.0, factor * z - 1.0, 0.0)).is_continuous
 
 
+@pytest.mark.fast
 def test_jump_cells_survive_float32():
     """A jump lies strictly inside its cell, also after the ends are rounded to float32."""
     for jump in (0.0, 0.1, -3.0, 1e-20, 1e10):

@@ -25,9 +25,9 @@ from jaxbound import _compat, errors, regions
 from jaxbound.bounds import Interval
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
-from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, check_certified
-from jaxbound.methods import Best, Bounded, Method, better
-from jaxbound.network import Network, Specified, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
+from jaxbound.methods import Best, Bounded, Method, better, check_certified
+from jaxbound.network import Network, Specified, example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Region
 from jaxbound.transform import Problem, prepare
 
@@ -193,8 +193,7 @@ def _check_continuous(graph: Graph) -> None:
 
 def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> None:
     """Refuse derivative rules that are not JAX's own."""
-    struct = regions.leaf_struct(problem.region)
-    example = jax.ShapeDtypeStruct(struct.shape[1:] if problem.network.batched else struct.shape, struct.dtype)
+    example = example_of(problem.network, problem.region)
     rows = [jax.ShapeDtypeStruct(np.shape(one)[-2:], jnp.result_type(one)) for one in spec]
     closed = jax.make_jaxpr(function)(problem.network.variables, example, *rows)
     for equation in _equations(closed.jaxpr):

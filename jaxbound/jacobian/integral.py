@@ -26,8 +26,8 @@ from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.lipschitz import magnitude
-from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, check_certified
-from jaxbound.methods import IBP, Best, Bounded, Method, Request
+from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
+from jaxbound.methods import IBP, Best, Bounded, Method, Request, check_certified
 from jaxbound.regions import LpBall
 
 

@@ -23,7 +23,7 @@ from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.chains import Scalar, chain_of
 from jaxbound.jacobian.recursion import Ends, Problem, transposed
-from jaxbound.methods import Bounded, Crown, Method, Request, check_method
+from jaxbound.methods import Bounded, Crown, Method, Request, check_certified
 from jaxbound.relaxations.affine import gamma
 
 ROWS = 64
@@ -50,18 +50,6 @@ class JacobianMethod(Method):
         raise errors.no_such_answer(
             type(self).__name__, "bounds of values", "call jaxbound.jacobian_bounds or jaxbound.lipschitz with it"
         )
-
-
-def check_certified(name: str, method: object) -> None:
-    """Refuse what is not a method object, and a method that only estimates.
-
-    Raises:
-        ArgumentTypeError: a name, a class or anything else.
-        ArgumentError: a method whose guarantee is "estimate".
-    """
-    check_method(name, method)
-    if getattr(method, "guarantee", "certified") != "certified":
-        raise errors.estimate_refused(type(method).__name__)
 
 
 def absolute_sums(found: Bounded) -> jax.Array:

@@ -81,6 +81,11 @@ def spread(values: jax.Array, sides: int, rows: int) -> jax.Array:
     return jnp.repeat(split, shared, axis=1)[:, :rows].reshape(sides * rows, *values.shape[1:])
 
 
+def cut(places: jax.Array, least: float, most: float) -> jax.Array:
+    """Given places, cut to the range in which planes are valid; NaN is the least. At the ends the derivative is 1."""
+    return jnp.where(places > most, most, jnp.where(places >= least, places, least))
+
+
 def is_wide(width: jax.Array) -> jax.Array:
     """Whether a chord over an interval of this width has a derivative, which divides by the square of the width."""
     return width > 2 * float(jnp.finfo(width.dtype).tiny) ** 0.5

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.maximum import axes
-from jaxbound.relaxations.enclosures.meet import cut
-from jaxbound.relaxations.planes import Freedom, Planes, times
+from jaxbound.relaxations.planes import Freedom, Planes, cut, times
 
 Ends = tuple[jax.Array, jax.Array]
 

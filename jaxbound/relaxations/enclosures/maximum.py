@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.meet import among, cut
-from jaxbound.relaxations.planes import Freedom, Planes, is_wide
+from jaxbound.relaxations.enclosures.meet import among
+from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide
 
 Ends = tuple[jax.Array, jax.Array]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Freedom, Planes, cut
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -59,11 +59,6 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     """From the best expression to the worst one."""
     zeros = jnp.zeros(op.shape, op.dtype)
     return Freedom.linear(zeros, zeros + 1, (zeros, zeros), count=len(inputs))
-
-
-def cut(places: jax.Array, least: float, most: float) -> jax.Array:
-    """Given places, cut to the range in which planes are valid; NaN is the least. At the ends the derivative is 1."""
-    return jnp.where(places > most, most, jnp.where(places >= least, places, least))
 
 
 def among(share: jax.Array, order: jax.Array, axis: int) -> jax.Array:

@@ -166,7 +166,7 @@ def _with_joints(
 
 def torn(cells: Partition) -> Array:
     """Runs of cells not proved continuous whose neighbours differ by more than their slopes explain: they jump."""
-    loose, torn = ~cells.proof.continuous, np.zeros(cells.left.size, bool)
+    loose, found = ~cells.proof.continuous, np.zeros(cells.left.size, bool)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], loose, [False]]).astype(int)))
     for first, last in zip(edges[::2], edges[1::2] - 1, strict=True):
         run = slice(first, last + 1)
@@ -174,5 +174,5 @@ def torn(cells: Partition) -> Array:
         end = cells.proof.orders[0, 1, last + 1] if last + 1 < loose.size else cells.proof.orders[0, 2, last]
         gap = max(start.lower - end.upper, end.lower - start.upper)
         reach = np.sum(magnitude(cells.proof.orders[1, 0, run]) * (cells.right - cells.left)[run])
-        torn[run] = not (np.isfinite(reach) and gap <= reach)
-    return torn
+        found[run] = not (np.isfinite(reach) and gap <= reach)
+    return found

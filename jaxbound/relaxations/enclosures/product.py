@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.meet import cut
-from jaxbound.relaxations.planes import Freedom, Planes, least_of
+from jaxbound.relaxations.planes import Freedom, Planes, cut, least_of
 
 Ends = tuple[jax.Array, jax.Array]
 

@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.meet import cut
-from jaxbound.relaxations.planes import Freedom, Planes, is_wide, times
+from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
 
 Ends = tuple[jax.Array, jax.Array]
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
-from jaxbound.relaxations.enclosures.meet import cut
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Freedom, Planes, cut
 
 Ends = tuple[jax.Array, jax.Array]
 
