@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +57,10 @@ _RANGES: dict[str, Callable[[dict, Sequence[Range], int], Range]] = {
 """Primitive name -> the range of its results from those of its operands, of which a sum adds up to `count`."""
 
 
+_KNOWN: WeakKeyDictionary[Value, Range] = WeakKeyDictionary()
+"""The ranges found: a value that is read twice is looked at once."""
+
+
 def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], dtype) -> bool:
     """Whether an operation that has a rule for real numbers may give other whole numbers than that rule."""
     if not jnp.issubdtype(dtype, jnp.integer) or not (name in ELEMENTWISE or name in AFFINE or name in NONLINEAR):
@@ -76,7 +81,9 @@ def _range(operand) -> Range:
         return whole
     if any(jnp.issubdtype(part.dtype, jnp.floating) for part in operand.operands):
         return whole
-    return _made(operand.name, operand.params, operand.operands, operand.shape)
+    if operand not in _KNOWN:
+        _KNOWN[operand] = _made(operand.name, operand.params, operand.operands, operand.shape)
+    return _KNOWN[operand]
 
 
 def _made(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> Range:

@@ -108,18 +108,24 @@ def leaf_struct(region: Region) -> jax.ShapeDtypeStruct:
 def canonical(region: Region) -> Region:
     """The region with parts of its own dtype: wider ones are rounded outward, a wider center to nearest.
 
+    It has no subnormal numbers, which processors may take for 0: ends are moved outward, and a ball whose center has
+    some grows by as much as they move.
+
     >>> canonical(LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
     dtype('float32')
     """
     dtype = leaf_struct(region).dtype
     if isinstance(region, Box):
-        return Box(_cast(region.lower, dtype, -1), _cast(region.upper, dtype, +1))
+        return Box(*(_normal(_cast(end, dtype, side), side) for end, side in ((region.lower, -1), (region.upper, +1))))
     clip = region.clip
     if clip is not None and not isinstance(clip, _Constants):
-        clip = _cast(clip[0], dtype, -1), _cast(clip[1], dtype, +1)
-    return dataclasses.replace(
-        region, center=_cast(region.center, dtype, 0), radius=_cast(region.radius, dtype, +1), clip=clip
-    )
+        clip = tuple(_normal(_cast(end, dtype, side), side) for end, side in zip(clip, (-1, +1), strict=True))
+    center, radius = _cast(region.center, dtype, 0), _normal(_cast(region.radius, dtype, +1), +1)
+    moved = _is_subnormal(center)
+    count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
+    grown = _next(radius + count * jnp.finfo(dtype).tiny, +1)
+    radius = jnp.where(count > 0, grown, radius)
+    return dataclasses.replace(region, center=jnp.where(moved, 0, center), radius=radius, clip=clip)
 
 
 def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -409,6 +415,21 @@ def _stepped(value, direction: int, xp: Any = np):
     # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
     tiny = jnp.finfo(value.dtype).tiny
     return xp.where(xp.abs(stepped) <= tiny, xp.asarray(direction * tiny, value.dtype), stepped)
+
+
+def _is_subnormal(value: jax.Array) -> jax.Array:
+    """Whether a number is below the smallest normal one, but not 0; by its bits, since it may compare as 0."""
+    kind = np.dtype(f"uint{8 * value.dtype.itemsize}")
+    least = np.asarray(jnp.finfo(value.dtype).tiny, value.dtype).view(kind)
+    sign = kind.type(1) << kind.type(8 * value.dtype.itemsize - 1)
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), kind) & ~sign
+    return (bits > 0) & (bits < least)
+
+
+def _normal(value: jax.Array, direction: int) -> jax.Array:
+    """A subnormal number moved down (-1) or up (+1), to one that processors do not take for 0."""
+    beyond = jnp.where(jnp.signbit(value) == (direction < 0), direction * jnp.finfo(value.dtype).tiny, 0)
+    return jnp.where(_is_subnormal(value), beyond.astype(value.dtype), value)
 
 
 def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:

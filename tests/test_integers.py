@@ -1,5 +1,7 @@
 """Whole numbers that a region decides: computed with as real numbers while they cannot leave their dtype, else refused."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +25,11 @@ STAYS = {
     "int8 sum": (lambda x: jnp.sum((x > 0).astype(I8) * I8(60), dtype=I8), 0, 120),
     "difference": (lambda x: jnp.sum((x > 0).astype(jnp.int32) - (x > 0.5).astype(jnp.int32)), -2, 2),
     "uint8 at its ends": (lambda x: jnp.sum((x[:1] > 0).astype(U8) * U8(255)), 0, 255),
+    "doubled often": (
+        lambda x: functools.reduce(lambda n, _: n + n, range(29), (x[0] > 0).astype(jnp.int32)),
+        0,
+        2**29,
+    ),
     "uint8 to int32": (lambda x: jnp.sum((x > 0).astype(U8).astype(jnp.int32) - 1), -2, 0),
 }
 

@@ -144,8 +144,9 @@ def reach(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.A
     """`|L| |x|` with both factors enlarged: what the error of a product is charged on."""
     room = enlargement(op.dtype)
     signed = [(x + room) * sign for x, sign in zip(magnitudes, _signs(op), strict=True)]
-    factor = jnp.abs if op.facts.divides else lambda c: jnp.abs(c) + room
-    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=factor)
+    if op.facts.divides:  # the factor is the reciprocal
+        return absolute(op, signed, constants) + room * signed[0]
+    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=lambda c: jnp.abs(c) + room)
 
 
 def moves(op: Op) -> bool:

@@ -58,8 +58,10 @@ _STEPS = frozenset({"ceil", "convert_element_type", "floor", "round", "sign"})
 """They may jump, so their operands are moved by all that rounding may do, `_SAFETY` included."""
 _STEEP = {"sqrt": 1 / 2, "cbrt": 1 / 3, "pow": 1 / 4}
 """Subnormal numbers may count as 0, which these functions see: the power of the smallest normal number to allow for."""
-_FLUSHED = {"asin": 2}
-"""How many such numbers: 1, but for functions that halve their operand first."""
+_FLUSHED = {"add": 3, "add_any": 3, "asin": 2, "sub": 3}
+"""How many such numbers: 1, but for sums, whose terms may be such, and functions that halve their operand first."""
+_FACTORS = {"mul": lambda x, y: x + y, "div": lambda x, y: x + 1 / y}
+"""What multiplies a factor that counts as 0: of a quotient's, one may be the reciprocal."""
 _DOMAIN = {
     "acos": (-1, 1), "acosh": (1, math.inf), "asin": (-1, 1), "atanh": (-1, 1), "erf_inv": (-1, 1),
     "log": (0, math.inf), "log1p": (-1, math.inf), "pow": (0, math.inf), "rsqrt": (0, math.inf), "sqrt": (0, math.inf),
@@ -76,7 +78,8 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         if operand[0] == "var":
             return results[operand[1]]
         value = z if operand[0] == "z" else operand[1] if operand[0] == "lit" else constants[operand[1]]
-        return jnp.broadcast_to(value, z.shape), None
+        subnormal = operand[0] == "lit" and 0 < abs(value) < tiny
+        return jnp.broadcast_to(value, z.shape), jnp.full(z.shape, tiny) if subnormal else None
 
     for (name, params, operands), primitive in zip(program.instructions, program.primitives, strict=True):
         values, errors = zip(*map(read, operands), strict=True)
@@ -98,6 +101,8 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
             total = _moved(apply, value, values, moves, _DOMAIN.get(name), pole)
         if own is not None and jnp.issubdtype(value.dtype, jnp.floating):
             flushed = _FLUSHED.get(name, 1) * float(tiny) ** _STEEP.get(name, 1)
+            if name in _FACTORS:
+                flushed = flushed * (1 + _FACTORS[name](*map(jnp.abs, values)))
             total = (0 if total is None else total) + own * eps * jnp.abs(value) + flushed
             if name == "erf_inv":
                 total = total + eps * _rounded_square(values[0], value)

@@ -59,7 +59,8 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     chosen = _first_largest(low, reduced)
     floor = jnp.max(low, axis=reduced, keepdims=True)
     width = high - low
-    wide = is_wide(width)
+    # too flat a chord would underflow
+    wide = is_wide(width) & (high - floor >= 2 * jnp.finfo(op.dtype).tiny * jnp.maximum(width, 1))
     chord = jnp.where(wide, jnp.clip((high - floor) / jnp.where(wide, width, 1), 0, 1), 0)
     slope = jnp.where(chosen, 1, jnp.where(high > floor, chord, 0)).astype(low.dtype)
     # the chord of relu(x - m) from (l, 0) to (u, u - m); for u <= m it is 0; else it is flat where too short

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
+from jaxbound.relaxations import affine
 from jaxbound.relaxations.planes import Freedom, Planes, cut, least_of
 
 Ends = tuple[jax.Array, jax.Array]
@@ -33,7 +34,9 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     (low_x, high_x), (low_y, high_y) = inputs
     corners = jnp.stack([_times(x, y) for x in (low_x, high_x) for y in (low_y, high_y)])
     low, high = least_of(corners), -least_of(-corners)
-    error = jax.lax.stop_gradient(jnp.finfo(op.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high)))
+    limits = jnp.finfo(op.dtype)
+    lost = sum(jnp.where(jnp.isfinite(reach), limits.tiny * (1 + reach), 0) for reach in _reaches(inputs))  # underflow
+    error = jax.lax.stop_gradient(limits.eps * jnp.maximum(jnp.abs(low), jnp.abs(high)) + lost)
     low, high = low - error, high + error
     return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
 
@@ -49,11 +52,12 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
     (m_x, r_x), (m_y, r_y) = [((low + high) / 2, (high - low) / 2) for low, high in boxes]
     below, above = (0.0, 0.0) if slopes is None else [cut(t, -1, 1) for t in slopes]
-    low_slopes = m_y - below * r_y, m_x - below * r_x
-    high_slopes = m_y - above * r_y, m_x + above * r_x
+    low_slopes = tuple(map(_normal, (m_y - below * r_y, m_x - below * r_x)))
+    high_slopes = tuple(map(_normal, (m_y - above * r_y, m_x + above * r_x)))
     floor = _extreme(boxes, low_slopes, jnp.less)
     ceiling = _extreme(boxes, high_slopes, jnp.greater)
-    reach_x, reach_y = (jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in boxes)
+    room = affine.enlargement(op.dtype)
+    reach_x, reach_y = (reach + room for reach in _reaches(boxes))
     error = jax.lax.stop_gradient(16 * jnp.finfo(op.dtype).eps * reach_x * reach_y)
     least, most = interval(op, inputs, constants)
     return Planes(
@@ -79,6 +83,15 @@ def _extreme(boxes, slopes, better) -> jax.Array:
     corners = [x * y - slopes[0] * x - slopes[1] * y for x in (low_x, high_x) for y in (low_y, high_y)]
     choose = lambda best, corner: jnp.where(better(best, corner) | jnp.isnan(best), best, corner)  # noqa: E731
     return functools.reduce(choose, corners)
+
+
+def _reaches(boxes: Sequence[Ends]) -> list[jax.Array]:
+    return [jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in boxes]
+
+
+def _normal(slope: jax.Array) -> jax.Array:
+    """A subnormal slope may count as 0, so it is 0: the plane is sound for every slope."""
+    return jnp.where(jnp.abs(slope) < jnp.finfo(slope.dtype).tiny, 0, slope)
 
 
 def _times(x, y) -> jax.Array:

@@ -109,7 +109,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
 def _outside(op: Op, slope, least, low, high) -> jax.Array:
     """The intercept of a line below the whole range: the better one for flat lines far from 0."""
     steps = jnp.maximum(slope * low, slope * high)
-    return least - steps - _unit(op) * (jnp.abs(least) + 2 * jnp.abs(steps)) - jnp.finfo(op.dtype).tiny
+    return least - steps - _unit(op) * (jnp.abs(least) + 2 * jnp.abs(steps)) - _lost(op, slope)
 
 
 def _at_least(value, other) -> jax.Array:
@@ -140,7 +140,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
         attained = jnp.concatenate([above_line[:known], *(above_line[known + k : known + k + 1] for k in own)])
         least = picked(attained, jnp.argmin(attained, axis=0))  # of equal ones the end, which moves, before held points
         loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
-        loss = loss + jnp.finfo(op.dtype).tiny  # a subnormal product may count as 0
+        loss = loss + _lost(op, slope)
         rigorous = jnp.min(above_line[:known], axis=0) - loss
         if own:
             searched = jnp.min(bounds[np.array(own)], axis=0) - search.LOSS * loss
@@ -390,6 +390,11 @@ def _error(op: Op, points, constants: Sequence) -> jax.Array:
     """A bound on the error of evaluating sigma at any of these points (along the first axis)."""
     held = jax.lax.stop_gradient((points, tuple(constants)))
     return jnp.max(evaluation.error(op.program, *held), axis=0)
+
+
+def _lost(op: Op, slope) -> jax.Array:
+    """What a product with a slope may lose where it, or the other factor, is subnormal and counts as 0."""
+    return jnp.finfo(op.dtype).tiny * (1 + jnp.abs(slope))
 
 
 def _scaled(slack: float, reach):
