@@ -75,6 +75,11 @@ def _branch(equation, index, operands):
     return oracles._run(chosen.jaxpr, chosen.consts, operands)
 
 
+def _bits(equation, x):
+    """The bits are those of the number in the dtype that the program has it in."""
+    return np.asarray(x, equation.invars[0].aval.dtype).view(equation.params["new_dtype"])
+
+
 def _reduce(reduce: Callable) -> Callable:
     return lambda equation, x: reduce(x, axis=tuple(equation.params["axes"]))
 
@@ -112,10 +117,12 @@ oracles._RULES.update(
         "cummax": _cumulative(np.maximum.accumulate),
         "cummin": _cumulative(np.minimum.accumulate),
         "cumprod": _cumulative(np.cumprod),
+        "bitcast_convert_type": _bits,
         "cumlogsumexp": _cumulative(np.logaddexp.accumulate),
         "sort": _sort,
         "top_k": _top_k,
         "round": _round,
+        "shift_right_arithmetic": _plain(np.right_shift),
         "scan": _scan,
         "reduce_prod": _reduce(np.prod),
         "reduce_or": _reduce(np.any),

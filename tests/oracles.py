@@ -207,8 +207,8 @@ _RULES: dict[str, Callable] = {
             "min": "minimum", "abs": "abs", "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log",
             "log1p": "log1p", "tanh": "tanh", "sin": "sin", "cos": "cos", "sinh": "sinh", "atan": "arctan",
             "asinh": "arcsinh", "sqrt": "sqrt", "square": "square", "pow": "power", "sign": "sign", "ge": "greater_equal",
-            "gt": "greater", "le": "less_equal", "lt": "less", "eq": "equal", "ne": "not_equal", "and": "logical_and",
-            "or": "logical_or", "not": "logical_not", "is_finite": "isfinite", "copy": "array", "stop_gradient": "array",
+            "gt": "greater", "le": "less_equal", "lt": "less", "eq": "equal", "ne": "not_equal", "and": "bitwise_and",
+            "or": "bitwise_or", "not": "bitwise_not", "is_finite": "isfinite", "copy": "array", "stop_gradient": "array",
             "floor": "floor", "add_any": "add",
         }.items()
     },
