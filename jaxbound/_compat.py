@@ -135,11 +135,16 @@ def call_jaxpr(equation: JaxprEqn) -> ClosedJaxpr | None:
 
     `custom_jvp_call` and `custom_vjp_call` give the primal function: right for values, not for derivatives.
     """
-    for name in _CALLEE.get(equation.primitive.name, ()):
-        callee = equation.params.get(name)
+    return called(equation.primitive, equation.params, [variable.aval for variable in equation.invars])
+
+
+def called(primitive: Primitive, params: Mapping[str, Any], avals: Sequence) -> ClosedJaxpr | None:
+    """The same by the equation's primitive, parameters and what it reads."""
+    for name in _CALLEE.get(primitive.name, ()):
+        callee = params.get(name)
         plain = _plain(callee)
         if plain is not None:
-            return jax.make_jaxpr(plain)(*(variable.aval for variable in equation.invars))
+            return jax.make_jaxpr(plain)(*avals)
         if isinstance(callee, ClosedJaxpr):
             return callee
         if isinstance(callee, Jaxpr) and not callee.constvars:

@@ -165,7 +165,8 @@ def _lower_bounds(
     batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
-    problem = problem_of(network, region, margin_spec(labels, logits.shape[0]).astype(logits.dtype))
+    spec = margin_spec(labels, logits.shape[0]).astype(logits.dtype)
+    problem = problem_of(network, region, spec, rounding=outward)
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
     empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
     return jnp.where(empty[..., None], -jnp.inf, found.lower), found.lower_rounding

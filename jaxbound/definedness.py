@@ -21,21 +21,26 @@ Rewrite = tuple[Callable, Sequence]
 _OF_ITSELF = {"ne": False, "eq": True, "le": True, "ge": True, "is_finite": True}
 """What a real number gives, compared with itself; what is undefined (NaN) gives the opposite."""
 
-_UNKNOWN, _NOT_NEGATIVE, _POSITIVE = range(3)
+_UNKNOWN, NOT_NEGATIVE, _POSITIVE = range(3)
 _DEFINED_FROM = {
-    "div": _POSITIVE, "integer_pow": _POSITIVE, "log": _POSITIVE, "log1p": _NOT_NEGATIVE, "pow": _POSITIVE,
-    "rsqrt": _POSITIVE, "sqrt": _NOT_NEGATIVE,
+    "div": _POSITIVE, "integer_pow": _POSITIVE, "log": _POSITIVE, "log1p": NOT_NEGATIVE, "pow": _POSITIVE,
+    "rsqrt": _POSITIVE, "sqrt": NOT_NEGATIVE,
 }  # fmt: skip
 """Partial primitive -> a sign of its operand (the denominator of a quotient) with which it is defined."""
 _ALWAYS = {
-    "abs": _NOT_NEGATIVE, "cosh": _POSITIVE, "exp": _POSITIVE, "exp2": _POSITIVE, "logistic": _POSITIVE,
-    "rsqrt": _POSITIVE, "square": _NOT_NEGATIVE,
+    "abs": NOT_NEGATIVE, "cosh": _POSITIVE, "exp": _POSITIVE, "exp2": _POSITIVE, "logistic": _POSITIVE,
+    "rsqrt": _POSITIVE, "square": NOT_NEGATIVE,
 }  # fmt: skip
 _OF_OPERANDS = {
-    "max": max, "meet": max, "mul": min, "div": min, "min": min, "reduce_max": min, "reduce_sum": min, "sqrt": min,
-    "broadcast_in_dim": min, "reshape": min, "squeeze": min, "transpose": min, "slice": min, "copy": min,
-    "stop_gradient": min, "convert_element_type": min,
+    "max": max, "meet": max,
+    **dict.fromkeys((
+        "asinh", "atan", "broadcast_in_dim", "cbrt", "clamp", "concatenate", "convert_element_type", "copy", "cumsum",
+        "div", "erf", "expm1", "expand_dims", "integer_pow", "log1p", "min", "mul", "reduce_max", "reduce_min",
+        "reduce_sum", "reduce_window_sum", "reshape", "rev", "sinh", "slice", "sqrt", "squeeze", "stop_gradient",
+        "tanh", "transpose",
+    ), min),
 }  # fmt: skip
+"""Primitive -> which of its operands' signs its result has for certain."""
 
 
 def rule(name: str) -> Callable[[dict, Sequence], Rewrite | None]:
@@ -56,46 +61,48 @@ def rule(name: str) -> Callable[[dict, Sequence], Rewrite | None]:
 
 def is_total(value: Value) -> bool:
     """Whether nothing that a value is made of can be undefined, as far as signs tell."""
-    seen, stack, signs = set(), [value], {}
+    seen, stack = set(), [value]
     while stack:
         made = stack.pop()
         known = made.primitive is None or made.name in ELEMENTWISE or made.name in AFFINE or made.name in NONLINEAR
-        if not known or (made.name in PARTIAL and not _has_its_domain(made, signs)):
+        if not known or leaves_domain(made):
             return False
         seen.add(made)
         stack.extend(operand for operand in made.dependent if operand not in seen)
     return True
 
 
-def _has_its_domain(made: Value, signs: dict[Value, int]) -> bool:
-    if made.name == "integer_pow" and made.params["y"] >= 0:
-        return True
+def leaves_domain(made: Value) -> bool:
+    """Whether the equation that makes a value may be undefined at what it reads, as far as signs tell."""
+    if made.name not in PARTIAL or (made.name == "integer_pow" and made.params["y"] >= 0):
+        return False
     last = made.operands[-1 if made.name == "div" else 0]
     if made.name == "div" and isinstance(last, Literal):
-        return last.value != 0
-    return made.name in _DEFINED_FROM and _sign(last, signs) >= _DEFINED_FROM[made.name]
+        return last.value == 0
+    return made.name not in _DEFINED_FROM or _sign(last) < _DEFINED_FROM[made.name]
 
 
-def _sign(operand, signs: dict[Value, int]) -> int:
-    """What is certain of the sign of a value, from how it is made; `signs` holds what is known already."""
+def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> int:
+    """What is certain of the sign of a value, wherever it is defined, from how it is made."""
+    if 0 in shape:
+        return _UNKNOWN
+    signs = [_sign(operand) for operand in operands]
+    if name in _ALWAYS:
+        return _ALWAYS[name]
+    even = name == "integer_pow" and params["y"] % 2 == 0
+    if even or (name == "mul" and operands[0] is operands[1]):
+        return max(NOT_NEGATIVE, signs[0])
+    if name in ("add", "add_any"):
+        return max(signs) if all(signs) else _UNKNOWN
+    if name == "select_n":
+        fixed = isinstance(operands[0], Literal)
+        return signs[1 + int(operands[0].value)] if fixed else min(signs[1:])
+    if name == "pow":
+        return _POSITIVE if signs[0] == _POSITIVE else _UNKNOWN
+    return _OF_OPERANDS[name](signs) if name in _OF_OPERANDS else _UNKNOWN
+
+
+def _sign(operand) -> int:
     if isinstance(operand, Literal):
         return int(operand.value >= 0) + int(operand.value > 0)
-    if not isinstance(operand, Value) or 0 in operand.shape:
-        return _UNKNOWN
-    if operand not in signs:
-        signs[operand] = _sign_of_result(operand, signs)
-    return signs[operand]
-
-
-def _sign_of_result(made: Value, signs: dict[Value, int]) -> int:
-    if made.name in _ALWAYS:
-        return _ALWAYS[made.name]
-    even = made.name == "integer_pow" and made.params["y"] % 2 == 0
-    if even or (made.name == "mul" and made.operands[0] is made.operands[1]):
-        return _NOT_NEGATIVE
-    if made.name not in ("add", "add_any", *_OF_OPERANDS):
-        return _UNKNOWN
-    parts = [_sign(part, signs) for part in made.operands]
-    if made.name in ("add", "add_any"):
-        return max(parts) if all(parts) else _UNKNOWN
-    return _OF_OPERANDS[made.name](parts)
+    return operand.sign if isinstance(operand, Value) else _UNKNOWN

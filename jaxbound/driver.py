@@ -28,7 +28,7 @@ from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Freedom, Planes, spread
 
 Ends = tuple[jax.Array, jax.Array]
-Constants = tuple[tuple[jax.Array, ...], tuple[int | None, ...] | None]
+Constants = tuple[tuple[Any, ...], tuple[int | None, ...] | None]
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
@@ -350,7 +350,7 @@ def _mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def _boxes(_static, constants, leaves):
-    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in constants]
+    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
     void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void

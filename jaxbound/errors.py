@@ -52,6 +52,14 @@ class MiscompilationWarning(UserWarning):
     """XLA computes wrong numbers here in programs that jaxbound does not compile itself."""
 
 
+def inexact_constants(method: str) -> UnsupportedError:
+    """A method that would take what the function computes from its parameters for exact."""
+    return UnsupportedError(
+        f"{method} does not count the rounding of what the function computes from its parameters alone: compute it "
+        "beforehand and pass it as an argument, use Crown or IBP, or ask for rounding=False"
+    )
+
+
 def unsupported(
     primitive: str,
     shapes: Sequence[tuple[int, ...]],

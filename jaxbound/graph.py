@@ -25,6 +25,7 @@ stands, so equal layers share one compiled program and, under an outer trace, on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ import numpy as np
 
 from jaxbound import primitives
 from jaxbound._compat import Primitive
-from jaxbound.values import ConstantProgram
+from jaxbound.values import ConstantProgram, plain
 
 NONLINEAR = frozenset({"scalar", *primitives.NONLINEAR.values()})
 
@@ -62,7 +63,7 @@ class Program:
                 return z
             if operand[0] == "var":
                 return results[operand[1]]
-            value = operand[1] if operand[0] == "lit" else constants[operand[1]]
+            value = operand[1] if operand[0] == "lit" else plain(constants[operand[1]])
             return jnp.broadcast_to(value, jnp.shape(z))
 
         for (_, params, operands), primitive in zip(self.instructions, self.primitives, strict=True):
@@ -86,6 +87,10 @@ class Op:
     """The JAX primitive of an affine node."""
     program: Program = Program((), ())
     """The function of a scalar node."""
+    nonnegative: bool = False
+    """Whether the signs of what it is made of prove, in real arithmetic, that no entry is negative."""
+    partial: bool = False
+    """Whether what a scalar node reads may leave the domain of its function, as far as signs tell."""
 
     @cached_property
     def facts(self) -> primitives.Affine:
@@ -190,6 +195,25 @@ class Structure:
         return tuple(i for i, node in enumerate(self.nodes) if node.op.kind in NONLINEAR)
 
     @cached_property
+    def partial(self) -> tuple[int, ...]:
+        """The nodes whose input may leave the domain of their function."""
+        return tuple(i for i, node in enumerate(self.nodes) if node.op.partial)
+
+    def ending_in(self, outputs: tuple[int, ...]) -> Structure:
+        """The structure of some nodes as outputs; the same object for the same nodes."""
+        if outputs not in self._endings:
+            made = dataclasses.replace(
+                self, nodes=self.nodes[: outputs[-1] + 1], outputs=tuple(("node", i) for i in outputs),
+                out_tree=jax.tree.structure(list(outputs)),
+            )  # fmt: skip
+            self._endings[outputs] = made
+        return self._endings[outputs]
+
+    @cached_property
+    def _endings(self) -> dict[tuple[int, ...], Structure]:
+        return {}
+
+    @cached_property
     def exact_on_boxes(self) -> tuple[bool, ...]:
         """Per node: interval arithmetic is exact for it, as a function of the last nonlinear values before it.
 
@@ -258,7 +282,8 @@ class Graph:
     `axes[k]` is 0 where constant k differs from example to example and None where all share it.
     """
 
-    constants: tuple[jax.Array, ...]
+    constants: tuple[Any, ...]
+    """Arrays, or `values.Inexact` where rounding counts."""
     structure: Structure = field(metadata={"static": True})
     axes: tuple[int | None, ...] | None = field(default=None, metadata={"static": True})
 

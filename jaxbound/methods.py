@@ -68,6 +68,11 @@ class Method:
         """What its bounds come back as."""
         return Interval if self.guarantee == "certified" else Estimate
 
+    @property
+    def charges_constants(self) -> bool:
+        """Whether it counts, with rounding, the errors of constants that the function computes (`values.Inexact`)."""
+        return False
+
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
         raise errors.no_such_answer(type(self).__name__, "pre-activation bounds")
@@ -105,6 +110,11 @@ class IBP(Method):
     >>> jb.bound(jnp.tanh, jb.IBP())(jb.Box(jnp.zeros(1), jnp.zeros(1))).lower.shape
     (1,)
     """
+
+    @property
+    def charges_constants(self) -> bool:
+        """It does."""
+        return True
 
     def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
@@ -147,6 +157,11 @@ class Forward(Method):
     """
 
     lower_slope: str = field(default="adaptive", metadata={"static": True})
+
+    @property
+    def charges_constants(self) -> bool:
+        """It does."""
+        return True
 
     def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
@@ -211,6 +226,11 @@ class Crown(Method):
     slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
     intersect: bool = field(default=True, metadata={"static": True})
     budget: float | None = field(default=None, metadata={"static": True})
+
+    @property
+    def charges_constants(self) -> bool:
+        """It does, if the method that bounds the inputs of nonlinearities does."""
+        return self.pre_activation is None or self.pre_activation.charges_constants
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""
@@ -354,6 +374,11 @@ class Best(Method):
         best = object.__new__(cls)
         object.__setattr__(best, "methods", tuple(methods))
         return best
+
+    @property
+    def charges_constants(self) -> bool:
+        """It does, if all its methods do."""
+        return all(method.charges_constants for method in self.methods)
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """The intersection of what each method says."""

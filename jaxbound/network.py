@@ -24,13 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxbound import _compat, errors, regions
+from jaxbound import _compat, domains, errors, regions
 from jaxbound.bounds import Estimate, Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
 from jaxbound.transform import Problem, prepare
 from jaxbound.tuning import Frown
+from jaxbound.values import Inexact, plain
 
 MEMORY_LIMIT = 1 << 30
 """Bytes that the coefficients of one backward pass may take by default."""
@@ -308,19 +309,19 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
     return regions.canonical(region)
 
 
-def problem_of(network: Network, region: Region, spec) -> Problem:
-    """The network over a region, with a specification composed, ready for a method."""
+def problem_of(network: Network, region: Region, spec, *, rounding: bool = False) -> Problem:
+    """The network over a region, with a specification composed, ready for a method (see `transform.prepare`)."""
     region = regions.per_example(region) if network.batched else region
     arguments, batch = (network.variables, region), None
     if network.batched:
         batch = [False] * len(jax.tree.leaves(network.variables)) + [True]
     if spec is None:
-        return prepare(network.function, arguments, batch)
+        return prepare(network.function, arguments, batch, rounding=rounding)
     if np.ndim(spec) not in (2, 3):
         raise errors.ArgumentError(f"spec has shape {np.shape(spec)}: pass (specs, outputs) or (batch, specs, outputs)")
     _check_spec(network, region, np.shape(spec))
     batch = None if batch is None else [*batch, np.ndim(spec) == 3]
-    return prepare(Specified(network.function), (*arguments, spec), batch)
+    return prepare(Specified(network.function), (*arguments, spec), batch, rounding=rounding)
 
 
 def output_struct(network: Network, region: Region):
@@ -399,16 +400,19 @@ def bound_network(
 
 def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bounded]:
     """Bounds of all outputs; those that no region reaches are their own bounds."""
-    found = iter(method.bound(problem.graph, problem.leaves, request))
+    found = iter(domains.bound(method, problem.graph, problem.leaves, request))
     results = []
     for kind, number in problem.graph.structure.outputs:
         if kind == "node":
             results.append(next(found))
             continue
-        value = problem.graph.constants[number]
+        constant = problem.graph.constants[number]
+        value = plain(constant)
+        error = constant.error if isinstance(constant, Inexact) else jnp.zeros_like(value)
         if problem.graph.axes is not None and problem.graph.axes[number] is None:
-            value = jnp.broadcast_to(value, (jax.tree.leaves(problem.leaves)[0].shape[0], *value.shape))
-        results.append(Bounded(value, value, jnp.zeros_like(value), jnp.zeros_like(value)))
+            batch = jax.tree.leaves(problem.leaves)[0].shape[0]
+            value, error = (jnp.broadcast_to(array, (batch, *array.shape)) for array in (value, error))
+        results.append(Bounded(value, value, error, error))
     return results
 
 

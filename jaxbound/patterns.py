@@ -121,6 +121,12 @@ def _log_of_sum(_params: dict, operands: Sequence) -> Rewrite | None:
     return _logsumexp_as(operands[0].shape, found[0].operands[0], found[1]) if found else None
 
 
+def _log_of_logistic(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(logistic(x))` is minus softplus(-x), which does not underflow."""
+    inner = made_by(operands[0], "logistic")
+    return (lambda x: -jax.nn.softplus(-x), list(inner.operands)) if inner else None
+
+
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
     """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))` for any shift that is put back along the same axes."""
     for out, shift in (operands, operands[::-1]):
@@ -232,7 +238,7 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "integer_pow": [rewrites.integer_power],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
-    "log": [_log_of_sum],
+    "log": [_log_of_sum, _log_of_logistic],
     "eq": [definedness.rule("eq"), indicators.equals_larger],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
     "mul": [indicators.shared_product, factors.product],

@@ -75,6 +75,11 @@ class ConvexPolytope(Method):
         """ "certified" without projections, "estimate" with them."""
         return "certified" if self.projections is None else "estimate"
 
+    @property
+    def charges_constants(self) -> bool:
+        """It does without projections."""
+        return self.projections is None
+
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds, or estimates, of every input of a nonlinear node."""
         if self.projections is None:

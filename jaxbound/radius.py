@@ -118,7 +118,7 @@ def certified_radius(
     logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)
     if not (isinstance(targets, str) and targets == "all"):
         spec = _targeted(spec, labels, _classes(targets, logits, labels, key))
-    problem = problem_of(network, region, spec.astype(logits.dtype))
+    problem = problem_of(network, region, spec.astype(logits.dtype), rounding=rounding is not None)
     request = request_of(problem, memory_limit, sides="lower", rounding=rounding is not None)
 
     def holds(radius: jax.Array) -> jax.Array:

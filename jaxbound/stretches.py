@@ -211,7 +211,7 @@ def _closed(structure: Structure, groups: list, reads: list[int]) -> bool:
 
 def _stacked(run: Run, blocks: list[Block]) -> tuple[jax.Array, ...]:
     arrays = [run.constants(block)[0] for block in blocks]
-    return tuple(jnp.stack(parts) for parts in zip(*arrays, strict=True))
+    return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts) for parts in zip(*arrays, strict=True))
 
 
 def _at(tree, index: int):

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import _compat, errors, integers, operations, patterns
+from jaxbound import _compat, definedness, errors, integers, operations, patterns
 from jaxbound.graph import Node, Op, Program, Structure
 from jaxbound.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
 from jaxbound.relaxations.enclosures.curvature import analyse
@@ -134,7 +134,8 @@ class _Builder:
         label = next((name for name in self.labels if name and not name.startswith("_")), primitive.name)
         return Value(
             self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
-            tuple(operands), "/".join(part for part in (self.path, label) if part), self.source, **facts,
+            tuple(operands), "/".join(part for part in (self.path, label) if part), self.source,
+            sign=definedness.sign_of(primitive.name, params, operands, aval.shape), **facts,
         )  # fmt: skip
 
     def _next(self) -> tuple:
@@ -373,9 +374,13 @@ def _tail(value: Value) -> list[Value]:
 def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
     """The node for a value: its op, and the values and constants that it reads."""
     for root in _roots(value):
-        program, constants = _program(value, root)
-        if analyse(program) is not None:
-            op = Op("scalar", value.label.rpartition("/")[2], value.shape, value.dtype, (value.shape,), program=program)
+        program, constants, partial = _program(value, root)
+        proof = analyse(program)
+        if proof is not None:
+            op = Op(
+                "scalar", value.label.rpartition("/")[2], value.shape, value.dtype, (value.shape,), program=program,
+                nonnegative=value.sign > 0, partial=partial and bool(proof.undefined),
+            )  # fmt: skip
             return op, [root, *constants]
     name = value.name
     rounded = [o for o in value.dependent if _rounds(o.dtype, value.dtype)]
@@ -418,7 +423,7 @@ def _op(kind: str, value: Value) -> Op:
         counts[role] += 1
     return Op(
         kind, value.name, value.shape, value.dtype, tuple(operand.shape for operand in value.operands),
-        tuple(sorted(value.params.items())), tuple(operands), value.primitive,
+        tuple(sorted(value.params.items())), tuple(operands), value.primitive, nonnegative=value.sign > 0,
     )  # fmt: skip
 
 
@@ -435,10 +440,10 @@ def _roots(value: Value) -> list[Value]:
     return [root for root in dict.fromkeys(roots) if jnp.issubdtype(root.dtype, jnp.floating)]
 
 
-def _program(value: Value, root: Value) -> tuple[Program, list[Constant]]:
-    """Linearise the chain from a root to the value."""
+def _program(value: Value, root: Value) -> tuple[Program, list[Constant], bool]:
+    """Linearise the chain from a root to the value; the last says whether signs leave open that all is defined."""
     numbers: dict[int, int] = {}
-    instructions, made_by, dtypes, constants = [], [], [], []
+    instructions, made_by, dtypes, constants, partial = [], [], [], [], False
 
     def reference(operand):
         if operand is root:
@@ -462,6 +467,7 @@ def _program(value: Value, root: Value) -> tuple[Program, list[Constant]]:
             continue
         instructions.append((top.name, tuple(sorted(top.params.items())), tuple(map(reference, top.operands))))
         made_by.append(top.primitive)
+        partial |= definedness.leaves_domain(top)
         dtypes.append(str(top.dtype))
         numbers[id(top)] = len(instructions) - 1
-    return Program(tuple(instructions), tuple(made_by), tuple(dtypes)), constants
+    return Program(tuple(instructions), tuple(made_by), tuple(dtypes)), constants, partial

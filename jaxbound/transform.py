@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import _compat, errors, regions, tracing
+from jaxbound import _compat, domains, errors, inexact, regions, tracing
 from jaxbound.bounds import Estimate, Interval, LinearBounds
 from jaxbound.explanation import Explanation
 from jaxbound.explanation import explain as _explain
@@ -28,6 +28,7 @@ from jaxbound.graph import Graph, Structure
 from jaxbound.methods import Bounded, Method, Request, check_method
 from jaxbound.programs import Recent, Traced
 from jaxbound.regions import is_region
+from jaxbound.values import Inexact
 
 
 class Problem(NamedTuple):
@@ -39,13 +40,16 @@ class Problem(NamedTuple):
     tree: Any
 
 
-def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> Problem:
+def prepare(
+    fn: Callable, args: tuple, batch: Sequence[bool] | None = None, *, rounding: bool = False
+) -> Problem:  # fmt: skip
     """Trace a function (or find its graph) and evaluate its constants.
 
     Args:
         fn: the function of one example.
         args: its arguments, with regions among the leaves.
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
+        rounding: whether constants that fn computes come with their errors.
     """
     leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
     chosen = _regions_among(leaves)
@@ -55,7 +59,7 @@ def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> P
     axes, constants = None, {i: leaf for i, (leaf, r) in enumerate(zip(leaves, chosen, strict=True)) if not r}
     if batch is not None:
         axes = structure.constants.axes([i for i in constants if batch[i]])
-    evaluated = _evaluate(structure, axes, constants, batch)
+    evaluated = _evaluate(structure, axes, constants, batch, rounding)
     used = tuple(regions.canonical(leaf) for leaf, region in zip(leaves, chosen, strict=True) if region)
     return Problem(Graph(evaluated, structure, axes), used, chosen, tree)
 
@@ -137,9 +141,9 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
     def bounded(*args):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
-        results = iter(method.bound(problem.graph, problem.leaves, Request(rounding=rounding)))
-        return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(c, c))
+        problem = prepare(fn, args, rounding=rounding)
+        results = iter(domains.bound(method, problem.graph, problem.leaves, Request(rounding=rounding)))
+        return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(*ends_of(c)))
 
     return bounded
 
@@ -172,7 +176,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
         check_method("method", method)
         validate(args)
         problem = prepare(fn, args)
-        results = iter(method.planes(problem.graph, problem.leaves, Request()))
+        results = iter(domains.planes(method, problem.graph, problem.leaves, Request()))
 
         def shaped(slopes, like=None):
             slopes = iter(slopes)
@@ -217,7 +221,7 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
         check_method("method", method)
         validate(args)
         problem = prepare(fn, args)
-        known = method.pre_activations(problem.graph, problem.leaves, Request())
+        known = domains.pre_activations(method, problem.graph, problem.leaves, Request())
         found = {}
         for number in problem.graph.structure.nonlinear:
             node = problem.graph.nodes[number]
@@ -287,7 +291,7 @@ def _first(leaf):
     return jax.tree.map(take, leaf)
 
 
-def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.Array, ...]:
+def _evaluate(structure: Structure, axes, constants: dict, batch, rounding: bool) -> tuple[Any, ...]:
     """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
     program, place = structure.constants, _compat.owned if _compat.default_device() is None else jnp.array
     constants = {leaf: _compat.owned(value) for leaf, value in constants.items()}
@@ -296,14 +300,15 @@ def _evaluate(structure: Structure, axes, constants: dict, batch) -> tuple[jax.A
         eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, program.captured))))
         in_axes = None if batch is None else tuple(0 if batch[i] else None for i in constants)
         out_axes = axes and tuple(axis for k, axis in zip(program.used, axes, strict=True) if k in computed)
-        made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes)
+        made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes, rounding)
         values.update(zip(computed, made(*constants.values()), strict=True))
-    return tuple(place(values[number]) for number in program.used)
+    return tuple(jax.tree.map(place, values[number]) for number in program.used)
 
 
-def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:
+def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
     def computed(*leaves):
-        values = structure.constants.values(dict(zip(numbers, leaves, strict=True)))
+        given = dict(zip(numbers, leaves, strict=True))
+        values = inexact.evaluate(structure.constants, given) if rounding else structure.constants.values(given)
         return tuple(values[number] for number in structure.constants.computed)
 
     if in_axes is None or all(axis is None for axis in in_axes):
@@ -312,8 +317,8 @@ def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes) -> Callable:
-    return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes))
+def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
+    return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes, rounding))
 
 
 def validate(args) -> None:
@@ -327,6 +332,13 @@ def as_interval(found: Bounded, result: type[Interval] | type[Estimate] = Interv
     """Bounds widened by their rounding."""
     assert found.upper is not None
     return result(found.lower - found.lower_rounding, found.upper + found.upper_rounding)
+
+
+def ends_of(constant: jax.Array | Inexact) -> tuple[jax.Array, jax.Array]:
+    """Between what its real value lies."""
+    if not isinstance(constant, Inexact):
+        return constant, constant
+    return constant.value - constant.error, constant.value + constant.error
 
 
 def fill(problem: Problem, dependent: Callable, fixed: Callable):

@@ -79,6 +79,12 @@ class Frown(Method):
         steps, optimizer, groups, tuned, *options = static
         return cls(steps, optimizer, groups, tuned if children[0] is None else children[0], *options)
 
+    @property
+    def charges_constants(self) -> bool:
+        """It does, if the method that bounds the inputs of nonlinearities does."""
+        given = self.pre_activation
+        return not isinstance(given, Method) or given.charges_constants
+
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
         plain = self._plain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,18 @@ class Literal:
     def dtype(self) -> np.dtype:
         """The number's dtype."""
         return self.value.dtype
+
+
+class Inexact(NamedTuple):
+    """A constant as it was computed, and how far, entry by entry, it may be from its real value."""
+
+    value: jax.Array
+    error: jax.Array
+
+
+def plain(constant: Any) -> Any:
+    """A constant as it was computed."""
+    return constant.value if isinstance(constant, Inexact) else constant
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class Value:
     """For a root that is an elementwise affine image, with array constants, of an earlier root: that root."""
     bends: bool = False
     """Whether the chain from the root contains a nonlinear operation."""
+    sign: int = 0
+    """What is certain of its sign (`definedness.sign_of`)."""
     node: int = -1
     """The number of its node, once it has one."""
 

@@ -82,10 +82,11 @@ class Differentiated:
         function = network.function if self.spec is None else Specified(network.function)
         _check_rules(function, self, spec)
         if not network.batched:
-            return prepare(Derivative(function), (network.variables, self.region, *spec))
+            return prepare(Derivative(function), (network.variables, self.region, *spec), rounding=True)
         shared = [False] * len(jax.tree.leaves(network.variables))
         batch = [*shared, True, *(np.ndim(rows) == 3 for rows in spec)]
-        return prepare(Derivative(function), (network.variables, regions.per_example(self.region), *spec), batch)
+        arguments = network.variables, regions.per_example(self.region), *spec
+        return prepare(Derivative(function), arguments, batch, rounding=True)
 
 
 def differentiated(network: Network, region: Region, spec: ArrayLike | None) -> Differentiated:

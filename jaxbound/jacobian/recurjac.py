@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from jaxbound import errors
+from jaxbound import domains, errors
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
@@ -156,7 +156,7 @@ def _problem(
         # No more rows at once than the narrowest layer has: so all layers share the steps of a pass, compiled once.
         narrowest = min(scalar.op.size for scalar in chain.scalars)
         request = request._replace(max_rows=min(request.max_rows, 2 * max(ROWS, narrowest)))
-    known = pre_activation.pre_activations(graph, leaves, request)
+    known = domains.pre_activations(pre_activation, graph, leaves, request)
     return Problem(run, chain, _ranges(run, chain.scalars, known))
 
 

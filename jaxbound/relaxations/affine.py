@@ -22,6 +22,9 @@ underflows, gradually or to zero, and |eta| <= t |x| where a subnormal y is take
 
 A factor that is exactly zero makes no error, and stays zero, since an infinite one may meet it.
 
+Constants that were computed are not exact (`values.Inexact`): what their errors do to the value is added
+(`inexactness`).
+
 An infinite end may make NaN in midpoint-radius arithmetic (`0 * inf`); `interval.certain` makes it an infinite end.
 """
 
@@ -37,6 +40,7 @@ import numpy as np
 from jaxbound._compat import bind
 from jaxbound.graph import Op
 from jaxbound.relaxations import convolutions, matrices
+from jaxbound.values import Inexact, plain
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -122,7 +126,7 @@ def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
     if op.keeps_order:
         return [rows.reshape(rows.shape[:1] + shape) for shape in shapes]
     if _roles(op) == ["input", "constant"] and op.name in _FASTER:
-        found = _FASTER[op.name](op.input_shapes, dict(op.params), rows, constants[op.operands[1][1]])
+        found = _FASTER[op.name](op.input_shapes, dict(op.params), rows, plain(constants[op.operands[1][1]]))
         if found is not None:
             return [found]
     avals = [jax.ShapeDtypeStruct(shape, op.dtype) for shape in shapes]
@@ -132,12 +136,39 @@ def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
 
 def rounding(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array | None:
     """A bound on the error of evaluating the node at inputs of at most these magnitudes; None if it makes none."""
-    terms = _terms(op)
+    terms, carried = _terms(op), inexactness(op, magnitudes, constants)
     if terms == 0:
-        return None
+        return carried
     size = reach(op, magnitudes, constants) + enlargement(op.dtype)
     shift = offset(op, constants)
-    return gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+    own = gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+    return own if carried is None else own + carried
+
+
+def inexactness(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array | None:
+    """How far constants that are not exact may move the value at such inputs; None if all are."""
+    if not any(isinstance(constant, Inexact) for constant in constants):
+        return None
+    room = enlargement(op.dtype)
+    if op.facts.scales:
+        signed = [(x + room) * sign for x, sign in zip(magnitudes, _signs(op), strict=True)]
+        moved = _bind(op, signed, constants, scale=_divided_error if op.facts.divides else _error, whole=True)
+    else:
+        zeros = [jnp.zeros_like(x) for x in magnitudes]
+        moved = _bind(op, zeros, constants, additive=_error, whole=True)
+    return (1 + gamma(_terms(op) + 4, op.dtype)) * jnp.abs(moved) + room * room
+
+
+def _error(constant) -> jax.Array:
+    return constant.error if isinstance(constant, Inexact) else jnp.zeros_like(constant)
+
+
+def _divided_error(constant) -> jax.Array:
+    """What to divide by instead: `1 / c - 1 / (c + e)` is at most `e / (|c| (|c| - e))`, and a bit more as computed."""
+    if not isinstance(constant, Inexact):
+        return jnp.full_like(constant, jnp.inf)
+    size = jnp.abs(constant.value)
+    return 0.99 * size * jnp.maximum(size - constant.error, 0) / constant.error
 
 
 def reach(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array:
@@ -147,6 +178,12 @@ def reach(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.A
     if op.facts.divides:  # the factor is the reciprocal
         return absolute(op, signed, constants) + room * signed[0]
     return _bind(op, signed, constants, additive=jnp.zeros_like, scale=lambda c: jnp.abs(c) + room)
+
+
+def reads(op: Op, marks: Sequence[jax.Array], constants: Sequence) -> jax.Array:
+    """The entries of the value that are computed from marked entries of its inputs, whatever the weights."""
+    signed = [mask.astype(op.dtype) * sign for mask, sign in zip(marks, _signs(op), strict=True)]
+    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=jnp.ones_like) != 0
 
 
 def moves(op: Op) -> bool:
@@ -181,18 +218,19 @@ def _ends(op: Op, inputs: Sequence[Ends], side: int) -> list[jax.Array]:
     return [ends[side if sign > 0 else 1 - side] for ends, sign in zip(inputs, _signs(op), strict=True)]
 
 
-def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, scale=lambda c: c):
+def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, scale=lambda c: c, *, whole=False):
     values = []
     for position, operand in enumerate(op.operands):
         if operand[0] == "input":
             values.append(inputs[operand[1]])
             continue
         value = constants[operand[1]] if operand[0] == "constant" else np.broadcast_to(operand[1], operand[2])
+        value = value if whole else plain(value)
         if op.facts.scales:
             value = scale(value)
         elif op.facts.additive and position not in op.facts.fixed:
             value = additive(value)
-        values.append(value)
+        values.append(plain(value))
     return bind(op.primitive, values, dict(op.params))
 
 

@@ -130,6 +130,9 @@ class _Tally:
         error = affine.pull_error(op)
         if self.rounding is not None and error > 0:
             self.rounding += error * coefficients.charge(rows, affine.reach(op, magnitudes, constants))
+        carried = None if self.rounding is None else affine.inexactness(op, magnitudes, constants)
+        if self.rounding is not None and carried is not None:
+            self.rounding += coefficients.charge(rows, carried)
 
     def add_planes(self, op: Op, rows: Coefficients, planes: Planes, sources: Sequence) -> list[Coefficients]:
         shift = coefficients.total(rows, planes.lower_intercept, planes.upper_intercept)

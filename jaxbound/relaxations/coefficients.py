@@ -31,6 +31,7 @@ from jaxbound.graph import Op
 from jaxbound.relaxations import affine, windows
 from jaxbound.relaxations.planes import by_sign, times
 from jaxbound.relaxations.windows import Windowed
+from jaxbound.values import plain
 
 
 @jax.tree_util.register_dataclass
@@ -186,7 +187,7 @@ def _pull_few(op: Op, coefficients: Identity | Windowed, constants: Sequence) ->
         factors = [_factor(op, k, len(shapes), constants) for k in range(len(shapes))]
         return [scale(coefficients, factor, factor) for factor in factors]
     if isinstance(coefficients, Identity) and _is_dense_layer(op):
-        kernel = constants[op.operands[1][1]]
+        kernel = plain(constants[op.operands[1][1]])
         columns = jnp.take(kernel, coefficients.index, axis=1, mode="clip").T
         rows = jnp.where(coefficients.weight[:, None] == 0, 0, columns * coefficients.weight[:, None])
         return [Dense(rows.reshape(-1, *op.input_shapes[0]))]

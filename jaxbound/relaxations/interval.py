@@ -28,8 +28,15 @@ def propagate(template: Template, outer: Sequence[Ends], constants: Sequence, *,
 
 def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool) -> Ends:
     """Bounds of one node from bounds of its inputs."""
-    if op.kind != "affine":
-        return enclosures.of(op).interval(op, inputs, constants)
+    low, high = (_affine if op.kind == "affine" else _nonlinear)(op, inputs, constants, outward)
+    return (jnp.where(low < 0, 0, low) if op.nonnegative else low), high
+
+
+def _nonlinear(op: Op, inputs: Sequence[Ends], constants: Sequence, _outward: bool) -> Ends:
+    return enclosures.of(op).interval(op, inputs, constants)
+
+
+def _affine(op: Op, inputs: Sequence[Ends], constants: Sequence, outward: bool) -> Ends:
     low, high = affine.interval(op, inputs, constants)
     if outward:
         error = affine.rounding(op, [magnitude(ends) for ends in inputs], constants)

@@ -36,6 +36,11 @@ def of(op: Op) -> ModuleType:
     return _ENCLOSURES[op.kind]
 
 
+def is_elementwise(op: Op) -> bool:
+    """Whether an entry of a nonlinear node depends on the same entry of its inputs alone."""
+    return op.kind in ("scalar", "product", "select", "meet", "staircase")
+
+
 def reduced_axes(op: Op) -> tuple[int, ...]:
     """The axes over which a node sums its planes (see `planes.Planes`)."""
     return maximum.axes(op) if op.kind in ("maximum", "logsumexp") else ()

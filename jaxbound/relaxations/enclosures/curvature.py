@@ -58,7 +58,7 @@ from jaxbound.relaxations.enclosures.partition import (
 )
 
 _KINDS = ("", "linear", "convex", "concave")
-_MOST_PIECES = 12
+_MOST_PIECES, _MOST_GAPS = 12, 16
 _APART = 2.0**-22  # relative distance at which two numbers stay two in float32
 
 
@@ -110,6 +110,8 @@ class Curvature:
         is_monotone: +1 not decreasing, -1 not increasing, 0 neither or not proved.
         is_continuous: there are no jumps, of any height, and no poles in the domain, up to rounding.
         slope_range: a hull of sigma' over the domain, almost everywhere; infinite where sigma jumps.
+        value_range: a hull of sigma over the line, where it is defined.
+        undefined: open intervals outside of which sigma certainly has a real value, and so has all that it is made of.
     """
 
     domain: tuple[float, float]
@@ -124,6 +126,8 @@ class Curvature:
     is_monotone: int
     is_continuous: bool
     slope_range: tuple[float, float]
+    value_range: tuple[float, float]
+    undefined: tuple[tuple[float, float], ...]
 
 
 # 3. Pieces ------------------------------------------------------------------------------------------------------------
@@ -448,7 +452,36 @@ def _describe(
         is_monotone=direction,
         is_continuous=continuous,
         slope_range=slope_range,
+        value_range=_value_range(cells),
+        undefined=_undefined(cells),
     )
+
+
+def _value_range(cells: Partition) -> tuple[float, float]:
+    parts = cells.proof.orders[0, 0, cells.proof.defined], cells.points.orders[0, 0, cells.points.defined]
+    lower, upper = np.concatenate([p.lower for p in parts]), np.concatenate([p.upper for p in parts])
+    return (float(lower.min()), float(upper.max())) if lower.size else (-math.inf, math.inf)
+
+
+def _undefined(cells: Partition) -> tuple[tuple[float, float], ...]:
+    """Cells, and points between them, on which sigma is not proved to be defined, as at most `_MOST_GAPS` intervals."""
+    parts = [(float(a), float(b)) for a, b in zip(cells.left, cells.right, strict=True)]
+    borders = [
+        (-SMALLEST, SMALLEST) if at == 0.0 else (math.nextafter(at, -math.inf), math.nextafter(at, math.inf))
+        for at in cells.left[1:].tolist()
+    ]
+    found = [part for part, is_defined in zip(parts, cells.proof.defined, strict=True) if not is_defined]
+    found += [border for border, is_defined in zip(borders, cells.points.defined, strict=True) if not is_defined]
+    merged: list[tuple[float, float]] = []
+    for left, right in sorted(found):
+        if merged and left < merged[-1][1]:
+            left, right = merged[-1][0], max(merged.pop()[1], right)
+        merged.append((left, right))
+    if len(merged) > _MOST_GAPS:  # those nearest to 0, and what is beyond
+        nearest = sorted(merged, key=lambda gap: max(gap[0], -gap[1]))[: _MOST_GAPS - 2]
+        low, high = min(gap[0] for gap in nearest), max(gap[1] for gap in nearest)
+        merged = [(-math.inf, low), *sorted(nearest), (high, math.inf)]
+    return tuple(merged)
 
 
 def _switches(cells: Partition, pieces: list[_Span]) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Program
+from jaxbound.values import Inexact
 
 _SAFETY = 1.25
 _UNITS: dict[str, tuple[float, float]] = {
@@ -78,6 +79,8 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         if operand[0] == "var":
             return results[operand[1]]
         value = z if operand[0] == "z" else operand[1] if operand[0] == "lit" else constants[operand[1]]
+        if isinstance(value, Inexact):
+            return jnp.broadcast_to(value.value, z.shape), jnp.broadcast_to(value.error, z.shape)
         subnormal = operand[0] == "lit" and 0 < abs(value) < tiny
         return jnp.broadcast_to(value, z.shape), jnp.full(z.shape, tiny) if subnormal else None
 
@@ -93,7 +96,7 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         elif name == "is_finite":
             total = ~jnp.isfinite(jnp.abs(values[0]) + _SAFETY * errors[0])
         elif name == "select_n" and value.dtype != bool:
-            total = _turned(value, values[1:], errors)
+            total = _turned(values[0], values[1:], errors)
         else:
             pole = name == "div" or (name == "integer_pow" and dict(params)["y"] < 0)
             reach = _SAFETY if name in _STEPS else 1
@@ -109,6 +112,16 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         results.append((value, total))
     found = results[-1][1]
     return jnp.zeros_like(z) if found is None else _SAFETY * found
+
+
+def compares(name: str) -> bool:
+    """Whether an instruction makes a truth value of numbers."""
+    return name in _COMPARISONS or name == "is_finite"
+
+
+def is_exact(name: str) -> bool:
+    """Whether an instruction makes no error of its own."""
+    return name in _UNITS and _UNITS[name] == (0, 0)
 
 
 def _own(name: str, params: dict, values):
@@ -130,13 +143,15 @@ def _met(values, errors) -> jax.Array:
     return (reach != 0) & ~(near > reach)
 
 
-def _turned(value, cases, errors) -> jax.Array:
-    """The error of a choice: that of its cases and, where rounding may turn it, how far they are apart."""
-    total = sum((err for err in errors[1:] if err is not None), jnp.zeros_like(value))
+def _turned(predicate, cases, errors) -> jax.Array:
+    """The error of a choice: that of the case and, where rounding may turn it, how far all of them are from it."""
+    own = [jnp.zeros_like(case) if err is None else err for case, err in zip(cases, errors[1:], strict=True)]
+    chosen = jax.lax.select_n(predicate, *own)
     if errors[0] is None:
-        return total
-    apart = jnp.max(jnp.abs(jnp.stack(cases) - value), axis=0)
-    return total + jnp.where(errors[0] != 0, jnp.where(jnp.isnan(apart), jnp.inf, apart), 0)
+        return chosen
+    value = jax.lax.select_n(predicate, *cases)
+    farthest = jnp.max(jnp.stack([jnp.abs(case - value) + err for case, err in zip(cases, own, strict=True)]), axis=0)
+    return jnp.where(errors[0] != 0, jnp.where(jnp.isnan(farthest), jnp.inf, farthest), chosen)
 
 
 def _rounded_square(x, y) -> jax.Array:

@@ -17,6 +17,9 @@ Comparisons are decided by the sign of the difference on the open cell; a differ
 the cell is decided if it is strictly monotone. An undecided maximum is continuous with an unknown second derivative; an
 undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a learned slope stay linear.
 
+Beside its intervals a jet says on which cells it is certainly *defined*: has a real value, with real values in all that
+it is made of. What a decided choice throws away does not count; limits say nothing of it.
+
 Length: jets and the rules of the primitives are one chain of trust, with one caller, `curvature.py`.
 """
 
@@ -82,14 +85,15 @@ class Cells:
             upper += [np.where(np.isinf(self.left), self.right, self.left), self.right]
         orders = Interval(np.concatenate(lower), np.concatenate(upper))
         yes = np.ones(orders.lower.shape, bool)
-        return Jet(self, stack(orders, Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)), yes, yes)
+        one, zero = Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)
+        return Jet(self, stack(orders, one, zero), yes, yes, np.ones(self.left.shape, bool))
 
     def constant(self, lower: float, upper: float) -> "Jet":
         """The jet of a constant known to lie in `[lower, upper]`."""
         zeros = np.zeros(self.tracks * self.left.size)
         finite = np.full(zeros.shape, bool(lower < math.inf and upper > -math.inf))
         orders = stack(Interval(zeros + lower, zeros + upper), Interval(zeros, zeros), Interval(zeros, zeros))
-        return Jet(self, orders, finite, finite)
+        return Jet(self, orders, finite, finite, np.ones(self.left.shape, bool))
 
     def tighten(self, orders: Interval, valid: Array) -> Interval:
         """Cut every order on the cell track by the mean value theorem from both ends, in place.
@@ -111,23 +115,37 @@ class Jet:
     """Enclosures of value, first and second derivative: `orders` has shape (3, tracks * cells), track after track.
 
     `continuous`: defined, finite and continuous on the closed cell. `smooth`: twice differentiable on the closed cell.
+    `defined`, per cell: everywhere in the open cell, or at the point.
     """
 
     cells: Cells
     orders: Interval
     continuous: Array
     smooth: Array
+    defined: Array
 
-    def derive(self, orders: Interval, continuous: Array | bool = True, smooth: Array | bool = True) -> "Jet":
+    def derive(
+        self, orders: Interval, continuous: Array | bool = True, smooth: Array | bool = True,
+        defined: Array | bool = True,
+    ) -> "Jet":  # fmt: skip
         """A function of this one, tightened; it may lose continuity and smoothness."""
         continuous, smooth = self.continuous & continuous, self.smooth & smooth
-        return Jet(self.cells, self.cells.tighten(orders, np.stack([continuous, smooth])), continuous, smooth)
+        orders = self.cells.tighten(orders, np.stack([continuous, smooth]))
+        return Jet(self.cells, orders, continuous, smooth, self.defined & defined)
+
+    def inside(self, low: float, high: float) -> Array:
+        """Per cell, whether the value lies strictly between two ends; a limit that it runs to is not reached."""
+        (least, slope), (most, steep) = (end[:2, : self.cells.left.size] for end in self.orders)
+        runs = self.continuous[: self.cells.left.size] & ((slope > 0) | (steep < 0))
+        runs &= self.cells.left < self.cells.right
+        above = (low == -math.inf) | (least > low) | (least == low) & runs
+        return above & ((high == math.inf) | (most < high) | (most == high) & runs)
 
     def __neg__(self) -> "Jet":
         return dataclasses.replace(self, orders=-self.orders)
 
     def __add__(self, other: "Jet") -> "Jet":
-        return self.derive(self.orders + other.orders, other.continuous, other.smooth)
+        return self.derive(self.orders + other.orders, other.continuous, other.smooth, other.defined)
 
     def __sub__(self, other: "Jet") -> "Jet":
         return self + -other
@@ -135,7 +153,7 @@ class Jet:
     def __mul__(self, other: "Jet") -> "Jet":
         terms = self.orders[[0, 1, 0, 2, 1, 0]] * other.orders[[0, 0, 1, 0, 1, 2]]
         orders = stack(terms[0], terms[1] + terms[2], terms[3] + terms[4].twice() + terms[5])
-        return self.derive(orders, other.continuous, other.smooth)
+        return self.derive(orders, other.continuous, other.smooth, other.defined)
 
     def squared(self) -> "Jet":
         """`x^2`."""
@@ -147,14 +165,15 @@ class Jet:
         x, y = self.orders, other.orders
         zero = (y.lower[0] <= 0) & (y.upper[0] >= 0)
         continuous, smooth = other.continuous & ~zero, other.smooth & ~zero
+        defined = other.defined & (other.inside(0.0, math.inf) | other.inside(-math.inf, 0.0))
         if not (y.lower[1:].any() or y.upper[1:].any()):
-            return self.derive(x / y[:1], continuous, smooth)
+            return self.derive(x / y[:1], continuous, smooth, defined)
         products = x[[1, 2, 0, 0]] * y[[0, 0, 1, 2]]
         wronskian = self.cells.tighten(products[:2] - products[2:], (self.smooth & smooth)[None])
         inverse = ONE[None] / y[:1]
         slopes = wronskian * inverse.squared()
         orders = stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse[0]).twice())
-        return self.derive(where(zero & self.cells.at_end, WHOLE, orders), continuous, smooth)
+        return self.derive(where(zero & self.cells.at_end, WHOLE, orders), continuous, smooth, defined)
 
     def compose(self, outer: Interval, continuous: Array | bool = True, singular: Array | bool = False) -> "Jet":
         """The chain rule; `outer` encloses value and derivatives of a function, not smooth where `singular`."""
@@ -165,19 +184,20 @@ class Jet:
 
 
 class Truth(NamedTuple):
-    """A boolean on every open cell: can it be true, can it be false?"""
+    """A boolean on every open cell: can it be true, can it be false, and is what it compares defined?"""
 
     true: Array
     false: Array
+    defined: Array
 
     def __invert__(self) -> "Truth":
-        return Truth(self.false, self.true)
+        return Truth(self.false, self.true, self.defined)
 
     def __and__(self, other: "Truth") -> "Truth":
-        return Truth(self.true & other.true, self.false | other.false)
+        return Truth(self.true & other.true, self.false | other.false, self.defined & other.defined)
 
     def __or__(self, other: "Truth") -> "Truth":
-        return Truth(self.true | other.true, self.false & other.false)
+        return Truth(self.true | other.true, self.false & other.false, self.defined & other.defined)
 
 
 def _elementary(function: Elementary, x: Jet) -> Jet:
@@ -185,7 +205,9 @@ def _elementary(function: Elementary, x: Jet) -> Jet:
     argument = x.orders[0]
     outside, singular = function.leaves(argument), function.touches(argument)
     jet = x.compose(function.orders(argument), ~outside & (~singular | function.closed), singular | outside)
-    return dataclasses.replace(jet, orders=where(outside, WHOLE, jet.orders))
+    count, (low, high) = x.cells.left.size, function.domain
+    defined = ~outside[:count] if function.closed else x.inside(low, high)
+    return dataclasses.replace(jet, orders=where(outside, WHOLE, jet.orders), defined=x.defined & defined)
 
 
 def _sine(x: Jet, quarter: int) -> Jet:
@@ -210,7 +232,7 @@ def _difference(x: Jet, y: Jet) -> Jet:
     """`x - y`, where an infinite literal counts as beyond every real number and x equals itself unless undefined."""
     if x is y:
         zero = x.cells.constant(0.0, 0.0)
-        return dataclasses.replace(zero, orders=where(x.continuous, zero.orders, WHOLE))
+        return dataclasses.replace(zero, orders=where(x.continuous, zero.orders, WHOLE), defined=x.defined)
     difference = x - y
     (least, most), (low, high), (lower, upper) = x.orders[0], y.orders[0], difference.orders[0]
     above = ((least == np.inf) & (low < np.inf)) | ((high == -np.inf) & (most > -np.inf))
@@ -221,36 +243,37 @@ def _difference(x: Jet, y: Jet) -> Jet:
 
 def _compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
     """Whether x is greater than y, and whether they are equal, on the open cells."""
-    difference, cells, count = _difference(x, y), x.cells, x.cells.left.size
-    (lower, slope), (upper, steep) = (end[:2, :count] for end in difference.orders)
-    monotone = difference.continuous[:count] & ((slope > 0) | (steep < 0)) & (cells.left < cells.right)
-    above, below = (lower > 0) | (lower == 0) & monotone, (upper < 0) | (upper == 0) & monotone
-    greater = Truth(~(below | (upper <= 0)), ~above)
-    return greater, Truth(~(above | below), (lower != 0) | (upper != 0))
+    difference = _difference(x, y)
+    lower, upper = difference.orders[0, : x.cells.left.size]
+    above, below = difference.inside(0.0, np.inf), difference.inside(-np.inf, 0.0)
+    greater = Truth(~(below | (upper <= 0)), ~above, difference.defined)
+    return greater, Truth(~(above | below), (lower != 0) | (upper != 0), difference.defined)
 
 
 def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
     """x where it is decided by yes, y where by no, else their hull: its derivative holds almost everywhere."""
+    defined = (x.defined | (no & ~yes)) & (y.defined | yes)
     cells, hull = x.cells, x.orders | y.orders
     cells.decisions.append(np.where(yes, 1, np.where(no, 2, 0)).astype(np.int8))
     yes, no = np.tile(yes, cells.tracks), np.tile(no & ~yes, cells.tracks)
     hull.lower[2], hull.upper[2] = -np.inf, np.inf
     orders = where(yes, x.orders, where(no, y.orders, hull))
     continuous = np.where(yes, x.continuous, y.continuous & (no | (x.continuous & (not jumps))))
-    return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth))
+    return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth), defined)
 
 
 def _select(predicate: Any, on_false: Any, on_true: Any) -> Any:
     if isinstance(on_true, Truth):
         return ~predicate & on_false | predicate & on_true
-    return _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
+    jet = _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
+    return dataclasses.replace(jet, defined=jet.defined & predicate.defined)
 
 
 def _maximum(x: Jet, y: Jet) -> Jet:
     orders = _difference(x, y).orders[0, : x.cells.left.size]
     jet = _choose(orders.lower >= 0, orders.upper <= 0, x, y, jumps=False)
     jet.orders.lower[0] = np.maximum(jet.orders.lower[0], np.maximum(x.orders.lower[0], y.orders.lower[0]))
-    return jet
+    return dataclasses.replace(jet, defined=x.defined & y.defined)
 
 
 def _absolute(x: Jet) -> Jet:
@@ -338,6 +361,7 @@ class Enclosure(NamedTuple):
     orders: Interval
     continuous: Array
     smooth: Array
+    defined: Array
     decisions: Array
 
 
@@ -368,7 +392,7 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
                 results[number] if kind == "var" else variable if kind == "z" else cells.constant(-math.inf, math.inf)
             )
         if isinstance(number, (bool, np.bool_)):
-            return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number))
+            return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number), np.ones(left.shape, bool))
         if float(number) != number:
             raise UnsupportedError("a literal that is not a number, or a whole number beyond float64")
         return cells.constant(float(number), float(number))
@@ -382,4 +406,4 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
     tracks = Interval(*(end.reshape(3, cells.tracks, count) for end in result.orders))
     tracks &= tracks[:, :1]  # limits of what is between
     decisions = np.stack(cells.decisions) if cells.decisions else np.zeros((0, count), np.int8)
-    return Enclosure(tracks, result.continuous[:count], result.smooth[:count], decisions)
+    return Enclosure(tracks, result.continuous[:count], result.smooth[:count], result.defined, decisions)

@@ -132,7 +132,8 @@ def partition(instructions: tuple) -> Partition:
 
 def take(proof: Enclosure, index: Array | slice) -> Enclosure:
     """What is proved on some of the cells."""
-    return Enclosure(proof.orders[..., index], proof.continuous[index], proof.smooth[index], proof.decisions[:, index])
+    flags = proof.continuous[index], proof.smooth[index], proof.defined[index]
+    return Enclosure(proof.orders[..., index], *flags, proof.decisions[:, index])
 
 
 def _concatenate(proofs: list[Enclosure]) -> Enclosure:

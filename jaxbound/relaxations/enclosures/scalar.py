@@ -70,7 +70,18 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     ((lower, upper),) = inputs
     curvature = curvature_of(op)
     least = extreme(op, curvature, 1, lower, upper, constants)
-    return least, -extreme(op, curvature, -1, lower, upper, constants)
+    most = extreme(op, curvature, -1, lower, upper, constants)
+    low, high = curvature.value_range
+    return _at_least(least, rounded(low, least, -1)), -_at_least(most, -rounded(high, most, 1))
+
+
+def leaves_domain(op: Op, ends: Ends) -> jax.Array:
+    """Where [l, u] is not proved to lie within the domain of sigma, ends that are not numbers included."""
+    lower, upper = ends
+    inside = lower <= upper
+    for left, right in curvature_of(op).undefined:
+        inside &= (upper <= rounded(left, lower, -1)) | (lower >= rounded(right, lower, 1))
+    return ~inside
 
 
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
@@ -84,7 +95,8 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     found = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
     if not any(operand[0] == "const" for _, _, operands in op.program.instructions for operand in operands):
         least, most = interval(op, [ends], ())
-        found.append(most - least <= _FLAT * _unit(op) * jnp.maximum(jnp.abs(least), jnp.abs(most)))
+        size = jnp.maximum(jnp.abs(least), jnp.abs(most))
+        found.append((most - least <= _FLAT * _unit(op) * size) & (size < jnp.inf))
     return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(jnp.shape(lower), bool)
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
+from jaxbound.values import plain
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -110,7 +111,7 @@ def _operands(op: Op, inputs: Sequence[Ends], constants: Sequence) -> list[Ends]
 
 
 def _constant(op: Op, operand: tuple, constants: Sequence) -> jax.Array:
-    return jnp.broadcast_to(constants[operand[1]] if operand[0] == "constant" else operand[1], op.shape)
+    return jnp.broadcast_to(plain(constants[operand[1]]) if operand[0] == "constant" else operand[1], op.shape)
 
 
 def _split(op: Op, shares: list, intercept, constants: Sequence) -> tuple[tuple[jax.Array, ...], jax.Array]:
