@@ -201,6 +201,7 @@ _AFFINE = {
     "itself twice": lambda x: x + x,
     "window": lambda x: jax.lax.reduce_window(x.reshape(4, 6), 0.0, jax.lax.add, (2, 3), (1, 2), "VALID"),
     "moves": lambda x: jnp.concatenate([x[::2], jnp.ones(3), jnp.take(x, jnp.array([1, 1, 5]))]),
+    "scatter": lambda x: x.at[jnp.array([1, 1, 5])].add(jnp.array([0.1, 0.7, 3.0])),
     "masks": lambda x: jnp.where(jnp.arange(24) % 3 == 0, x, 2.0),
 }  # fmt: skip
 

@@ -71,12 +71,16 @@ class Encoding:
         return self.columns[number]
 
     def add_affine(self, number: int, node: Node, equations: Equations, ends: Ends) -> None:
-        """`divisor * value - sum of matrix @ input = shift`."""
+        """`divisor * value - sum of matrix @ input = shift`, within the slack."""
         own, index = self.add_node(number, ends), np.arange(node.op.size)
+        shift, slack = equations.shift, equations.slack
         parts = [(index, own, equations.divisor)]
         for source, (row, column, value) in zip(node.inputs, equations.matrices, strict=True):
             parts.append((row, self.columns[source][column], -value))
-        self.builder.add_rows(parts, equations.shift, equations.shift)
+        lower, upper = (
+            np.where(slack > 0, np.nextafter(shift + side * slack, side * np.inf), shift) for side in (-1, 1)
+        )
+        self.builder.add_rows(parts, lower, upper)
 
     def add_planes(self, number: int, node: Node, planes: Planes, keep: tuple[Array, Array] | None = None) -> None:
         """A plane on each side of a nonlinear node; `keep` says for which entries."""
@@ -161,11 +165,15 @@ def _entries(op: Op) -> Array:
 
 
 class Equations(NamedTuple):
-    """What an affine node says: `divisor * value = sum of matrix @ input + shift`, entry by entry; all numbers exact."""
+    """What an affine node says: `divisor * value = sum of matrix @ input + shift`, entry by entry.
+
+    All numbers are exact, but for a shift that is itself a sum (a scatter): it may be wrong by the slack.
+    """
 
     divisor: Array
     matrices: list[Triplets]
     shift: Array
+    slack: Array
 
 
 def equations(op: Op, constants: Sequence[jax.Array]) -> Equations:
@@ -176,18 +184,29 @@ def equations(op: Op, constants: Sequence[jax.Array]) -> Equations:
         operand = op.operands[1]
         divisor = np.asarray(constants[operand[1]] if operand[0] == "constant" else operand[1], np.float64)
         divisor = np.broadcast_to(divisor, op.shape).reshape(-1)
-        return Equations(divisor, [(index, index, 1.0 * (divisor != 0))], 0 * ones)  # x / 0 says nothing
+        return Equations(divisor, [(index, index, 1.0 * (divisor != 0))], 0 * ones, 0 * ones)  # x / 0 says nothing
     parts = _parts(op, constants) if op.facts.scales or affine.adds(op) else [(op, list(constants), 1.0)]
-    shift = 0 * ones
-    if affine.adds(op):
-        shift = sum(np.asarray(affine.offset(own, read), np.float64).reshape(-1) * size for own, read, size in parts)
+    shift = np.zeros(op.size)
+    for own, read, size in parts if affine.adds(op) else ():
+        shift += np.asarray(affine.offset(own, read), np.float64).reshape(-1) * size
+    slack = _slack(op, constants)
     if op.facts.order_preserving:
-        return Equations(ones, [(index, index, ones) for _ in shapes], shift)
+        return Equations(ones, [(index, index, ones) for _ in shapes], shift, slack)
     if not op.facts.scales:
-        return Equations(ones, _triplets(op, constants, shapes), shift)
+        return Equations(ones, _triplets(op, constants, shapes), shift, slack)
     found = [(part, size) for own, read, size in parts for part in _triplets(own, read, shapes)]
     columns = zip(*((row, column, value * size) for (row, column, value), size in found), strict=True)
-    return Equations(ones, [tuple(np.concatenate(column) for column in columns)], shift)  # pyright: ignore
+    return Equations(ones, [tuple(np.concatenate(column) for column in columns)], shift, slack)  # pyright: ignore
+
+
+def _slack(op: Op, constants: Sequence[jax.Array]) -> Array:
+    """How far the sum of several constants may be from exact."""
+    terms, limits = op.facts.terms(op.input_shapes, op.shape, dict(op.params)), jnp.finfo(op.dtype)
+    if not affine.adds(op) or terms < 2:
+        return np.zeros(op.size)
+    sizes = [jnp.abs(value) if jnp.issubdtype(value.dtype, jnp.floating) else value for value in constants]
+    total = np.asarray(affine.offset(op, sizes), np.float64).reshape(-1)
+    return (total > 0) * (affine.gamma(terms + 3, op.dtype) * total + terms * float(limits.tiny))
 
 
 def _triplets(op: Op, constants: Sequence[jax.Array], shapes: Sequence[tuple[int, ...]]) -> list[Triplets]:

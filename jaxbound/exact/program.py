@@ -14,14 +14,14 @@ finite ends allow) and w of the balls, with the reduced cost d = c - A^T y - w,
 the Lagrangian over the box of all columns (Neumaier and Shcherbina, "Safe bounds in linear and mixed-integer linear
 programming", 2004, section 3). A solver only proposes y and w; where they are poor the bound is loose, never wrong.
 
-An exact program also has splits: every v satisfies one of the options of each, which narrows columns and rows. Multipliers
-of the narrowed program bound that part of the values (`tree`).
+An exact program also has splits: every v satisfies one of the options of each, which narrows columns and rows.
+Multipliers of the narrowed program bound that part of the values (`tree`).
 
 Rounding: no term above passes through more than n = (entries of A's fullest column) + rows + 2 columns + 2 balls + 16
-operations, so `lower_bound` subtracts `2 gamma_n` times the sum of all terms' absolute values (Higham 2002, section 3.1).
-A product of x and y that underflows is wrong by at most t (1 + |x|), t the smallest normal number, also where a processor
-takes a subnormal y for 0; every product's absolute value is taken t / eps (1 + |x|) larger, and 2 gamma_n >= n eps.
-Multipliers that are subnormal themselves are not used.
+operations, so `lower_bound` subtracts `2 gamma_n` times the sum of all terms' absolute values (Higham 2002, section
+3.1). A product of x and y that underflows is wrong by at most t (1 + |x|), t the smallest normal number, also where a
+processor takes a subnormal y for 0; every product's absolute value is taken t / eps (1 + |x|) larger, and 2 gamma_n is
+at least n eps. Multipliers that are subnormal themselves are not used.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _lagrangian(program: Program, column: int, sign: float, multipliers: Multipl
         ends = _times(reduced, np.where(reduced > 0, program.lower, program.upper))
         most = np.bincount(rows.column, minlength=width).max(initial=0)
         terms = most + len(rows.lower) + 2 * width + 2 * len(program.balls) + 16
-        magnitude = np.sum(np.abs(constants)) + np.sum(_times(size, reach)) + extra + room * np.sum((1 + size) * (size != 0))
+        magnitude = (
+            np.sum(np.abs(constants)) + np.sum(_times(size, reach)) + extra + room * np.sum((1 + size) * (size != 0))
+        )
         value = np.sum(constants) + np.sum(ends) - 2 * gamma(int(terms), np.float64) * magnitude
     return float(value) if value < np.inf else -np.inf
 
@@ -173,7 +175,7 @@ class Builder:
         return np.arange(self._width - size, self._width)
 
     def add_rows(self, triplets: Sequence[tuple[Array, Array, Array]], lower: Array, upper: Array) -> Array:
-        """New rows from triplets (row, column, value), rows counted from 0, entries of 0 left out; returns their numbers."""
+        """New rows from triplets (row, column, value), counted from 0, entries of 0 left out; returns their numbers."""
         row, column, value = (np.concatenate([np.ravel(part[k]) for part in triplets]) for k in range(3))
         used = value != 0
         shifted = row[used].astype(np.int64) + self._height

@@ -2,9 +2,10 @@
 
 A leaf of the tree is a choice of options for some splits (`program`), and its bound the Lagrangian of the program that
 they narrow, at multipliers that the solver proposes. Every value of the network lies in some leaf, so the least bound
-of all leaves is a bound, whenever the search ends. The leaf with the least bound is branched on next, at the split whose
-options its solution violates most, one child for each option; where there is none, the bound is (nearly) attained, and
-the search is over. A child without values is dropped where multipliers prove that it has none.
+of all leaves is a bound, whenever the search ends. The leaf with the least bound is branched on next, one child for
+each option of the split that its solution violates and that the multipliers depend on most; where it violates none, the
+bound is (nearly) attained, and the search is over. A child without values is dropped where multipliers prove that it
+has none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 
 import numpy as np
 
-from jaxbound.exact.program import Array, Option, Program, is_empty, lower_bound, narrowed
+from jaxbound.exact.program import Array, Program, is_empty, lower_bound, narrowed
 from jaxbound.exact.solvers import Linear
 
 _SOLVED = 1e-7
