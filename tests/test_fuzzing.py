@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
 from fractions import Fraction
 
 import jax.numpy as jnp
@@ -68,12 +67,12 @@ def test_a_planted_fault_is_found_made_small_and_written_down(monkeypatch, tmp_p
     tally = search.Tally()
     found = list(search.run(program, np.random.default_rng(0), np.float32, 20, tally))
     assert found and tally.violations == len(found) and tally.exact > 0
-    small = search.shrink(next(one for one in found if isinstance(one.case.region, jb.Box)))
+    small = search.shrink(next(one for one in found if isinstance(one.case.region, jb.Box) and one.case.rounding))
     assert len(small.case.program.lines) == 1 and small.case.program.size == 1
     path = search.write(small, tmp_path)
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr  # jaxbound itself has no such fault
-    assert "bounds" in done.stdout
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path))
+    assert not ended.value.code  # jaxbound itself has no such fault
 
 
 def test_honest_bounds_pass():
