@@ -46,6 +46,8 @@ class Tally:
 
     structures: int = 0
     cases: int = 0
+    finite: int = 0
+    """Cases whose bounds are all finite."""
     comparisons: int = 0
     exact: int = 0
     """Comparisons with rational numbers."""
@@ -105,6 +107,7 @@ def run(program: Program, rng: np.random.Generator, dtype, count: int, tally: Ta
                 tally.refused += 1
                 continue
             tally.cases += 1
+            tally.finite += bool(np.all(np.isfinite(found)))
             if violation := _first_outside(case, found, reference, rng, tally):
                 tally.violations += 1
                 yield violation
