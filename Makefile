@@ -68,7 +68,7 @@ run-test-latest: $(LATEST)/installed
 	$(LATEST)/bin/python -m pytest -n $(WORKERS) -m "fast and not slow" $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LATEST) docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) docs/_build .pytest_cache .ruff_cache .hypothesis .fuzz
 
 # --- environments -----------------------------------------------------------------------------------------------------
 

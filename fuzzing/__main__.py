@@ -41,7 +41,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which programs")
     parser.add_argument("--cases", type=int, default=20, help="parameters and regions for each program")
     parser.add_argument("--dtype", choices=["both", "float32", "float64"], default="both")
-    parser.add_argument("--folder", type=Path, default=Path("fuzzing/results"), help="progress and scripts")
+    parser.add_argument("--folder", type=Path, default=Path(".fuzz"), help="progress and scripts")
     parser.add_argument("--optimised", action="store_true", help="compile as users do, not as fast as possible")
     parser.add_argument("--verbose", action="store_true", help="say what has been done after each program")
     parser.add_argument("--fresh", action="store_true", help="begin with the seed's first program, keep no progress")
