@@ -4,10 +4,13 @@
 #   make test         the test suite          make lint        format, lint and types
 #   make soundness    the long soundness runs  make bench       timings
 #   make docs         the documentation        make test-latest a fast subset on Python 3.12 and the newest JAX
+#   make fuzz         random programs: SECONDS=60 SEED=0, goes on where the last run of the seed ended
 
 PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
+SECONDS ?= 60
+SEED    ?= 0
 
 VENV   := .venv
 LATEST := .venv-latest
@@ -24,7 +27,7 @@ FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versi
 	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
 	then echo "$$candidate"; break; fi; done
 
-.PHONY: help certify test lint soundness bench docs install-latest test-latest clean
+.PHONY: help certify test lint soundness fuzz bench docs install-latest test-latest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +47,9 @@ lint: $(VENV)/installed-test
 soundness: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --hypothesis-profile=thorough $(ARGS) tests
 
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m fuzzing --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -62,7 +68,7 @@ run-test-latest: $(LATEST)/installed
 	$(LATEST)/bin/python -m pytest -n $(WORKERS) -m "fast and not slow" $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LATEST) docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LATEST) docs/_build .pytest_cache .ruff_cache .hypothesis .fuzz
 
 # --- environments -----------------------------------------------------------------------------------------------------
 

@@ -201,6 +201,7 @@ _AFFINE = {
     "itself twice": lambda x: x + x,
     "window": lambda x: jax.lax.reduce_window(x.reshape(4, 6), 0.0, jax.lax.add, (2, 3), (1, 2), "VALID"),
     "moves": lambda x: jnp.concatenate([x[::2], jnp.ones(3), jnp.take(x, jnp.array([1, 1, 5]))]),
+    "scatter": lambda x: x.at[jnp.array([1, 1, 5])].add(jnp.array([0.1, 0.7, 3.0])),
     "masks": lambda x: jnp.where(jnp.arange(24) % 3 == 0, x, 2.0),
 }  # fmt: skip
 
@@ -215,12 +216,12 @@ def test_matrices_are_the_functions(name):
     values = [np.linspace(-1, 1, 24) ** 3]
     for number, node in enumerate(structure.nodes[1:], 1):
         read = [constants[k] for k in node.constants]
-        parts, shift = encoding.matrices(node.op, read), encoding.shift(node.op, read)
-        value = shift.copy()
-        for source, (row, column, entry) in zip(node.inputs, parts, strict=True):
+        found = encoding.equations(node.op, read)
+        value = np.array(found.shift)
+        for source, (row, column, entry) in zip(node.inputs, found.matrices, strict=True):
             np.add.at(value, row, entry * values[source][column])
-        values.append(value)
-        own.add_affine(number, node, parts, shift, (value, value))
+        values.append(value / found.divisor)
+        own.add_affine(number, node, found, (values[-1], values[-1]))
     assert np.allclose(values[-1], np.asarray(function(jnp.asarray(values[0]))).ravel(), rtol=0, atol=1e-12)
     program, whole = own.builder.program(), np.concatenate(values)
     attained = np.bincount(program.rows.row, program.rows.value * whole[program.rows.column])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import checks
 import checks_choices
+import checks_exact
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,6 +32,7 @@ from jaxbound import (
     regions,
     transform,
 )
+from jaxbound.exact import encoding, oracles, program, tree
 from jaxbound.relaxations import affine, backward, coefficients, convolutions, forward, interval, windows
 from jaxbound.relaxations.enclosures import (
     evaluation,
@@ -46,7 +48,8 @@ from jaxbound.relaxations.enclosures import (
 )
 
 CHECKS: dict[str, Callable[[], None]] = {
-    name.removeprefix("check_"): check for name, check in (checks.CHECKS | checks_choices.CHECKS).items()
+    name.removeprefix("check_"): check
+    for name, check in (checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS).items()
 }
 
 # --- the faults -----------------------------------------------------------------------------------------------------------
@@ -278,6 +281,16 @@ MUTANTS: dict[str, Mutant] = {
     "what comes from a window goes everywhere": Mutant("rewrite_pool_gradient", patterns._MATCHES, "select_and_scatter_add", _changed(lambda f: lambda source, x: f(source, 0 * x))),
     # batches and specifications
     "examples in another order": Mutant("batches", regions, "per_example", _after(lambda region: jax.tree.map(lambda a: jnp.flip(a, 0), region))),
+    # programs
+    "no rounding of a Lagrangian": Mutant("multipliers", program, "gamma", _always(0.0)),
+    "the other end of each row": Mutant("multipliers", program, "_times", lambda original: lambda y, values: abs(original(y, values))),
+    "rounding proves that there is nothing": Mutant("emptiness", program, "gamma", _always(0.0)),
+    "one option taken for all": Mutant("branching", tree, "narrowed", lambda original: lambda whole, options: original(whole, [option for option in options[:1] or (split.options[0] for split in whole.splits[:1])])),
+    "a leaf forgotten": Mutant("branching", program.Builder, "add_split", lambda original: lambda self, column, options: original(self, column, options[1:])),
+    "pieces end early": Mutant("branching", oracles.families, "_pieces", _after(lambda found: (found[0], found[1], found[2] - 0.3 * (found[2] - found[1])))),
+    "subnormal weights dropped": Mutant("equations", encoding, "_parts", lambda _: lambda op, constants: [(op, [jnp.where(jnp.abs(c) < 1e-307, 0, c) for c in constants], 1.0)]),
+    "scaled weights not scaled back": Mutant("equations", encoding, "_parts", _after(lambda parts: [(op, read, 1.0) for op, read, _ in parts])),
+    "a ball of half the radius": Mutant("balls", program.Builder, "add_ball", lambda original: lambda self, columns, center, radius: original(self, columns, center, radius / 2)),
     "specification of the wrong sign": Mutant("interval_program", network.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ program     programs, and lower bounds of them from any multipliers
 solvers     HiGHS and Clarabel, which propose the multipliers
 families    planes around a nonlinear node
 encoding    nodes of a graph as rows
+tree        branch and bound
 oracles     the methods `LP` and `MILP`
 """
 

@@ -19,6 +19,7 @@ from jaxbound.driver import Run
 from jaxbound.exact import encoding, families, solvers
 from jaxbound.exact.encoding import Encoding
 from jaxbound.exact.program import Array, lower_bound
+from jaxbound.exact.tree import Tree
 from jaxbound.graph import NONLINEAR, Graph, Node
 from jaxbound.methods import Bounded, Ends, Method, Request, check_method, output_nodes
 from jaxbound.relaxations import interval
@@ -91,7 +92,8 @@ class LP(_Oracle):
 class MILP(_Oracle):
     """The exact range of piecewise linear networks, by branch and bound.
 
-    `lower <= fn(x) <= upper`, with equality up to the solver's tolerances where it finishes. A host loop like `LP`.
+    `lower <= fn(x) <= upper` in exact arithmetic like `LP`, whatever the solver did, and with equality up to its
+    tolerances where the search finishes. A host loop.
 
     Args:
         pre_activation: the method that bounds the inputs of nonlinearities, `LP()` by default; None for the program
@@ -102,7 +104,7 @@ class MILP(_Oracle):
         UnsupportedError: a nonlinearity is not piecewise linear.
         ArgumentError: a region is a ball of another norm than 1 or infinity.
 
-    Rounding: HiGHS's best bound less its tolerances (`exact.solvers`); right if HiGHS is, up to those.
+    Rounding: as `LP`; a bound is the least of the leaves' Lagrangians (`exact.tree`).
 
     Reference: Tjeng et al., "Evaluating robustness of neural networks with mixed integer programming", 2019.
 
@@ -212,8 +214,8 @@ class _Build:
                     graph.constants[c] if graph.axes is None or graph.axes[c] is None else graph.constants[c][k]
                     for c in node.constants
                 ]
-                shared = encoding.matrices(node.op, read), encoding.shift(node.op, read)
-            own.add_affine(number, node, *shared, self.ends(k, number))
+                shared = encoding.equations(node.op, read)
+            own.add_affine(number, node, shared, self.ends(k, number))
 
     def bounded(self, number: int, needed: Array | None, sides: str) -> Ends:
         """Bounds of a node over the programs so far; entries that are not needed keep what was known."""
@@ -261,9 +263,7 @@ def _relaxed(program) -> Callable[[int, float], float]:
 
 def _branched(program, time_limit: float | None) -> Callable[[int, float], float]:
     """A bound by branch and bound where something is to branch on."""
-    if not program.whole.any():
-        return _relaxed(program)
-    return solvers.Integer(program, time_limit).lower_bound
+    return Tree(program, time_limit).lower_bound if program.splits else _relaxed(program)
 
 
 def _outward(value: float, dtype, sign: int):

@@ -1,17 +1,12 @@
-"""The solvers: HiGHS for linear and mixed-integer programs, Clarabel for those with l_2 balls.
+"""The solvers: HiGHS for linear programs, Clarabel for those with l_2 balls.
 
 `multipliers` proposes a dual solution for one objective after another over one program; `program.lower_bound` turns it
 into a bound that holds whatever the solver did. HiGHS starts each objective from the last basis.
-
-`integer_bound` returns what HiGHS's branch and bound proved, `mip_dual_bound`. Its relaxations are solved with duals
-that may be infeasible by the tolerance, which costs at most that times the width of the box of all columns, and its
-values are relative to another tolerance; both are subtracted. This bound rests on HiGHS being right up to them.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +15,7 @@ from jaxbound import errors
 from jaxbound.exact.program import Array, Multipliers, Program
 
 _TOLERANCE = 1e-9
-"""Feasibility and optimality of HiGHS; the duals of its branch and bound take a tenth."""
+"""Feasibility and optimality of HiGHS."""
 
 
 class Solver(Protocol):
@@ -52,40 +47,59 @@ def needed(name: str) -> Any:
 
 
 class Linear:
-    """HiGHS's simplex method."""
+    """HiGHS's simplex method, in units in which columns and rows are of size 1: it drops small entries of a matrix.
+
+    `values` is where the last minimum is attained, `ray` are multipliers that prove that there is none; None otherwise.
+    """
+
+    values: Array | None = None
+    ray: Multipliers | None = None
 
     def __init__(self, program: Program):
-        self._model, self._height = _highs(program, integral=False), len(program.rows.lower)
+        reach = np.maximum(np.abs(program.lower), np.abs(program.upper))
+        self._unit = _power_of_two(np.where(np.isfinite(reach), reach, 1))
+        width, height = len(program.lower), len(program.rows.lower)
+        starts, index, values = _by_rows(program)
+        values = values * self._unit[index]
+        row, peak = np.repeat(np.arange(height), np.diff(starts)), np.zeros(height)
+        np.maximum.at(peak, row, np.abs(values))
+        self._weight = 1 / _power_of_two(peak)
+        self._highs, self._model = needed("highspy"), _highs()
+        columns, rows = self._ends(program)
+        self._model.passModel(
+            width, height, len(values), 2, 1, 0.0, np.zeros(width), *columns, *rows,
+            starts, index, values * self._weight[row], np.zeros(width, np.int32),
+        )  # fmt: skip
+
+    def _ends(self, program: Program) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        lower = np.where(program.stated, program.lower, -np.inf)
+        upper = np.where(program.stated, program.upper, np.inf)
+        rows = program.rows.lower * self._weight, program.rows.upper * self._weight
+        return (lower / self._unit, upper / self._unit), rows
+
+    def narrow(self, program: Program) -> None:
+        """Solve this program from now on, which has other ends of columns and rows."""
+        columns, rows = self._ends(program)
+        for change, ends in ((self._model.changeColsBounds, columns), (self._model.changeRowsBounds, rows)):
+            change(len(ends[0]), np.arange(len(ends[0]), dtype=np.int32), *ends)
 
     def multipliers(self, column: int, sign: float) -> Multipliers | None:
         """For the minimum of `sign * v[column]`."""
-        self._model.changeColCost(column, sign)
-        self._model.run()
-        self._model.changeColCost(column, 0.0)
-        found = np.array(self._model.getSolution().row_dual, np.float64)
-        usable = found.shape == (self._height,) and bool(np.all(np.isfinite(found)))
-        return Multipliers(found, ()) if usable else None
-
-
-class Integer:
-    """HiGHS's branch and bound."""
-
-    def __init__(self, program: Program, time_limit: float | None):
-        self._program, self._time_limit = program, time_limit
-        widths = program.upper - program.lower
-        self._slack = _TOLERANCE / 10 * float(np.sum(widths[np.isfinite(widths)]))
-
-    def lower_bound(self, column: int, sign: float) -> float:
-        """What was proved of the minimum of `sign * v[column]`, less the tolerances; -inf if nothing was."""
-        known, model = needed("highspy").HighsModelStatus, _highs(self._program, integral=True)
-        if self._time_limit is not None:
-            model.setOptionValue("time_limit", float(self._time_limit))
+        model, status = self._model, self._highs.HighsModelStatus
         model.changeColCost(column, sign)
         model.run()
-        proved = float(model.getInfo().mip_dual_bound)
-        if model.getModelStatus() not in (known.kOptimal, known.kTimeLimit) or not math.isfinite(proved):
-            return -math.inf
-        return proved - self._slack - _TOLERANCE * (1 + abs(proved))
+        found, ended = model.getSolution(), model.getModelStatus()
+        self.values = np.array(found.col_value, np.float64) * self._unit if ended == status.kOptimal else None
+        _, exists, ray = model.getDualRay() if ended == status.kInfeasible else (None, False, None)
+        self.ray = self._of_rows(ray, 1.0) if exists else None
+        model.changeColCost(column, 0.0)
+        return self._of_rows(found.row_dual, self._unit[column])
+
+    def _of_rows(self, found, unit: float) -> Multipliers | None:
+        found = np.array(found, np.float64)
+        if found.shape != self._weight.shape or not np.all(np.isfinite(found)):
+            return None
+        return Multipliers(found * self._weight * unit, ())
 
 
 class Cones:
@@ -142,25 +156,19 @@ def _equations(lower: Array, upper: Array) -> tuple[Array, Array, Array]:
     return same, ~same & (upper < np.inf), ~same & (lower > -np.inf)
 
 
-def _highs(program: Program, *, integral: bool) -> Any:
-    """HiGHS with the program and no objective."""
-    highs = needed("highspy")
-    model = highs.Highs()
+def _power_of_two(size: Array) -> Array:
+    """Near a size; 1 for zero."""
+    return np.exp2(np.round(np.log2(np.where(size > 0, np.clip(size, 1e-150, 1e150), 1))))
+
+
+def _highs() -> Any:
+    """HiGHS without a program."""
+    model = needed("highspy").Highs()
     for option, value in {
         "output_flag": False, "threads": 1, "primal_feasibility_tolerance": _TOLERANCE,
-        "dual_feasibility_tolerance": _TOLERANCE, "mip_feasibility_tolerance": _TOLERANCE,
-        "mip_rel_gap": 0.0, "mip_abs_gap": _TOLERANCE,
+        "dual_feasibility_tolerance": _TOLERANCE, "small_matrix_value": 1e-12,
     }.items():  # fmt: skip
         model.setOptionValue(option, value)
-    starts, index, values = _by_rows(program)
-    width, height = len(program.lower), len(program.rows.lower)
-    lower = np.where(program.stated, program.lower, -np.inf)
-    upper = np.where(program.stated, program.upper, np.inf)
-    whole = (program.whole & integral).astype(np.int32)
-    model.passModel(
-        width, height, len(values), 2, 1, 0.0, np.zeros(width), lower, upper,
-        program.rows.lower, program.rows.upper, starts, index, values, whole,
-    )  # fmt: skip
     return model
 
 
