@@ -41,7 +41,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar
 
@@ -54,6 +54,7 @@ from jax._src import source_info_util as _source_info
 from jax._src import xla_bridge as _xla_bridge
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.interpreters import partial_eval as _partial_eval
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
@@ -66,6 +67,7 @@ __all__ = [
     "Primitive",
     "ShapedArray",
     "Var",
+    "all_equations",
     "backend_started",
     "bind",
     "call_jaxpr",
@@ -78,6 +80,7 @@ __all__ = [
     "module_path",
     "scan_counts",
     "source_line",
+    "used_part",
 ]
 
 P = ParamSpec("P")
@@ -157,6 +160,23 @@ def _plain(callee) -> Callable | None:
 
 _PLAIN: dict[str, Callable] = {"exp_neg_sq": lambda x: jnp.exp(-jnp.square(x))}
 """Used by the derivatives of erf and erfc since 0.12."""
+
+
+def all_equations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
+    """The equations of a jaxpr, and of those among their parameters."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from all_equations(inner)
+
+
+def used_part(closed: ClosedJaxpr) -> Jaxpr:
+    """A jaxpr without the equations that none of its results needs, in calls and loops too."""
+    jaxpr = closed.jaxpr
+    return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:

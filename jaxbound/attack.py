@@ -72,7 +72,7 @@ def pgd(
     restarts: int = 1,
     step_size: ArrayLike | None = None,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Attack:
@@ -81,7 +81,7 @@ def pgd(
     `certified margin <= margin` for every sound certificate of the same examples and regions.
 
     Args:
-        params: a variables dict, a parameter tree, a `TrainState` or an NNX module.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: a batch `(batch, ...)`, or a region whose first axis is the batch; then `eps`, `norm` and `clip` are omitted.
         labels: true classes, int `(batch,)`; `()` for a single example of a chain of Dense layers.
         eps: radius in `norm`, shape `()` or `(batch,)`.
@@ -90,7 +90,7 @@ def pgd(
         restarts: number of starts: x itself, then random points of the region.
         step_size: length of a step in `norm`; by default 2.5 * eps / steps.
         apply_fn: the model's `apply`; None for a chain of Dense layers with `activation` between.
-        activation: of a chain of Dense layers.
+        activation: of a chain of Dense layers; ReLU, with a warning, if it is not given.
         norm: p >= 1.
         clip: None or `(low, high)`, which every attacked input keeps to.
 
@@ -106,7 +106,8 @@ def pgd(
     Reference: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1.
 
     >>> chain = [(jnp.eye(2), jnp.zeros(2))]
-    >>> pgd(chain, jnp.array([[0.5, 0.4]]), jnp.array([0]), 0.2, key=jax.random.key(0)).margin.round(3)
+    >>> x, labels = jnp.array([[0.5, 0.4]]), jnp.array([0])
+    >>> pgd(chain, x, labels, 0.2, key=jax.random.key(0), activation="relu").margin.round(3)
     Array([-0.3], dtype=float32)
     """
     points = _middle(x) if is_region(x) else x

@@ -114,7 +114,7 @@ def margins(
     *,
     method: Method,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     memory_limit: int | None = None,
@@ -125,13 +125,13 @@ def margins(
     y = labels[i] and j the k-th class that is not y. A plain JAX function for `jit`, `vmap`, `grad` and `pmap`.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         labels: true classes, int (batch,); () for one example.
         eps: radius in the given norm, shape () or (batch,).
         method: how to bound, e.g. `jaxbound.Crown()`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
         clip: None or `(low, high)`: the range of valid inputs.
         memory_limit: bytes that the coefficients of a backward pass may take.
@@ -148,7 +148,7 @@ def margins(
 
     >>> from jaxbound import IBP
     >>> layers = [(jnp.eye(2), jnp.zeros(2))]
-    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP()).round(3)
+    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP(), activation="relu").round(3)
     Array([[0.25]], dtype=float32)
     """
     _check_method(method)
@@ -211,7 +211,8 @@ class Report:
         seconds: wall time of all batches, those of an earlier run included.
 
     >>> from jaxbound import IBP
-    >>> report = certify([(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0]), 0.5, method=IBP())
+    >>> layers, x, labels = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0])
+    >>> report = certify(layers, x, labels, 0.5, method=IBP(), activation="relu")
     >>> report.clean_error, report.verified_error
     (0.0, 1.0)
     """
@@ -265,7 +266,7 @@ def certify(
     *,
     method: Method,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     batch_size: int | None = None,
@@ -284,7 +285,7 @@ def certify(
 
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
-            float64.
+            float64; Dense layers without apply_fn want activation, since no certificate guesses the network.
         method: how to bound; its guarantee is "certified".
         batch_size: examples at once on a device; by default what fits into the memory limit, at most 256.
         memory_limit: bytes that the coefficients of a backward pass may take, per device.
@@ -309,14 +310,14 @@ def certify(
     >>> from jaxbound import IBP
     >>> layers = [(jnp.eye(2), jnp.zeros(2))]
     >>> x, labels = jnp.array([[0.75, 0.25], [0.5, 0.25]]), jnp.array([0, 0])
-    >>> certify(layers, x, labels, 0.125, method=IBP()).verified
+    >>> certify(layers, x, labels, 0.125, method=IBP(), activation="relu").verified
     array([ True, False])
     """
     _check_certified(method)
     if rounding not in ("outward", None):
         raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
     x, labels = x if is_region(x) else np.asarray(x), np.asarray(labels)
-    network = resolve(params, x, apply_fn, activation)
+    network = resolve(params, x, apply_fn, activation, certificate="certify")
     region = _host_region(network, x, eps, norm, clip)
     if not network.batched:
         network, region, labels = network._replace(batched=True), _with_batch_axis(region), labels[None]
@@ -373,9 +374,10 @@ def check_against_attack(report: Report, attack: Attack) -> None:
     >>> import jax
     >>> from jaxbound import IBP, pgd
     >>> network = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.75, 0.25]]), jnp.array([0])
-    >>> report = certify(*network, 0.125, method=IBP())
-    >>> check_against_attack(report, pgd(*network, 0.125, key=jax.random.key(0)))
-    >>> check_against_attack(report, pgd(*network, 0.5, key=jax.random.key(0)))  # a larger ball: not what was certified
+    >>> report = certify(*network, 0.125, method=IBP(), activation="relu")
+    >>> attack = functools.partial(pgd, key=jax.random.key(0), activation="relu")
+    >>> check_against_attack(report, attack(*network, 0.125))
+    >>> check_against_attack(report, attack(*network, 0.5))  # a larger ball: not what was certified
     Traceback (most recent call last):
     jaxbound.errors.SoundnessError: an attack broke 1 example that IBP() had verified: ...
     """

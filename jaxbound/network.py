@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxbound import _compat, errors, regions
+from jaxbound import _compat, errors, independence, regions
 from jaxbound.bounds import Estimate, Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
 from jaxbound.polytope import ConvexPolytope
@@ -50,39 +50,97 @@ class Network(NamedTuple):
 # --- the functions of one example -------------------------------------------------------------------------------------
 
 
-def _in_full_precision(call: Callable) -> Callable:
-    """What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16."""
+class _OfBatch:
+    """A function of one example, from one of a batch: its value on a batch of one, in full precision.
 
-    @functools.wraps(call)
-    def computed(*args):
-        with jax.default_matmul_precision("highest"):
-            return call(*args)
+    What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16.
+    """
 
-    return computed
+    def __call__(self, variables, example):
+        """The output for one example."""
+        return jax.tree.map(self._only, self.on_batch(variables, example[None]))
+
+    def on_batch(self, variables, batch):
+        """The outputs for a batch; what the network raises becomes an `ArgumentError`."""
+        try:
+            with jax.default_matmul_precision("highest"):
+                return self._outputs(variables, batch)
+        except errors.JaxboundError:
+            raise
+        except Exception as error:
+            raise errors.network_failed(np.shape(batch), error) from error
+
+    def _outputs(self, variables, batch):
+        raise NotImplementedError
+
+    @staticmethod
+    def _only(leaf):
+        if np.shape(leaf)[:1] != (1,):
+            raise errors.ArgumentError(
+                f"the network gives shape {np.shape(leaf)} for a batch of one example: it takes a batch and gives one, "
+                "as jax.vmap makes of a function of one example"
+            )
+        return leaf[0]
 
 
 @dataclass(frozen=True)
-class Applied:
-    """`apply_fn(variables, x)` on a batch of one."""
+class Applied(_OfBatch):
+    """`apply_fn(variables, batch)`."""
 
     apply_fn: Callable
 
-    @_in_full_precision
-    def __call__(self, variables, example):
-        """The output for one example."""
-        return jax.tree.map(lambda leaf: leaf[0], self.apply_fn(variables, example[None]))
+    def _outputs(self, variables, batch):
+        return self.apply_fn(variables, batch)
 
 
 @dataclass(frozen=True)
-class Merged:
-    """An NNX module, from its definition and state."""
+class Linen(_OfBatch):
+    """A Linen module, which compares by its fields."""
+
+    module: nn.Module
+
+    def _outputs(self, variables, batch):
+        return self.module.apply(variables, batch)
+
+
+@dataclass(frozen=True)
+class Merged(_OfBatch):
+    """An NNX module, from its definition and state; called, or given to apply_fn."""
 
     definition: Any
+    apply_fn: Callable | None = None
 
-    @_in_full_precision
-    def __call__(self, state, example):
-        """The output for one example."""
-        return jax.tree.map(lambda leaf: leaf[0], nnx.merge(self.definition, state)(example[None]))
+    def _outputs(self, variables, batch):
+        module = nnx.merge(self.definition, variables)
+        return module(batch) if self.apply_fn is None else self.apply_fn(module, batch)
+
+
+@dataclass(frozen=True)
+class Rebuilt(_OfBatch):
+    """A callable pytree (Equinox) from its arrays and the rest; called on one example, or given to apply_fn."""
+
+    tree: Any
+    rest: tuple
+    apply_fn: Callable | None
+
+    def _outputs(self, variables, batch):
+        arrays = iter(variables)
+        module = jax.tree.unflatten(self.tree, [next(arrays) if part is _ARRAY else part for part in self.rest])
+        return jax.vmap(module)(batch) if self.apply_fn is None else self.apply_fn(module, batch)
+
+
+@dataclass(frozen=True)
+class Stateless(_OfBatch):
+    """A Keras model on the JAX backend, as it predicts."""
+
+    model: Any
+
+    def _outputs(self, variables, batch):
+        return self.model.stateless_call(*variables, batch, training=False)[0]
+
+
+_ARRAY = object()
+"""Stands for an array among the leaves of a `Rebuilt` tree."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +149,14 @@ class Chain:
 
     activation: Callable
 
-    @_in_full_precision
     def __call__(self, layers, example):
         """The output for one example, flattened first."""
         value = example.reshape(-1)
-        for number, (kernel, bias) in enumerate(layers):
-            value = value @ kernel if bias is None else value @ kernel + bias
-            if number < len(layers) - 1:
-                value = self.activation(value)
+        with jax.default_matmul_precision("highest"):
+            for number, (kernel, bias) in enumerate(layers):
+                value = value @ kernel if bias is None else value @ kernel + bias
+                if number < len(layers) - 1:
+                    value = self.activation(value)
         return value
 
 
@@ -113,52 +171,118 @@ class Specified:
         return spec @ self.network(variables, example).reshape(-1)
 
 
-def per_example_function(
-    params, x, apply_fn: Callable | None, activation: str | Callable
-) -> tuple[Callable, object, object]:
+def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, object, object]:
     """A network as `(fn, variables, x)` with `fn(variables, example)` and x a batch.
 
     Args:
-        params: see `resolve`.
+        params, apply_fn, activation: see `resolve`.
         x: a batch, or one example of a Dense chain, which then gets a batch axis.
-        apply_fn: see `resolve`.
-        activation: see `resolve`.
     """
     network = resolve(params, x, apply_fn, activation)
     return network.function, network.variables, x if network.batched else jnp.asarray(x)[None]
 
 
-def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "relu") -> Network:
+def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, certificate: str = "") -> Network:
     """Find out what a network is.
 
     Args:
-        params: a variables dict, a bare parameter tree, a `TrainState`, an NNX module, or Dense layers: a list of
-            `(kernel, bias)` or `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
+        params: a variables dict, a bare parameter tree, a `TrainState`; a bound Linen module, an NNX module, a callable
+            pytree of one example (Equinox), a Keras model; or Dense layers: a list of `(kernel, bias)` or
+            `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
         x: the input, array or region.
-        apply_fn: a Linen `module.apply` (bare trees are wrapped as `{"params": ...}`), or any `f(params, batch)`.
-        activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable.
+        apply_fn: a Linen module or its `apply` (bare trees are wrapped as `{"params": ...}`), or any
+            `f(params, batch)`, to which modules go as they are and a `TrainState` as its variables.
+        activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable. None for
+            ReLU, which is then an assumption, as the order of the layers by their names is.
+        certificate: the function that gives a certificate, which rests on no assumption.
 
     Raises:
-        ArgumentError: the parameters are ambiguous; the message says what to pass.
+        ArgumentError: the parameters are ambiguous, the network cannot be evaluated, or it mixes the examples of a
+            batch; the message says what to pass.
+
+    Warns:
+        AssumedNetworkWarning: what network the parameters are taken for, or that random numbers are drawn.
     """
+    if any(map(is_region, jax.tree.leaves(params, is_leaf=is_region))):
+        raise errors.argument("params", "hold regions", "bound a function of its weights by jaxbound.bound(fn, method)")
+    network = _module(params, x, apply_fn)
+    if network is None:
+        return _chain(_plain(params), x, activation, certificate)
+    struct = _struct(x)
+    if struct is not None:
+        independence.check(network.function.on_batch, network.variables, struct)
+    return network
+
+
+def _module(params, x, apply_fn) -> Network | None:
+    """The network that a module, a state or apply_fn says; None where there is none of them."""
+    if isinstance(apply_fn, nn.Module):
+        apply_fn = apply_fn.apply
+    if apply_fn is not None and not callable(apply_fn):
+        way_out = "pass a function (variables, batch) -> outputs; for Haiku haiku.without_apply_rng(transformed).apply"
+        raise errors.argument_type("apply_fn", f"is a {type(apply_fn).__name__}", way_out)
     if isinstance(params, nnx.Module):
-        viewed = _evaluation_view(params)
-        definition, state = nnx.split(viewed)
-        return Network(Merged(definition), state, True)
-    if apply_fn is None and callable(getattr(params, "apply_fn", None)) and hasattr(params, "params"):
-        apply_fn, params = params.apply_fn, _state_variables(params)
+        definition, state = nnx.split(_evaluation_view(params))
+        return Network(Merged(definition, apply_fn and _hashable(apply_fn)), state, True)
+    if isinstance(params, nn.Module):
+        if params.scope is None:
+            raise errors.argument("params", "are a module without variables", "pass model.bind(variables)")
+        module, variables = params.unbind()
+        return Network(Linen(module), _plain(variables), True)
+    if hasattr(params, "stateless_call") and apply_fn is None:
+        parts = params.trainable_variables, params.non_trainable_variables
+        values = [[variable.value for variable in part] for part in parts]
+        return Network(Stateless(params), values, True)
+    if callable(getattr(params, "apply_fn", None)) and hasattr(params, "params"):
+        apply_fn, params = apply_fn or params.apply_fn, _state_variables(params)
+    leaves, tree = jax.tree.flatten(params)
+    if callable(params) and not jax.tree_util.treedef_is_leaf(tree):
+        arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+        rest = tuple(_ARRAY if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+        return Network(Rebuilt(tree, rest, apply_fn and _hashable(apply_fn)), arrays, True)
+    if apply_fn is None:
+        return None
     params = _plain(params)
-    if apply_fn is not None:
-        if _is_linen(apply_fn) and not (isinstance(params, Mapping) and "params" in params):
-            params = {"params": params}
-        return Network(Applied(_hashable(apply_fn)), params, True)
-    layers = _dense_chain(params)
+    if _is_linen(apply_fn) and not (isinstance(params, Mapping) and "params" in params):
+        params = {"params": params}
+    return Network(Applied(_hashable(apply_fn)), params, True)
+
+
+def _struct(x) -> jax.ShapeDtypeStruct | None:
+    """One example of a batch; None where x is none, which is refused elsewhere."""
+    if not is_region(x) and not hasattr(x, "dtype"):
+        return None
+    shape = lambda array: jax.ShapeDtypeStruct(np.shape(array), jnp.result_type(array))  # noqa: E731
+    struct = regions.leaf_struct(x) if is_region(x) else shape(x)
+    if not struct.shape or not jnp.issubdtype(struct.dtype, jnp.floating):
+        return None
+    return jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+
+
+def _chain(params, x, activation, certificate: str) -> Network:
+    """A chain of Dense layers, assumed or said."""
+    names, layers = _dense_chain(params)
+    if activation is None:
+        widths = [layers[0][0].shape[0], *(kernel.shape[1] for kernel, _ in layers)]
+        shown = widths if len(widths) < 8 else [*widths[:3], "...", *widths[-3:]]
+        shape = f"{' -> '.join(map(str, shown))} with relu between its layers, in the order of their names"
+        if certificate:
+            raise errors.ArgumentError(
+                f"{certificate} does not guess the network, which may be a Dense chain {shape}, or not: pass "
+                'apply_fn=model.apply, a module, a TrainState, or activation="relu" if it is'
+            )
+        errors.warn_once(
+            f"the parameters are taken for a Dense chain {shape}: pass activation=\"relu\" if that is so, and "
+            "apply_fn=model.apply if not",
+            errors.AssumedNetworkWarning, (tuple(kernel.shape for kernel, _ in layers), names),
+        )  # fmt: skip
+    function = Chain(_activation("relu" if activation is None else activation))
     size = layers[0][0].shape[0]
     shape = regions.leaf_struct(x).shape if is_region(x) else np.shape(x)
     if len(shape) > 1 and int(np.prod(shape[1:])) == size:
-        return Network(Chain(_activation(activation)), layers, True)
+        return Network(function, layers, True)
     if int(np.prod(shape)) == size:
-        return Network(Chain(_activation(activation)), layers, False)
+        return Network(function, layers, False)
     raise errors.ArgumentError(
         f"x has shape {shape}, but the first kernel takes {size} numbers: pass x of shape (batch, {size}) or ({size},)"
     )
@@ -218,11 +342,12 @@ def _activation(activation: str | Callable) -> Callable:
     raise errors.ArgumentError(f"activation={activation!r} is not a function of jax.nn or jax.numpy: pass a callable")
 
 
-def _dense_chain(params) -> tuple:
-    """The kernels and biases of a chain of Dense layers, or an error that says why it is not one."""
-    layers = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params
+def _dense_chain(params) -> tuple[tuple, tuple]:
+    """The names, and the kernels and biases, of a chain of Dense layers, or an error that says why it is not one."""
+    layers, names = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params, ()
     if isinstance(layers, Mapping):
-        layers = [layers[name] for name in _in_order(list(layers))]
+        names = tuple(_in_order(list(layers)))
+        layers = [layers[name] for name in names]
     if not isinstance(layers, list | tuple) or not layers:
         raise _ambiguous(f"the parameters are a {type(params).__name__}")
     chain = []
@@ -242,7 +367,7 @@ def _dense_chain(params) -> tuple:
                 f"layer {number} takes {kernel.shape[0]} numbers, not the {chain[-1][0].shape[1]} made before"
             )
         chain.append((kernel, bias))
-    return tuple(chain)
+    return names, tuple(chain)
 
 
 def _in_order(names: list[str]) -> list[str]:
@@ -359,7 +484,7 @@ def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both
 
 
 def bound_network(
-    method: Method, params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+    method: Method, params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
     sides="both", memory_limit=None,
 ) -> Interval | Estimate:  # fmt: skip
     """Bounds of a network's outputs, or of linear specifications of them, over a ball around every example.
@@ -368,11 +493,11 @@ def bound_network(
 
     Args:
         method: how to bound.
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         eps: radius in the given norm, shape () or (batch,).
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
         clip: None or `(low, high)`: the range of valid inputs.
         spec: None, (specs, outputs) or (batch, specs, outputs), composed with the network's last affine map.
@@ -414,7 +539,7 @@ def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bound
 
 def _named(name: str, method: type[Method], what: str, reference: str) -> Callable:
     def function(
-        params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+        params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
         sides="both", memory_limit=None, **options,
     ) -> Interval | Estimate:  # fmt: skip
         return bound_network(

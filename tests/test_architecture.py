@@ -20,7 +20,7 @@ ROOMS = (
     ("errors",),  # before _compat, which raises
     ("_compat",),
     ("compilation",),
-    ("programs",),
+    ("programs", "independence"),
     ("balls",),
     ("regions",),
     ("bounds",),
