@@ -6,7 +6,7 @@ Flax networks; `certify` turns bounds into certificates. See README.md.
 
 from jaxbound.attack import Attack, pgd
 from jaxbound.bounds import Estimate, Interval, LinearBounds
-from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound.certify import certify, check_against_attack, margin_spec, margins
 from jaxbound.compilation import compilation_cache
 from jaxbound.errors import (
     ArgumentError,
@@ -37,6 +37,7 @@ from jaxbound.polytope import ConvexPolytope
 from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
+from jaxbound.report import Report
 from jaxbound.transform import bound, explain, linear_bounds, pre_activation_bounds
 from jaxbound.tuning import Frown, tune
 

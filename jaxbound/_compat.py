@@ -1,5 +1,7 @@
 """Everything that depends on JAX's version or on what JAX calls private, and the guard against its CPU miscompilation.
 
+Length: one place to look at when JAX changes; a third of it is what was measured.
+
 Names. `Primitive, Jaxpr, ClosedJaxpr, Literal, Var, JaxprEqn` are the ones that JAX >= 0.10.1 exports for interpreters.
 Measured on 0.10.2 and 0.12.0.1:
 
@@ -49,6 +51,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import source_info_util as _source_info
 from jax._src import xla_bridge as _xla_bridge
@@ -80,7 +83,9 @@ __all__ = [
     "module_path",
     "scan_counts",
     "source_line",
+    "unchecked_types",
     "used_part",
+    "varying_axes",
 ]
 
 P = ParamSpec("P")
@@ -185,6 +190,19 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     constants, carry, _ = params["ft_in"].unpack()
     return len(constants), len(carry)
+
+
+def varying_axes(array: jax.Array) -> frozenset:
+    """The axes of a `shard_map` over which an array varies, by its type; none where types are not checked."""
+    if not _config._check_vma.value:
+        return frozenset()
+    aval = jax.typeof(array)
+    return getattr(getattr(aval, "mat", None), "varying", getattr(aval, "vma", frozenset()))
+
+
+def unchecked_types() -> Any:
+    """A context in which operations may mix arrays that vary over a `shard_map`'s axes and arrays that do not."""
+    return _config._check_vma(False)
 
 
 def bind(primitive: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) -> Any:

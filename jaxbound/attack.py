@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
 from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
@@ -40,6 +41,7 @@ from jaxbound.regions import (
     project,
     sample,
 )
+from jaxbound.sharding import anywhere
 
 _SHARE = 0.01  # of the coordinates that move in one step under the 1-norm
 
@@ -61,6 +63,7 @@ class Attack(NamedTuple):
     success: jax.Array
 
 
+@anywhere
 def pgd(
     params: object,
     x: ArrayLike | Region,
@@ -174,19 +177,23 @@ class _Closed:
 
 def _checked(function, variables, x, region, labels, key, steps, restarts, step_size) -> Attack:
     if restarts < 1 or steps < 0:
-        raise ValueError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
+        raise errors.ArgumentError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
     struct = leaf_struct(region)
     x, labels = owned(x, struct.dtype), _checked_labels(labels, struct.shape[0])
     if x.shape != struct.shape:
-        raise ValueError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
+        raise errors.ArgumentError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
     logits = jax.eval_shape(function, variables, jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype))
     if len(logits.shape) != 1:
-        raise ValueError(f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}")
+        raise errors.ArgumentError(
+            f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}"
+        )
     classes = logits.shape[0]
     if not is_tracer(labels):
         wrong = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= classes)]
         if wrong.size:
-            raise ValueError(f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}")
+            raise errors.ArgumentError(
+                f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}"
+            )
 
     compiled = not is_tracing() and _is_hashable(function)
     pieces = (_compiled if compiled else _pieces)(function, restarts)
@@ -210,18 +217,22 @@ def _middle(region: Region) -> ArrayLike:
 def _checked_labels(labels: ArrayLike, batch: int) -> jax.Array:
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"pgd: labels are {labels.dtype}; pass class indices as integers")
+        raise errors.ArgumentTypeError(f"pgd: labels are {labels.dtype}; pass class indices as integers")
     if labels.shape != (batch,):
-        raise ValueError(f"pgd: labels have shape {labels.shape}, and the batch needs ({batch},)")
+        raise errors.ArgumentError(f"pgd: labels have shape {labels.shape}, and the batch needs ({batch},)")
     return labels
 
 
 def _example_keys(key: jax.Array, batch: int) -> jax.Array:
     """One key per example, which depends on the example's index and not on how many there are."""
+    if not hasattr(key, "dtype"):
+        raise errors.argument_type("key", f"is {key!r}", "pass a PRNG key such as jax.random.key(0)")
     single = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1
     if key.ndim > single:
         if key.shape[0] != batch:
-            raise ValueError(f"pgd: {key.shape[0]} keys for {batch} examples; pass one key, or one per example")
+            raise errors.ArgumentError(
+                f"pgd: {key.shape[0]} keys for {batch} examples; pass one key, or one per example"
+            )
         return key
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch))
 

@@ -28,7 +28,6 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +38,12 @@ from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, records, regions
 from jaxbound.attack import Attack
+from jaxbound.functions import on_batch
 from jaxbound.methods import Forward, Method
 from jaxbound.network import (
     MEMORY_LIMIT,
     Network,
+    check_types,
     example_of,
     output_struct,
     outputs_of,
@@ -54,6 +55,8 @@ from jaxbound.network import (
 from jaxbound.programs import Traced
 from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.report import Report, remarks
+from jaxbound.sharding import anywhere
 from jaxbound.transform import forget_stale
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
@@ -106,6 +109,7 @@ def _margin_rows(true: jax.Array, num_classes: int) -> jax.Array:
     return jnp.where((true >= 0) & (true < num_classes), rows, jnp.nan)
 
 
+@anywhere
 def margins(
     params,
     x: ArrayLike | Region,
@@ -194,70 +198,6 @@ def _check_method(method: object) -> None:
 # --- certificates -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What `certify` found, one row per example; arrays are NumPy's.
-
-    Args:
-        margins: (N, classes - 1), lower bounds of the margins, j ascending.
-        rounding: (N, classes - 1), how much of each may be rounding error; zeros with rounding=None.
-        verified: bool (N,), every margin is finite and exceeds its rounding.
-        correct: bool (N,), the clean prediction is right (a tie is not).
-        eps: the radius, () or (N,), rounded up to the dtype of the computation; None for a `Box`.
-        norm: the p of the balls; inf for a `Box`.
-        method: the method's repr.
-        batch_size: examples at once; the last batch may hold fewer.
-        first_batch_seconds: wall time of the first batch: compiling and running.
-        seconds: wall time of all batches, those of an earlier run included.
-
-    >>> from jaxbound import IBP
-    >>> layers, x, labels = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0])
-    >>> report = certify(layers, x, labels, 0.5, method=IBP(), activation="relu")
-    >>> report.clean_error, report.verified_error
-    (0.0, 1.0)
-    """
-
-    margins: np.ndarray
-    rounding: np.ndarray
-    verified: np.ndarray
-    correct: np.ndarray
-    eps: np.ndarray | None
-    norm: float
-    method: str
-    batch_size: int
-    first_batch_seconds: float
-    seconds: float
-
-    @property
-    def verified_accuracy(self) -> float:
-        """The fraction of examples that are verified."""
-        return float(np.mean(self.verified))
-
-    @property
-    def verified_error(self) -> float:
-        """The fraction of examples that are not verified."""
-        return float(np.mean(~self.verified))
-
-    @property
-    def clean_error(self) -> float:
-        """The fraction of examples that the network itself gets wrong."""
-        return float(np.mean(~self.correct))
-
-    def __str__(self) -> str:
-        radius = "regions as given"
-        if self.eps is not None:
-            low, high = float(np.min(self.eps)), float(np.max(self.eps))
-            radius = f"l{self.norm:g} radius {low:.6g}" + (f" to {high:.6g}" if high > low else "")
-        count = len(self.verified)
-        wrong, unverified = count - int(self.correct.sum()), count - int(self.verified.sum())
-        return (
-            f"{self.method}: {count} examples, {radius}\n"
-            f"  clean error     {self.clean_error:8.2%}  ({wrong} examples)\n"
-            f"  verified error  {self.verified_error:8.2%}  ({unverified} examples)\n"
-            f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})"
-        )
-
-
 def certify(
     params,
     x: ArrayLike | Region,
@@ -316,7 +256,7 @@ def certify(
     _check_certified(method)
     if rounding not in ("outward", None):
         raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
-    x, labels = x if is_region(x) else np.asarray(x), np.asarray(labels)
+    labels = np.asarray(labels)
     network = resolve(params, x, apply_fn, activation, certificate="certify")
     region = _host_region(network, x, eps, norm, clip)
     if not network.batched:
@@ -354,7 +294,7 @@ def certify(
         eps=None if isinstance(region, Box) else np.asarray(region.radius),
         norm=math.inf if isinstance(region, Box) else region.norm,
         method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
-        seconds=done.seconds,
+        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, region, done.margins),
     )  # fmt: skip
 
 
@@ -417,8 +357,11 @@ def _check_certified(method: Method) -> None:
         raise errors.estimate_refused(type(method).__name__)
 
 
-def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, clip) -> Region:
+def _host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip) -> Region:
     """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    if not is_region(x):
+        check_types(x, eps)
+        x = np.asarray(x)
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
     traced = jax.eval_shape(around, x, eps)  # every check that needs no values
     refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
@@ -524,25 +467,59 @@ def _one_batch(work: _Work, first: int) -> tuple[np.ndarray, ...]:
     region, labels = _rows(work.region, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
     bounds = _lower_bounds(network, region, labels, logits, method, limit, outward=work.outward)
-    found = *bounds, _is_correct(network, work.program, region, labels)
-    return tuple(np.asarray(values)[: stop - first] for values in found)
+    lower, error = map(np.asarray, bounds)
+    logits, inside = _predictions(network, work.program, region)
+    check_values(repr(method), labels, inside, lower, error, first)
+    rows = np.arange(len(labels))
+    true, logits[rows, labels] = logits[rows, labels], -np.inf
+    return tuple(values[: stop - first] for values in (lower, error, true > logits.max(axis=1)))
 
 
-def _is_correct(network: Network, program: str, region: Region, labels: np.ndarray) -> np.ndarray:
-    """Whether the label's logit is the only largest one at the example itself."""
+def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first=0):
+    """Hold a network's own margins at points of its regions against their bounds: a check that costs a forward pass.
+
+    A margin may be below its bound by the rounding of the bound, by as much again, and by 1e-4 of the example's largest
+    logit, for what the network's own evaluation rounds.
+
+    Args:
+        method: what gave the bounds, for the message.
+        labels: int (batch,).
+        logits: (batch, classes), each at a point of the example's region; what is not finite is not checked.
+        lower, error: (batch, classes - 1), bounds and how much of each may be rounding.
+        first: the first example's number.
+
+    Raises:
+        SoundnessError: with the likely causes.
+
+    >>> check_values("IBP()", np.array([0]), np.array([[2.0, 1.0]]), np.array([[0.5]]), np.array([[0.0]]))
+    """
+    rows = np.arange(len(labels))[:, None]
+    with np.errstate(all="ignore"):
+        others = np.arange(lower.shape[1])
+        own = logits[rows, labels[:, None]] - logits[rows, others + (others >= labels[:, None])]
+        room = 2 * error + 1e-4 * np.abs(logits).max(axis=1, keepdims=True)
+        wrong = np.isfinite(own) & np.isfinite(lower) & (own < lower - room)
+    broken = np.flatnonzero(wrong.any(axis=1))
+    if broken.size:
+        k = broken[0], np.argmax(wrong[broken[0]])
+        raise errors.value_outside(method, (first + broken).tolist(), float(lower[k]), float(own[k]))
+
+
+def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
     points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
     try:
         predict = _compiled_prediction(network.function, program)
     except TypeError:  # an unhashable callable runs uncompiled
-        predict = jax.vmap(network.function, in_axes=(None, 0))
-    logits = np.array(predict(network.variables, points))
-    rows = np.arange(len(labels))
-    true = logits[rows, labels]
-    logits[rows, labels] = -np.inf
-    return true > logits.max(axis=1)
+        predict = on_batch(network.function)
+    logits, inside = np.array(predict(network.variables, points)), points
+    if isinstance(region, LpBall) and region.clip is not None:
+        inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)
+    same = np.array_equal(inside, points, equal_nan=True)
+    return logits, logits.copy() if same else np.array(predict(network.variables, inside))
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled_prediction(function: Callable, _program: str) -> Callable:
     """Compiled anew where the function's program is another one than before."""
-    return _compat.eager_jit(jax.vmap(function, in_axes=(None, 0)))
+    return _compat.eager_jit(on_batch(function))

@@ -222,6 +222,22 @@ def warn_once(text: str, category: type[Warning], key: Hashable) -> None:
 _SAID: dict = {"under": None, "keys": set()}
 
 
+def value_outside(method: str, indices: Sequence[int], bound: float, found: float) -> SoundnessError:
+    """A network whose own values at the given examples are not within its bounds.
+
+    >>> print(value_outside("Crown", [7], 0.25, -0.5))
+    Crown bounds a margin of example 7 by 0.25 from below, but the network's own is -0.5: apply_fn is another function \
+of a batch than of one example (BatchNorm in training mode, examples that depend on each other), or jaxbound is wrong; \
+nothing was certified
+    """
+    more = f" (and of {len(indices) - 1} others)" if len(indices) > 1 else ""
+    return SoundnessError(
+        f"{method} bounds a margin of example {indices[0]}{more} by {bound:.6g} from below, but the network's own is "
+        f"{found:.6g}: apply_fn is another function of a batch than of one example (BatchNorm in training mode, "
+        "examples that depend on each other), or jaxbound is wrong; nothing was certified"
+    )
+
+
 def miscompiled(backend: str, version: str) -> MiscompilationError:
     """The self-check failed in the form in which jaxbound compiles its own programs."""
     return MiscompilationError(

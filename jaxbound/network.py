@@ -12,10 +12,11 @@ after methods bound it over a ball around every example of a batch:
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.core.meta
 import flax.linen as nn
@@ -26,9 +27,11 @@ from flax import nnx
 
 from jaxbound import _compat, errors, independence, regions
 from jaxbound.bounds import Estimate, Interval
+from jaxbound.functions import ARRAY, Applied, Chain, Linen, Merged, Rebuilt, Specified, Stateless
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
+from jaxbound.sharding import anywhere
 from jaxbound.transform import Problem, prepare
 from jaxbound.tuning import Frown
 
@@ -47,128 +50,7 @@ class Network(NamedTuple):
     batched: bool
 
 
-# --- the functions of one example -------------------------------------------------------------------------------------
-
-
-class _OfBatch:
-    """A function of one example, from one of a batch: its value on a batch of one, in full precision.
-
-    What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16.
-    """
-
-    def __call__(self, variables, example):
-        """The output for one example."""
-        return jax.tree.map(self._only, self.on_batch(variables, example[None]))
-
-    def on_batch(self, variables, batch):
-        """The outputs for a batch; what the network raises becomes an `ArgumentError`."""
-        try:
-            with jax.default_matmul_precision("highest"):
-                return self._outputs(variables, batch)
-        except errors.JaxboundError:
-            raise
-        except Exception as error:
-            raise errors.network_failed(np.shape(batch), error) from error
-
-    def _outputs(self, variables, batch):
-        raise NotImplementedError
-
-    @staticmethod
-    def _only(leaf):
-        if np.shape(leaf)[:1] != (1,):
-            raise errors.ArgumentError(
-                f"the network gives shape {np.shape(leaf)} for a batch of one example: it takes a batch and gives one, "
-                "as jax.vmap makes of a function of one example"
-            )
-        return leaf[0]
-
-
-@dataclass(frozen=True)
-class Applied(_OfBatch):
-    """`apply_fn(variables, batch)`."""
-
-    apply_fn: Callable
-
-    def _outputs(self, variables, batch):
-        return self.apply_fn(variables, batch)
-
-
-@dataclass(frozen=True)
-class Linen(_OfBatch):
-    """A Linen module, which compares by its fields."""
-
-    module: nn.Module
-
-    def _outputs(self, variables, batch):
-        return self.module.apply(variables, batch)
-
-
-@dataclass(frozen=True)
-class Merged(_OfBatch):
-    """An NNX module, from its definition and state; called, or given to apply_fn."""
-
-    definition: Any
-    apply_fn: Callable | None = None
-
-    def _outputs(self, variables, batch):
-        module = nnx.merge(self.definition, variables)
-        return module(batch) if self.apply_fn is None else self.apply_fn(module, batch)
-
-
-@dataclass(frozen=True)
-class Rebuilt(_OfBatch):
-    """A callable pytree (Equinox) from its arrays and the rest; called on one example, or given to apply_fn."""
-
-    tree: Any
-    rest: tuple
-    apply_fn: Callable | None
-
-    def _outputs(self, variables, batch):
-        arrays = iter(variables)
-        module = jax.tree.unflatten(self.tree, [next(arrays) if part is _ARRAY else part for part in self.rest])
-        return jax.vmap(module)(batch) if self.apply_fn is None else self.apply_fn(module, batch)
-
-
-@dataclass(frozen=True)
-class Stateless(_OfBatch):
-    """A Keras model on the JAX backend, as it predicts."""
-
-    model: Any
-
-    def _outputs(self, variables, batch):
-        return self.model.stateless_call(*variables, batch, training=False)[0]
-
-
-_ARRAY = object()
-"""Stands for an array among the leaves of a `Rebuilt` tree."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Dense layers with one activation between them."""
-
-    activation: Callable
-
-    def __call__(self, layers, example):
-        """The output for one example, flattened first."""
-        value = example.reshape(-1)
-        with jax.default_matmul_precision("highest"):
-            for number, (kernel, bias) in enumerate(layers):
-                value = value @ kernel if bias is None else value @ kernel + bias
-                if number < len(layers) - 1:
-                    value = self.activation(value)
-        return value
-
-
-@dataclass(frozen=True)
-class Specified:
-    """A network's flattened output times a specification matrix (specs, outputs)."""
-
-    network: Callable
-
-    def __call__(self, variables, example, spec):
-        """The specifications' values for one example."""
-        return spec @ self.network(variables, example).reshape(-1)
+# --- what a network is ------------------------------------------------------------------------------------------------
 
 
 def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, object, object]:
@@ -238,7 +120,7 @@ def _module(params, x, apply_fn) -> Network | None:
     leaves, tree = jax.tree.flatten(params)
     if callable(params) and not jax.tree_util.treedef_is_leaf(tree):
         arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
-        rest = tuple(_ARRAY if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+        rest = tuple(ARRAY if hasattr(leaf, "dtype") else leaf for leaf in leaves)
         return Network(Rebuilt(tree, rest, apply_fn and _hashable(apply_fn)), arrays, True)
     if apply_fn is None:
         return None
@@ -407,11 +289,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
             raise errors.ArgumentError(f"x is a region already: leave {' and '.join(given)} out")
         regions.validate(x, "x")
         return regions.canonical(x)
-    if eps is None:
-        raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
-    for name, value in (("x", x), ("eps", eps)):
-        if not hasattr(value, "dtype") and (name == "x" or not isinstance(value, int | float)):
-            raise errors.argument_type(name, f"is a {type(value).__name__}", "pass an array")
+    check_types(x, eps)
     if not isinstance(norm, int | float | np.number):
         raise errors.argument("norm", f"is {norm!r}", "pass a number p >= 1, such as 1, 2 or jnp.inf")
     if batched and np.shape(x)[:1] == (0,):
@@ -431,6 +309,19 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
     return regions.canonical(region)
+
+
+def check_types(x, eps) -> None:
+    """Refuse inputs and radii that are no arrays."""
+    if eps is None:
+        raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
+    if isinstance(x, tuple | list | Mapping):
+        raise errors.argument_type(
+            "x", f"is a {type(x).__name__}", "pass an array; several inputs go through jaxbound.bound(fn, method)"
+        )
+    for name, value in (("x", x), ("eps", eps)):
+        if not hasattr(value, "dtype") and (name == "x" or not isinstance(value, int | float)):
+            raise errors.argument_type(name, f"is a {type(value).__name__}", "pass an array")
 
 
 def problem_of(network: Network, region: Region, spec) -> Problem:
@@ -483,6 +374,7 @@ def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both
     return Request(sides, rounding, int(np.clip(limit // row, 16, 1 << 14)))
 
 
+@anywhere
 def bound_network(
     method: Method, params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
     sides="both", memory_limit=None,
@@ -537,14 +429,23 @@ def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bound
     return results
 
 
+def _made(name: str, method: type[Method], options: dict) -> Method:
+    known = list(inspect.signature(method).parameters)
+    for option in options:
+        if option not in known:
+            way_out = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise errors.argument_type(option, f"is no option of {name}", way_out)
+    return method(**options)
+
+
 def _named(name: str, method: type[Method], what: str, reference: str) -> Callable:
     def function(
         params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
         sides="both", memory_limit=None, **options,
     ) -> Interval | Estimate:  # fmt: skip
         return bound_network(
-            method(**options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm, clip=clip,
-            spec=spec, sides=sides, memory_limit=memory_limit,
+            _made(name, method, options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm,
+            clip=clip, spec=spec, sides=sides, memory_limit=memory_limit,
         )  # fmt: skip
 
     function.__name__ = function.__qualname__ = name

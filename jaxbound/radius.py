@@ -31,12 +31,14 @@ from jaxbound.certify import logits_struct, margin_spec, refuse_half_precision
 from jaxbound.methods import Crown, Method, check_method
 from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import LpBall
+from jaxbound.sharding import anywhere
 from jaxbound.transform import forget_stale
 
 TARGETS = ("all", "runner-up", "least-likely", "random")
 """The names of what a certificate may be about; an array of classes is the other choice."""
 
 
+@anywhere
 def certified_radius(
     params,
     x: ArrayLike,

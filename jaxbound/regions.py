@@ -332,8 +332,11 @@ def validate(region: Region, name: str = "the region") -> None:
         ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
             that does not meet its clip box.
     """
-    _check_shapes(region, name)
     parts = _parts(region)
+    for part, value in parts.items():
+        if not hasattr(value, "dtype") and not isinstance(value, bool | int | float):
+            raise errors.argument_type(f"{name}.{part}", f"is a {type(value).__name__}", "pass an array or a number")
+    _check_shapes(region, name)
     for part, value in parts.items():
         dtype = jnp.result_type(value)
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -384,8 +387,6 @@ def _check_shapes(region: Region, name: str) -> None:
             f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
             f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
         )
-    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
-        raise errors.ArgumentError(f"{name}: clip must be None or a pair (low, high), got {region.clip!r}")
     for end in map(np.shape, region.clip or ()):
         pairs = zip(end[::-1], shape[::-1], strict=False)
         if len(end) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
@@ -396,6 +397,8 @@ def _parts(region: Region) -> dict[str, ArrayLike]:
     """Every array of the region by name."""
     if isinstance(region, Box):
         return {"lower": region.lower, "upper": region.upper}
+    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
+        raise errors.ArgumentError(f"clip must be None or a pair (low, high), got {region.clip!r}")
     ends = {} if region.clip is None else {"clip[0]": region.clip[0], "clip[1]": region.clip[1]}
     return {"center": region.center, "radius": region.radius, **ends}
 

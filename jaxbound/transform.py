@@ -28,6 +28,7 @@ from jaxbound.graph import Graph, Structure
 from jaxbound.methods import Bounded, Method, Request, check_method
 from jaxbound.programs import Recent, Traced
 from jaxbound.regions import is_region
+from jaxbound.sharding import anywhere
 
 
 class Problem(NamedTuple):
@@ -39,15 +40,16 @@ class Problem(NamedTuple):
     tree: Any
 
 
-def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None) -> Problem:
+def prepare(fn: Callable, args: tuple, batch: Sequence[bool] | None = None, kwargs: dict | None = None) -> Problem:
     """Trace a function (or find its graph) and evaluate its constants.
 
     Args:
         fn: the function of one example.
         args: its arguments, with regions among the leaves.
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
+        kwargs: its keyword arguments.
     """
-    leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
+    leaves, tree = jax.tree.flatten((args, kwargs or {}), is_leaf=is_region)
     chosen = _regions_among(leaves)
     single = leaves if batch is None else [_first(leaf) if b else leaf for leaf, b in zip(leaves, batch, strict=True)]
     avals = tuple(_aval(leaf, region) for leaf, region in zip(single, chosen, strict=True))
@@ -121,8 +123,8 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
             arithmetic on the given (floating-point) parameters. Without it, up to rounding.
 
     Returns:
-        A function of fn's arguments, in which any leaf may be a `Box` or an `LpBall`, that returns a pytree like fn's
-        result with `Interval` leaves (`Estimate` where the method's guarantee is "estimate").
+        A function of fn's arguments, by place or by keyword, in which any leaf may be a `Box` or an `LpBall`, that
+        returns a pytree like fn's result with `Interval` leaves (`Estimate` for a guarantee of "estimate").
 
     Raises:
         UnsupportedError: fn needs an operation that cannot be bounded; `explain` shows it beforehand.
@@ -134,10 +136,12 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
         results = iter(method.bound(problem.graph, problem.leaves, Request(rounding=rounding)))
         return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(c, c))
 
@@ -168,16 +172,19 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
         results = iter(method.planes(problem.graph, problem.leaves, Request()))
 
         def shaped(slopes, like=None):
             slopes = iter(slopes)
             leaves = [next(slopes) if region else None for region in problem.is_region]
-            return jax.tree.unflatten(problem.tree, leaves)
+            args, kwargs = jax.tree.unflatten(problem.tree, leaves)
+            return (args, kwargs) if kwargs else args
 
         def dependent():
             low, low_intercept, high, high_intercept = next(results)
@@ -213,10 +220,12 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
         known = method.pre_activations(problem.graph, problem.leaves, Request())
         found = {}
         for number in problem.graph.structure.nonlinear:
@@ -246,8 +255,8 @@ def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
     """
 
     @functools.wraps(fn, updated=())
-    def explained(*args):
-        leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
+    def explained(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_region)
         chosen = _regions_among(leaves)
         avals = tuple(_aval(leaf, region) for leaf, region in zip(leaves, chosen, strict=True))
         return _explain(_flat(fn, tree), avals, chosen, method)
@@ -266,7 +275,11 @@ def _regions_among(leaves: Sequence) -> tuple[bool, ...]:
 
 
 def _flat(fn: Callable, tree) -> Callable:
-    return lambda *leaves: fn(*jax.tree.unflatten(tree, leaves))
+    def flat(*leaves):
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return fn(*args, **kwargs)
+
+    return flat
 
 
 def _aval(leaf, region: bool) -> jax.ShapeDtypeStruct:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "jaxbound"
 ROOMS = (
     ("errors",),  # before _compat, which raises
     ("_compat",),
-    ("compilation",),
+    ("compilation", "sharding"),
     ("programs", "independence"),
     ("balls",),
     ("regions",),
@@ -41,15 +41,16 @@ ROOMS = (
     ("tuning",),
     ("polytope", "quadratic"),
     ("exact",),
+    ("functions",),
     ("network",),
-    ("attack", "records"),
+    ("attack", "records", "report"),
     ("certify",),
     ("radius",),
     ("jacobian",),
     ("training",),
     ("",),  # jaxbound/__init__.py
 )
-NETWORK = ROOMS.index(("network",))
+NETWORK = ROOMS.index(("functions",))
 USUAL_LINES, MOST_LINES = 350, 600
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
 SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}

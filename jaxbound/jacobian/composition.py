@@ -29,6 +29,7 @@ from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
 from jaxbound.methods import Best, Bounded, Method, better, check_certified
 from jaxbound.network import Network, Specified, example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Region
+from jaxbound.sharding import anywhere
 from jaxbound.transform import Problem, prepare
 
 _OWN = PurePath(jax.__file__).parent / "_src"
@@ -116,6 +117,7 @@ def jacobian_of(
     return found
 
 
+@anywhere
 def jacobian_bounds(
     params,
     x: ArrayLike | Region,

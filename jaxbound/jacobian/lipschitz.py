@@ -23,10 +23,12 @@ from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
 from jaxbound.methods import Best, Bounded, Method, check_certified
 from jaxbound.network import Network, region_around, request_of, resolve
 from jaxbound.regions import LpBall, Region
+from jaxbound.sharding import anywhere
 
 _OF = ("outputs", "margins", "map")
 
 
+@anywhere
 def lipschitz(
     params,
     x: ArrayLike | Region,
