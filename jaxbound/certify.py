@@ -48,6 +48,7 @@ from jaxbound.network import (
     output_struct,
     outputs_of,
     problem_of,
+    radii,
     region_around,
     request_of,
     resolve,
@@ -132,7 +133,8 @@ def margins(
         params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         labels: true classes, int (batch,); () for one example.
-        eps: radius in the given norm, shape () or (batch,).
+        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
+            axes as x.
         method: how to bound, e.g. `jaxbound.Crown()`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
@@ -368,6 +370,8 @@ def _host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip
     refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
     if isinstance(x, Box):
         return jax.tree.map(np.asarray, x)
+    if not isinstance(x, LpBall):
+        eps = radii(eps, np.shape(x), norm, batched=network.batched)
     ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, independence, regions
 from jaxbound.bounds import Estimate, Interval
@@ -302,13 +303,38 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
     floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(*floats, x)
     x = _compat.owned(x, dtype)
-    if np.ndim(eps) > 1 or (np.ndim(eps) == 1 and (not batched or np.shape(eps) != x.shape[:1])):
-        raise errors.ArgumentError(
-            f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)"
-        )
+    eps = radii(eps, x.shape, norm, batched=batched)
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
     return regions.canonical(region)
+
+
+def radii(eps: ArrayLike, shape: tuple[int, ...], norm: float, *, batched: bool) -> ArrayLike:
+    """Radii as a ball takes them: one, one per example, or, where eps has as many axes as x, one per feature.
+
+    Args:
+        eps: shape (), (batch,), or (1 or batch, *example shape), of which some axes may be 1 (per channel), not all.
+        shape: that of x.
+        norm: with radii per feature the ball is a box.
+        batched: whether x has a batch axis.
+
+    >>> radii(np.array([[0.5, 0.25]]), (3, 2), np.inf, batched=True).shape
+    (3, 2)
+    """
+    given, whole = np.shape(eps), shape if batched else (1, *shape)
+    if given == () or (batched and given == shape[:1]):
+        return eps
+    own = given if batched or len(given) > len(shape) else (1, *given)
+    fits = len(own) == len(whole) > 1 and all(size in (1, most) for size, most in zip(own, whole, strict=True))
+    if not fits or (set(own[1:]) == {1} and set(whole[1:]) != {1}):
+        features = (1, *whole[1:])
+        raise errors.ArgumentError(
+            f"eps has shape {given}: pass one radius, or one per example, ({whole[0]},), or per feature, {features}"
+        )
+    if norm != np.inf:
+        raise errors.argument("eps", f"has shape {given} and norm is {norm:g}", "radii per feature need norm=jnp.inf")
+    xp = jnp if isinstance(eps, jax.Array) else np
+    return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)
 
 
 def check_types(x, eps) -> None:
@@ -387,7 +413,8 @@ def bound_network(
         method: how to bound.
         params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
-        eps: radius in the given norm, shape () or (batch,).
+        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
+            axes as x.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.

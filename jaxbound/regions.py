@@ -50,6 +50,29 @@ class Box:
     lower: ArrayLike
     upper: ArrayLike
 
+    @classmethod
+    def around(cls, x: ArrayLike, eps: ArrayLike, clip: tuple[ArrayLike, ArrayLike] | None = None) -> Box:
+        """The box of every point within `eps` of `x`, entry by entry, and within `clip`; rounded outward.
+
+        Args:
+            x: floating, the leaf's value.
+            eps: a radius, or an array with as many axes as x, each 1 or x's: radii per entry or channel.
+            clip: None, or `(low, high)`, which broadcast to x.
+
+        Raises:
+            ArgumentError: eps or clip do not fit x, or no point is left.
+
+        >>> Box.around(jnp.array([0.25, 1.0]), 0.25, clip=(0.0, 1.0)).upper.round(3)
+        Array([0.5, 1. ], dtype=float32)
+        """
+        size, shape = np.shape(eps), np.shape(x)
+        if size and (len(size) != len(shape) or any(a not in (1, b) for a, b in zip(size, shape, strict=True))):
+            raise errors.argument("eps", f"has shape {size}", f"pass a number, or an array that broadcasts to {shape}")
+        radius = jnp.broadcast_to(eps, shape) if size else eps
+        ball = LpBall(jnp.asarray(x), radius, math.inf, clip=clip)
+        validate(ball, "x and eps")
+        return cls(*enclosing_box(ball))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@
 Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
 the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
 function closes over counts as it was then; `forget_stale` looks again.
+
+Length: four transformations, which share their steps.
 """
 
 from __future__ import annotations

@@ -241,3 +241,69 @@ def test_random_numbers_that_examples_share_are_said():
     shared = lambda _, x: x * jax.random.normal(jax.random.key(0), (4,))  # noqa: E731
     (found,) = caught(lambda: jb.ibp((), X, EPS, apply_fn=shared))
     assert "draws random numbers at test_your_network" in str(found.message)
+
+
+# --- radii and regions ------------------------------------------------------------------------------------------------
+
+IDENTITY = [(jnp.eye(3), jnp.zeros(3))]
+
+
+@pytest.mark.fast
+def test_radii_per_feature_are_not_per_example():
+    x, each = np.full((3, 3), 0.5, np.float32), np.array([0.1, 0.2, 0.3], np.float32)
+    ibp = functools.partial(jb.ibp, IDENTITY, activation="relu")
+    np.testing.assert_allclose(ibp(x, each[None]).width, np.tile(2 * each, (3, 1)), rtol=1e-5)
+    np.testing.assert_allclose(ibp(x, each).width, np.tile(2 * each[:, None], (1, 3)), rtol=1e-5)
+    np.testing.assert_allclose(ibp(x[0], each).width, 2 * each, rtol=1e-5)
+    report = jb.certify(IDENTITY, x, np.arange(3), each[None], method=jb.IBP(), activation="relu", batch_size=2)
+    np.testing.assert_allclose(report.margins[0], [-0.3, -0.4], atol=1e-5)
+    images = np.zeros((2, 2, 2, 3), np.float32)
+    assert jb.network.radii(each.reshape(1, 1, 1, 3), images.shape, np.inf, batched=True).shape == images.shape
+    for eps, options in ((np.ones((3, 1)), {}), (np.ones((2, 3)), {}), (each[None], {"norm": 2})):
+        with pytest.raises(errors.ArgumentError, match="eps has shape"):
+            ibp(x, eps, **options)
+
+
+@pytest.mark.fast
+def test_a_box_around_a_point():
+    x = np.array([[0.25, 1.0], [0.5, 0.0]], np.float32)
+    box = jb.Box.around(x, np.array([[0.5, 0.25]]), clip=(0.0, 1.0))
+    np.testing.assert_allclose(box.lower, [[0, 0.75], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(box.upper, [[0.75, 1], [1, 0.25]], atol=1e-6)
+    with pytest.raises(errors.ArgumentError, match="eps has shape"):
+        jb.Box.around(x, np.ones(2))
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def certified(x, **options):
+    given = {"method": jb.IBP(), "activation": "relu", "clip": (0, 1)} | options
+    return jb.certify(IDENTITY, x, np.arange(3), 0.05, **given)
+
+
+def test_a_report_says_why_nothing_is_verified():
+    x = np.eye(3, dtype=np.float32) * 0.9
+    assert certified(x).remarks == ()
+    assert "3 of 3 regions are empty: x lies outside clip" in str(certified(x * 255))
+    assert "clip[0] > clip[1], swap them" in str(certified(x, clip=(1, 0)))
+    assert "3 of 3 examples hold NaN" in str(certified(x * np.nan))
+
+
+def test_a_report_as_columns_and_figure():
+    report = certified(np.eye(3, dtype=np.float32) * 0.9)
+    columns = report.to_dict(class_names=["a", "b", "c"])
+    assert columns["label"] == ["a", "b", "c"] and columns["verified"] == [True] * 3
+    assert np.isnan(columns["margin to a"][0]) and np.allclose(columns["margin to b"][0], 0.8, atol=1e-3)
+    assert {len(column) for column in columns.values()} == {3} and report.classes.tolist() == [[1, 2], [0, 2], [0, 1]]
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    assert report.plot().get_title() == "linf radius 0.05"
+
+
+def test_values_outside_their_bounds_are_found():
+    """A network of the whole batch that no trace tells: examples are gathered by number."""
+    x = np.eye(3, dtype=np.float32)
+    mixed = lambda _, x: x[jnp.arange(len(x)) - 1]  # noqa: E731
+    with pytest.raises(errors.SoundnessError, match="BatchNorm in training mode, examples that depend on each other"):
+        jb.certify((), x, np.arange(3), 0.01, method=jb.IBP(), apply_fn=mixed)
