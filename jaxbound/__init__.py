@@ -6,13 +6,15 @@ Flax networks; `certify` turns bounds into certificates. See README.md.
 
 from jaxbound.attack import Attack, pgd
 from jaxbound.bounds import Estimate, Interval, LinearBounds
-from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound.certify import certify, check_against_attack, margin_spec, margins
 from jaxbound.compilation import compilation_cache
 from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
+    AssumedNetworkWarning,
     HostLoopError,
     JaxboundError,
+    JaxboundWarning,
     MiscompilationError,
     MiscompilationWarning,
     SoundnessError,
@@ -35,6 +37,7 @@ from jaxbound.polytope import ConvexPolytope
 from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
+from jaxbound.report import Report
 from jaxbound.transform import bound, explain, linear_bounds, pre_activation_bounds
 from jaxbound.tuning import Frown, tune
 
@@ -44,6 +47,7 @@ __all__ = [
     "IBP",
     "ArgumentError",
     "ArgumentTypeError",
+    "AssumedNetworkWarning",
     "Attack",
     "Best",
     "Box",
@@ -58,6 +62,7 @@ __all__ = [
     "HostLoopError",
     "Interval",
     "JaxboundError",
+    "JaxboundWarning",
     "LinearBounds",
     "LpBall",
     "Method",

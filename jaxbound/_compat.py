@@ -1,5 +1,7 @@
 """Everything that depends on JAX's version or on what JAX calls private, and the guard against its CPU miscompilation.
 
+Length: one place to look at when JAX changes; a third of it is what was measured.
+
 Names. `Primitive, Jaxpr, ClosedJaxpr, Literal, Var, JaxprEqn` are the ones that JAX >= 0.10.1 exports for interpreters.
 Measured on 0.10.2 and 0.12.0.1:
 
@@ -41,7 +43,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar
 
@@ -49,11 +51,13 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import source_info_util as _source_info
 from jax._src import xla_bridge as _xla_bridge
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.interpreters import partial_eval as _partial_eval
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
@@ -66,6 +70,7 @@ __all__ = [
     "Primitive",
     "ShapedArray",
     "Var",
+    "all_equations",
     "backend_started",
     "bind",
     "call_jaxpr",
@@ -78,6 +83,9 @@ __all__ = [
     "module_path",
     "scan_counts",
     "source_line",
+    "unchecked_types",
+    "used_part",
+    "varying_axes",
 ]
 
 P = ParamSpec("P")
@@ -164,12 +172,42 @@ _PLAIN: dict[str, Callable] = {"exp_neg_sq": lambda x: jnp.exp(-jnp.square(x))}
 """Used by the derivatives of erf and erfc since 0.12."""
 
 
+def all_equations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
+    """The equations of a jaxpr, and of those among their parameters."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from all_equations(inner)
+
+
+def used_part(closed: ClosedJaxpr) -> Jaxpr:
+    """A jaxpr without the equations that none of its results needs, in calls and loops too."""
+    jaxpr = closed.jaxpr
+    return _partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+
+
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """How many operands of a `scan` are the same in every step, and how many carry."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     constants, carry, _ = params["ft_in"].unpack()
     return len(constants), len(carry)
+
+
+def varying_axes(array: jax.Array) -> frozenset:
+    """The axes of a `shard_map` over which an array varies, by its type; none where types are not checked."""
+    if not _config._check_vma.value:
+        return frozenset()
+    aval = jax.typeof(array)
+    return getattr(getattr(aval, "mat", None), "varying", getattr(aval, "vma", frozenset()))
+
+
+def unchecked_types() -> Any:
+    """A context in which operations may mix arrays that vary over a `shard_map`'s axes and arrays that do not."""
+    return _config._check_vma(False)
 
 
 def bind(primitive: Primitive, operands: Sequence[Any], params: Mapping[str, Any]) -> Any:

@@ -9,6 +9,8 @@ back. With 1/p + 1/q = 1 that is
 which is sign(g) for p = inf and g / ||g||_2 for p = 2. For p = 1 it is a single coordinate, too slow in high dimension:
 the largest hundredth of the coordinates share the step (Tramer and Boneh 2019). The best point ever seen is kept, the
 start included, and every point lies in the region: a margin <= 0 here contradicts any certificate for that example.
+
+Length: one attack; the checks of its arguments are a fifth of it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
 from jaxbound.network import per_example_function, region_around
 from jaxbound.regions import (
@@ -40,6 +43,7 @@ from jaxbound.regions import (
     project,
     sample,
 )
+from jaxbound.sharding import anywhere
 
 _SHARE = 0.01  # of the coordinates that move in one step under the 1-norm
 
@@ -61,6 +65,7 @@ class Attack(NamedTuple):
     success: jax.Array
 
 
+@anywhere
 def pgd(
     params: object,
     x: ArrayLike | Region,
@@ -72,7 +77,7 @@ def pgd(
     restarts: int = 1,
     step_size: ArrayLike | None = None,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Attack:
@@ -81,7 +86,7 @@ def pgd(
     `certified margin <= margin` for every sound certificate of the same examples and regions.
 
     Args:
-        params: a variables dict, a parameter tree, a `TrainState` or an NNX module.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: a batch `(batch, ...)`, or a region whose first axis is the batch; then `eps`, `norm` and `clip` are omitted.
         labels: true classes, int `(batch,)`; `()` for a single example of a chain of Dense layers.
         eps: radius in `norm`, shape `()` or `(batch,)`.
@@ -90,7 +95,7 @@ def pgd(
         restarts: number of starts: x itself, then random points of the region.
         step_size: length of a step in `norm`; by default 2.5 * eps / steps.
         apply_fn: the model's `apply`; None for a chain of Dense layers with `activation` between.
-        activation: of a chain of Dense layers.
+        activation: of a chain of Dense layers; ReLU, with a warning, if it is not given.
         norm: p >= 1.
         clip: None or `(low, high)`, which every attacked input keeps to.
 
@@ -106,7 +111,8 @@ def pgd(
     Reference: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", section 2.1.
 
     >>> chain = [(jnp.eye(2), jnp.zeros(2))]
-    >>> pgd(chain, jnp.array([[0.5, 0.4]]), jnp.array([0]), 0.2, key=jax.random.key(0)).margin.round(3)
+    >>> x, labels = jnp.array([[0.5, 0.4]]), jnp.array([0])
+    >>> pgd(chain, x, labels, 0.2, key=jax.random.key(0), activation="relu").margin.round(3)
     Array([-0.3], dtype=float32)
     """
     points = _middle(x) if is_region(x) else x
@@ -173,19 +179,23 @@ class _Closed:
 
 def _checked(function, variables, x, region, labels, key, steps, restarts, step_size) -> Attack:
     if restarts < 1 or steps < 0:
-        raise ValueError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
+        raise errors.ArgumentError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
     struct = leaf_struct(region)
     x, labels = owned(x, struct.dtype), _checked_labels(labels, struct.shape[0])
     if x.shape != struct.shape:
-        raise ValueError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
+        raise errors.ArgumentError(f"pgd: x has shape {x.shape} and the region {struct.shape}")
     logits = jax.eval_shape(function, variables, jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype))
     if len(logits.shape) != 1:
-        raise ValueError(f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}")
+        raise errors.ArgumentError(
+            f"pgd: the function must return a vector of logits for one example, got shape {logits.shape}"
+        )
     classes = logits.shape[0]
     if not is_tracer(labels):
         wrong = np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= classes)]
         if wrong.size:
-            raise ValueError(f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}")
+            raise errors.ArgumentError(
+                f"pgd: label {wrong[0]} is not one of the network's {classes} classes, 0..{classes - 1}"
+            )
 
     compiled = not is_tracing() and _is_hashable(function)
     pieces = (_compiled if compiled else _pieces)(function, restarts)
@@ -209,18 +219,22 @@ def _middle(region: Region) -> ArrayLike:
 def _checked_labels(labels: ArrayLike, batch: int) -> jax.Array:
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"pgd: labels are {labels.dtype}; pass class indices as integers")
+        raise errors.ArgumentTypeError(f"pgd: labels are {labels.dtype}; pass class indices as integers")
     if labels.shape != (batch,):
-        raise ValueError(f"pgd: labels have shape {labels.shape}, and the batch needs ({batch},)")
+        raise errors.ArgumentError(f"pgd: labels have shape {labels.shape}, and the batch needs ({batch},)")
     return labels
 
 
 def _example_keys(key: jax.Array, batch: int) -> jax.Array:
     """One key per example, which depends on the example's index and not on how many there are."""
+    if not hasattr(key, "dtype"):
+        raise errors.argument_type("key", f"is {key!r}", "pass a PRNG key such as jax.random.key(0)")
     single = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1
     if key.ndim > single:
         if key.shape[0] != batch:
-            raise ValueError(f"pgd: {key.shape[0]} keys for {batch} examples; pass one key, or one per example")
+            raise errors.ArgumentError(
+                f"pgd: {key.shape[0]} keys for {batch} examples; pass one key, or one per example"
+            )
         return key
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch))
 

@@ -13,10 +13,16 @@ from jaxbound.regions import is_region
 
 @dataclass(frozen=True)
 class _Ends:
-    """A lower and an upper end of every entry; `upper` is None where only lower ones were asked for."""
+    """A lower and an upper end of every entry; `upper` is None where only lower ones were asked for.
+
+    `lower, upper = bounds` takes both.
+    """
 
     lower: jax.Array
     upper: jax.Array | None
+
+    def __iter__(self):
+        return iter((self.lower, self.upper))
 
     @property
     def width(self) -> jax.Array:
@@ -68,7 +74,8 @@ class LinearBounds:
 
         <lower_slope, x> + lower_intercept  <=  value(x)  <=  <upper_slope, x> + upper_intercept.
 
-    Slopes are pytrees like the arguments: shape `value shape + leaf shape`, and None at leaves that are not regions.
+    Slopes are pytrees like the arguments (a pair, `(args, kwargs)`, where there are keywords): shape
+    `value shape + leaf shape`, and None at leaves that are not regions.
     Coordinates are absolute (not relative to a centre).
 
     >>> import jax.numpy as jnp, jaxbound as jb
@@ -82,9 +89,9 @@ class LinearBounds:
     upper_slope: object
     upper_intercept: jax.Array
 
-    def concretize(self, *args) -> Interval:
-        """The interval that the linear functions give over the regions among `args` (the function's own arguments)."""
-        leaves = jax.tree.leaves(args, is_leaf=is_region)
+    def concretize(self, *args, **kwargs) -> Interval:
+        """The interval that the linear functions give over the regions among the function's own arguments."""
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=is_region)
         low = jax.tree.leaves(self.lower_slope, is_leaf=lambda leaf: leaf is None)
         high = jax.tree.leaves(self.upper_slope, is_leaf=lambda leaf: leaf is None)
         lower, upper = self.lower_intercept, -self.upper_intercept

@@ -28,7 +28,6 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +38,17 @@ from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, records, regions
 from jaxbound.attack import Attack
+from jaxbound.functions import on_batch
 from jaxbound.methods import Forward, Method
 from jaxbound.network import (
     MEMORY_LIMIT,
     Network,
+    check_types,
     example_of,
     output_struct,
     outputs_of,
     problem_of,
+    radii,
     region_around,
     request_of,
     resolve,
@@ -54,6 +56,8 @@ from jaxbound.network import (
 from jaxbound.programs import Traced
 from jaxbound.records import Record
 from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.report import Report, remarks
+from jaxbound.sharding import anywhere
 from jaxbound.transform import forget_stale
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
@@ -106,6 +110,7 @@ def _margin_rows(true: jax.Array, num_classes: int) -> jax.Array:
     return jnp.where((true >= 0) & (true < num_classes), rows, jnp.nan)
 
 
+@anywhere
 def margins(
     params,
     x: ArrayLike | Region,
@@ -114,7 +119,7 @@ def margins(
     *,
     method: Method,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     memory_limit: int | None = None,
@@ -125,13 +130,14 @@ def margins(
     y = labels[i] and j the k-th class that is not y. A plain JAX function for `jit`, `vmap`, `grad` and `pmap`.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         labels: true classes, int (batch,); () for one example.
-        eps: radius in the given norm, shape () or (batch,).
+        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
+            axes as x.
         method: how to bound, e.g. `jaxbound.Crown()`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
         clip: None or `(low, high)`: the range of valid inputs.
         memory_limit: bytes that the coefficients of a backward pass may take.
@@ -148,7 +154,7 @@ def margins(
 
     >>> from jaxbound import IBP
     >>> layers = [(jnp.eye(2), jnp.zeros(2))]
-    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP()).round(3)
+    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP(), activation="relu").round(3)
     Array([[0.25]], dtype=float32)
     """
     _check_method(method)
@@ -195,69 +201,6 @@ def _check_method(method: object) -> None:
 # --- certificates -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What `certify` found, one row per example; arrays are NumPy's.
-
-    Args:
-        margins: (N, classes - 1), lower bounds of the margins, j ascending.
-        rounding: (N, classes - 1), how much of each may be rounding error; zeros with rounding=None.
-        verified: bool (N,), every margin is finite and exceeds its rounding.
-        correct: bool (N,), the clean prediction is right (a tie is not).
-        eps: the radius, () or (N,), rounded up to the dtype of the computation; None for a `Box`.
-        norm: the p of the balls; inf for a `Box`.
-        method: the method's repr.
-        batch_size: examples at once; the last batch may hold fewer.
-        first_batch_seconds: wall time of the first batch: compiling and running.
-        seconds: wall time of all batches, those of an earlier run included.
-
-    >>> from jaxbound import IBP
-    >>> report = certify([(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0]), 0.5, method=IBP())
-    >>> report.clean_error, report.verified_error
-    (0.0, 1.0)
-    """
-
-    margins: np.ndarray
-    rounding: np.ndarray
-    verified: np.ndarray
-    correct: np.ndarray
-    eps: np.ndarray | None
-    norm: float
-    method: str
-    batch_size: int
-    first_batch_seconds: float
-    seconds: float
-
-    @property
-    def verified_accuracy(self) -> float:
-        """The fraction of examples that are verified."""
-        return float(np.mean(self.verified))
-
-    @property
-    def verified_error(self) -> float:
-        """The fraction of examples that are not verified."""
-        return float(np.mean(~self.verified))
-
-    @property
-    def clean_error(self) -> float:
-        """The fraction of examples that the network itself gets wrong."""
-        return float(np.mean(~self.correct))
-
-    def __str__(self) -> str:
-        radius = "regions as given"
-        if self.eps is not None:
-            low, high = float(np.min(self.eps)), float(np.max(self.eps))
-            radius = f"l{self.norm:g} radius {low:.6g}" + (f" to {high:.6g}" if high > low else "")
-        count = len(self.verified)
-        wrong, unverified = count - int(self.correct.sum()), count - int(self.verified.sum())
-        return (
-            f"{self.method}: {count} examples, {radius}\n"
-            f"  clean error     {self.clean_error:8.2%}  ({wrong} examples)\n"
-            f"  verified error  {self.verified_error:8.2%}  ({unverified} examples)\n"
-            f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})"
-        )
-
-
 def certify(
     params,
     x: ArrayLike | Region,
@@ -266,7 +209,7 @@ def certify(
     *,
     method: Method,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = math.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     batch_size: int | None = None,
@@ -285,7 +228,7 @@ def certify(
 
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
-            float64.
+            float64; Dense layers without apply_fn want activation, since no certificate guesses the network.
         method: how to bound; its guarantee is "certified".
         batch_size: examples at once on a device; by default what fits into the memory limit, at most 256.
         memory_limit: bytes that the coefficients of a backward pass may take, per device.
@@ -310,14 +253,14 @@ def certify(
     >>> from jaxbound import IBP
     >>> layers = [(jnp.eye(2), jnp.zeros(2))]
     >>> x, labels = jnp.array([[0.75, 0.25], [0.5, 0.25]]), jnp.array([0, 0])
-    >>> certify(layers, x, labels, 0.125, method=IBP()).verified
+    >>> certify(layers, x, labels, 0.125, method=IBP(), activation="relu").verified
     array([ True, False])
     """
     _check_certified(method)
     if rounding not in ("outward", None):
         raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
-    x, labels = x if is_region(x) else np.asarray(x), np.asarray(labels)
-    network = resolve(params, x, apply_fn, activation)
+    labels = np.asarray(labels)
+    network = resolve(params, x, apply_fn, activation, certificate="certify")
     region = _host_region(network, x, eps, norm, clip)
     if not network.batched:
         network, region, labels = network._replace(batched=True), _with_batch_axis(region), labels[None]
@@ -354,7 +297,7 @@ def certify(
         eps=None if isinstance(region, Box) else np.asarray(region.radius),
         norm=math.inf if isinstance(region, Box) else region.norm,
         method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
-        seconds=done.seconds,
+        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, region, done.margins),
     )  # fmt: skip
 
 
@@ -374,9 +317,10 @@ def check_against_attack(report: Report, attack: Attack) -> None:
     >>> import jax
     >>> from jaxbound import IBP, pgd
     >>> network = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.75, 0.25]]), jnp.array([0])
-    >>> report = certify(*network, 0.125, method=IBP())
-    >>> check_against_attack(report, pgd(*network, 0.125, key=jax.random.key(0)))
-    >>> check_against_attack(report, pgd(*network, 0.5, key=jax.random.key(0)))  # a larger ball: not what was certified
+    >>> report = certify(*network, 0.125, method=IBP(), activation="relu")
+    >>> attack = functools.partial(pgd, key=jax.random.key(0), activation="relu")
+    >>> check_against_attack(report, attack(*network, 0.125))
+    >>> check_against_attack(report, attack(*network, 0.5))  # a larger ball: not what was certified
     Traceback (most recent call last):
     jaxbound.errors.SoundnessError: an attack broke 1 example that IBP() had verified: ...
     """
@@ -416,14 +360,19 @@ def _check_certified(method: Method) -> None:
         raise errors.estimate_refused(type(method).__name__)
 
 
-def _host_region(network: Network, x: np.ndarray | Region, eps, norm: float, clip) -> Region:
+def _host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip) -> Region:
     """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    if not is_region(x):
+        check_types(x, eps)
+        x = np.asarray(x)
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
     traced = jax.eval_shape(around, x, eps)  # every check that needs no values
     refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
     refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
     if isinstance(x, Box):
         return jax.tree.map(np.asarray, x)
+    if not isinstance(x, LpBall):
+        eps = radii(eps, np.shape(x), norm, batched=network.batched)
     ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):
@@ -523,25 +472,59 @@ def _one_batch(work: _Work, first: int) -> tuple[np.ndarray, ...]:
     region, labels = _rows(work.region, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
     bounds = _lower_bounds(network, region, labels, logits, method, limit, outward=work.outward)
-    found = *bounds, _is_correct(network, work.program, region, labels)
-    return tuple(np.asarray(values)[: stop - first] for values in found)
+    lower, error = map(np.asarray, bounds)
+    logits, inside = _predictions(network, work.program, region)
+    check_values(repr(method), labels, inside, lower, error, first)
+    rows = np.arange(len(labels))
+    true, logits[rows, labels] = logits[rows, labels], -np.inf
+    return tuple(values[: stop - first] for values in (lower, error, true > logits.max(axis=1)))
 
 
-def _is_correct(network: Network, program: str, region: Region, labels: np.ndarray) -> np.ndarray:
-    """Whether the label's logit is the only largest one at the example itself."""
+def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first=0):
+    """Hold a network's own margins at points of its regions against their bounds: a check that costs a forward pass.
+
+    A margin may be below its bound by the rounding of the bound, by as much again, and by 1e-4 of the example's largest
+    logit, for what the network's own evaluation rounds.
+
+    Args:
+        method: what gave the bounds, for the message.
+        labels: int (batch,).
+        logits: (batch, classes), each at a point of the example's region; what is not finite is not checked.
+        lower, error: (batch, classes - 1), bounds and how much of each may be rounding.
+        first: the first example's number.
+
+    Raises:
+        SoundnessError: with the likely causes.
+
+    >>> check_values("IBP()", np.array([0]), np.array([[2.0, 1.0]]), np.array([[0.5]]), np.array([[0.0]]))
+    """
+    rows = np.arange(len(labels))[:, None]
+    with np.errstate(all="ignore"):
+        others = np.arange(lower.shape[1])
+        own = logits[rows, labels[:, None]] - logits[rows, others + (others >= labels[:, None])]
+        room = 2 * error + 1e-4 * np.abs(logits).max(axis=1, keepdims=True)
+        wrong = np.isfinite(own) & np.isfinite(lower) & (own < lower - room)
+    broken = np.flatnonzero(wrong.any(axis=1))
+    if broken.size:
+        k = broken[0], np.argmax(wrong[broken[0]])
+        raise errors.value_outside(method, (first + broken).tolist(), float(lower[k]), float(own[k]))
+
+
+def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
     points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
     try:
         predict = _compiled_prediction(network.function, program)
     except TypeError:  # an unhashable callable runs uncompiled
-        predict = jax.vmap(network.function, in_axes=(None, 0))
-    logits = np.array(predict(network.variables, points))
-    rows = np.arange(len(labels))
-    true = logits[rows, labels]
-    logits[rows, labels] = -np.inf
-    return true > logits.max(axis=1)
+        predict = on_batch(network.function)
+    logits, inside = np.array(predict(network.variables, points)), points
+    if isinstance(region, LpBall) and region.clip is not None:
+        inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)
+    same = np.array_equal(inside, points, equal_nan=True)
+    return logits, logits.copy() if same else np.array(predict(network.variables, inside))
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled_prediction(function: Callable, _program: str) -> Callable:
     """Compiled anew where the function's program is another one than before."""
-    return _compat.eager_jit(jax.vmap(function, in_axes=(None, 0)))
+    return _compat.eager_jit(on_batch(function))

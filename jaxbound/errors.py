@@ -10,7 +10,10 @@ The builders return exceptions, so that a traceback ends at the `raise` of whoev
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import sys
+import warnings
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import PurePath
 
 
 class JaxboundError(Exception):
@@ -48,7 +51,15 @@ class MiscompilationError(JaxboundError):
     """XLA computes wrong numbers here, even in the form in which jaxbound compiles its own programs."""
 
 
-class MiscompilationWarning(UserWarning):
+class JaxboundWarning(UserWarning):
+    """The base of everything that jaxbound warns of."""
+
+
+class AssumedNetworkWarning(JaxboundWarning):
+    """What is bounded rests on an assumption about the network, which the text names."""
+
+
+class MiscompilationWarning(JaxboundWarning):
     """XLA computes wrong numbers here in programs that jaxbound does not compile itself."""
 
 
@@ -172,6 +183,66 @@ Please report this with the model; no result of this run can be trusted
     return SoundnessError(
         f"an attack broke {len(indices)} {examples} that {method} had verified: {'; '.join(shown)}{more}. "
         "Please report this with the model; no result of this run can be trusted"
+    )
+
+
+def network_failed(shape: tuple[int, ...], error: Exception) -> ArgumentError:
+    """A network that cannot be evaluated: what it was given, its own error in short, and the likely way out.
+
+    >>> print(network_failed((1, 5), TypeError("call() missing 1 required positional argument: 'train'")))
+    the network fails on a batch of shape (1, 5) with TypeError: call() missing 1 required positional argument: \
+'train'; pass apply_fn=functools.partial(model.apply, train=False)
+    """
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 100 else f"{said[:97]}..."
+    way_out = next((out for mark, out in _NETWORK_FAILURES.items() if mark in f"{type(error).__name__} {error}"), "")
+    way_out = way_out or "x is a batch, and params are those of the network in apply_fn"
+    kind = type(error).__name__
+    return ArgumentError(f"the network fails on a batch of shape {shape} with {kind}: {said}; {way_out}"[:299])
+
+
+_NETWORK_FAILURES = {
+    "argument: 'train'": "pass apply_fn=functools.partial(model.apply, train=False)",
+    "argument: 'training'": "pass apply_fn=functools.partial(model.apply, training=False)",
+    "argument: 'deterministic'": "pass apply_fn=functools.partial(model.apply, deterministic=True)",
+    "InvalidRng": "switch dropout off, as by apply_fn=functools.partial(model.apply, train=False)",
+    "ModifyScopeVariable": "BatchNorm is in training mode: pass apply_fn=functools.partial(model.apply, train=False)",
+    "requires a key": "switch dropout off, as by equinox.nn.inference_mode(model)",
+    "argument: 'rng'": "for Haiku pass apply_fn=haiku.without_apply_rng(transformed).apply",
+}
+
+
+def warn_once(text: str, category: type[Warning], key: Hashable) -> None:
+    """Warn at the line that called jaxbound, once per key as long as nobody enters `warnings.catch_warnings`."""
+    if _SAID["under"] is not warnings.filters:
+        _SAID.update(under=warnings.filters, keys=set())
+    if (category, key) in _SAID["keys"]:
+        return
+    inside = PurePath(__file__).parent, PurePath(sys.modules["jax"].__file__ or "").parent
+    frame = sys._getframe(1)
+    while frame.f_back is not None and any(path in PurePath(frame.f_code.co_filename).parents for path in inside):
+        frame = frame.f_back
+    module = frame.f_globals.get("__name__", "")
+    warnings.warn_explicit(text, category, frame.f_code.co_filename, frame.f_lineno, module, {})
+    _SAID["keys"].add((category, key))
+
+
+_SAID: dict = {"under": None, "keys": set()}
+
+
+def value_outside(method: str, indices: Sequence[int], bound: float, found: float) -> SoundnessError:
+    """A network whose own values at the given examples are not within its bounds.
+
+    >>> print(value_outside("Crown", [7], 0.25, -0.5))
+    Crown bounds a margin of example 7 by 0.25 from below, but the network's own is -0.5: apply_fn is another function \
+of a batch than of one example (BatchNorm in training mode, examples that depend on each other), or jaxbound is wrong; \
+nothing was certified
+    """
+    more = f" (and of {len(indices) - 1} others)" if len(indices) > 1 else ""
+    return SoundnessError(
+        f"{method} bounds a margin of example {indices[0]}{more} by {bound:.6g} from below, but the network's own is "
+        f"{found:.6g}: apply_fn is another function of a batch than of one example (BatchNorm in training mode, "
+        "examples that depend on each other), or jaxbound is wrong; nothing was certified"
     )
 
 

@@ -12,10 +12,11 @@ after methods bound it over a ball around every example of a batch:
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.core.meta
 import flax.linen as nn
@@ -23,12 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
-from jaxbound import _compat, domains, errors, regions
+from jaxbound import _compat, domains, errors, independence, regions
 from jaxbound.bounds import Estimate, Interval
+from jaxbound.functions import ARRAY, Applied, Chain, Linen, Merged, Rebuilt, Specified, Stateless
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
+from jaxbound.sharding import anywhere
 from jaxbound.transform import Problem, prepare
 from jaxbound.tuning import Frown
 from jaxbound.values import Inexact, plain
@@ -48,118 +52,121 @@ class Network(NamedTuple):
     batched: bool
 
 
-# --- the functions of one example -------------------------------------------------------------------------------------
+# --- what a network is ------------------------------------------------------------------------------------------------
 
 
-def _in_full_precision(call: Callable) -> Callable:
-    """What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16."""
-
-    @functools.wraps(call)
-    def computed(*args):
-        with jax.default_matmul_precision("highest"):
-            return call(*args)
-
-    return computed
-
-
-@dataclass(frozen=True)
-class Applied:
-    """`apply_fn(variables, x)` on a batch of one."""
-
-    apply_fn: Callable
-
-    @_in_full_precision
-    def __call__(self, variables, example):
-        """The output for one example."""
-        return jax.tree.map(lambda leaf: leaf[0], self.apply_fn(variables, example[None]))
-
-
-@dataclass(frozen=True)
-class Merged:
-    """An NNX module, from its definition and state."""
-
-    definition: Any
-
-    @_in_full_precision
-    def __call__(self, state, example):
-        """The output for one example."""
-        return jax.tree.map(lambda leaf: leaf[0], nnx.merge(self.definition, state)(example[None]))
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Dense layers with one activation between them."""
-
-    activation: Callable
-
-    @_in_full_precision
-    def __call__(self, layers, example):
-        """The output for one example, flattened first."""
-        value = example.reshape(-1)
-        for number, (kernel, bias) in enumerate(layers):
-            value = value @ kernel if bias is None else value @ kernel + bias
-            if number < len(layers) - 1:
-                value = self.activation(value)
-        return value
-
-
-@dataclass(frozen=True)
-class Specified:
-    """A network's flattened output times a specification matrix (specs, outputs)."""
-
-    network: Callable
-
-    def __call__(self, variables, example, spec):
-        """The specifications' values for one example."""
-        return spec @ self.network(variables, example).reshape(-1)
-
-
-def per_example_function(
-    params, x, apply_fn: Callable | None, activation: str | Callable
-) -> tuple[Callable, object, object]:
+def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, object, object]:
     """A network as `(fn, variables, x)` with `fn(variables, example)` and x a batch.
 
     Args:
-        params: see `resolve`.
+        params, apply_fn, activation: see `resolve`.
         x: a batch, or one example of a Dense chain, which then gets a batch axis.
-        apply_fn: see `resolve`.
-        activation: see `resolve`.
     """
     network = resolve(params, x, apply_fn, activation)
     return network.function, network.variables, x if network.batched else jnp.asarray(x)[None]
 
 
-def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "relu") -> Network:
+def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, certificate: str = "") -> Network:
     """Find out what a network is.
 
     Args:
-        params: a variables dict, a bare parameter tree, a `TrainState`, an NNX module, or Dense layers: a list of
-            `(kernel, bias)` or `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
+        params: a variables dict, a bare parameter tree, a `TrainState`; a bound Linen module, an NNX module, a callable
+            pytree of one example (Equinox), a Keras model; or Dense layers: a list of `(kernel, bias)` or
+            `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
         x: the input, array or region.
-        apply_fn: a Linen `module.apply` (bare trees are wrapped as `{"params": ...}`), or any `f(params, batch)`.
-        activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable.
+        apply_fn: a Linen module or its `apply` (bare trees are wrapped as `{"params": ...}`), or any
+            `f(params, batch)`, to which modules go as they are and a `TrainState` as its variables.
+        activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable. None for
+            ReLU, which is then an assumption, as the order of the layers by their names is.
+        certificate: the function that gives a certificate, which rests on no assumption.
 
     Raises:
-        ArgumentError: the parameters are ambiguous; the message says what to pass.
+        ArgumentError: the parameters are ambiguous, the network cannot be evaluated, or it mixes the examples of a
+            batch; the message says what to pass.
+
+    Warns:
+        AssumedNetworkWarning: what network the parameters are taken for, or that random numbers are drawn.
     """
+    if any(map(is_region, jax.tree.leaves(params, is_leaf=is_region))):
+        raise errors.argument("params", "hold regions", "bound a function of its weights by jaxbound.bound(fn, method)")
+    network = _module(params, x, apply_fn)
+    if network is None:
+        return _chain(_plain(params), x, activation, certificate)
+    struct = _struct(x)
+    if struct is not None:
+        independence.check(network.function.on_batch, network.variables, struct)
+    return network
+
+
+def _module(params, x, apply_fn) -> Network | None:
+    """The network that a module, a state or apply_fn says; None where there is none of them."""
+    if isinstance(apply_fn, nn.Module):
+        apply_fn = apply_fn.apply
+    if apply_fn is not None and not callable(apply_fn):
+        way_out = "pass a function (variables, batch) -> outputs; for Haiku haiku.without_apply_rng(transformed).apply"
+        raise errors.argument_type("apply_fn", f"is a {type(apply_fn).__name__}", way_out)
     if isinstance(params, nnx.Module):
-        viewed = _evaluation_view(params)
-        definition, state = nnx.split(viewed)
-        return Network(Merged(definition), state, True)
-    if apply_fn is None and callable(getattr(params, "apply_fn", None)) and hasattr(params, "params"):
-        apply_fn, params = params.apply_fn, _state_variables(params)
+        definition, state = nnx.split(_evaluation_view(params))
+        return Network(Merged(definition, apply_fn and _hashable(apply_fn)), state, True)
+    if isinstance(params, nn.Module):
+        if params.scope is None:
+            raise errors.argument("params", "are a module without variables", "pass model.bind(variables)")
+        module, variables = params.unbind()
+        return Network(Linen(module), _plain(variables), True)
+    if hasattr(params, "stateless_call") and apply_fn is None:
+        parts = params.trainable_variables, params.non_trainable_variables
+        values = [[variable.value for variable in part] for part in parts]
+        return Network(Stateless(params), values, True)
+    if callable(getattr(params, "apply_fn", None)) and hasattr(params, "params"):
+        apply_fn, params = apply_fn or params.apply_fn, _state_variables(params)
+    leaves, tree = jax.tree.flatten(params)
+    if callable(params) and not jax.tree_util.treedef_is_leaf(tree):
+        arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
+        rest = tuple(ARRAY if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+        return Network(Rebuilt(tree, rest, apply_fn and _hashable(apply_fn)), arrays, True)
+    if apply_fn is None:
+        return None
     params = _plain(params)
-    if apply_fn is not None:
-        if _is_linen(apply_fn) and not (isinstance(params, Mapping) and "params" in params):
-            params = {"params": params}
-        return Network(Applied(_hashable(apply_fn)), params, True)
-    layers = _dense_chain(params)
+    if _is_linen(apply_fn) and not (isinstance(params, Mapping) and "params" in params):
+        params = {"params": params}
+    return Network(Applied(_hashable(apply_fn)), params, True)
+
+
+def _struct(x) -> jax.ShapeDtypeStruct | None:
+    """One example of a batch; None where x is none, which is refused elsewhere."""
+    if not is_region(x) and not hasattr(x, "dtype"):
+        return None
+    shape = lambda array: jax.ShapeDtypeStruct(np.shape(array), jnp.result_type(array))  # noqa: E731
+    struct = regions.leaf_struct(x) if is_region(x) else shape(x)
+    if not struct.shape or not jnp.issubdtype(struct.dtype, jnp.floating):
+        return None
+    return jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+
+
+def _chain(params, x, activation, certificate: str) -> Network:
+    """A chain of Dense layers, assumed or said."""
+    names, layers = _dense_chain(params)
+    if activation is None:
+        widths = [layers[0][0].shape[0], *(kernel.shape[1] for kernel, _ in layers)]
+        shown = widths if len(widths) < 8 else [*widths[:3], "...", *widths[-3:]]
+        shape = f"{' -> '.join(map(str, shown))} with relu between its layers, in the order of their names"
+        if certificate:
+            raise errors.ArgumentError(
+                f"{certificate} does not guess the network, which may be a Dense chain {shape}, or not: pass "
+                'apply_fn=model.apply, a module, a TrainState, or activation="relu" if it is'
+            )
+        errors.warn_once(
+            f"the parameters are taken for a Dense chain {shape}: pass activation=\"relu\" if that is so, and "
+            "apply_fn=model.apply if not",
+            errors.AssumedNetworkWarning, (tuple(kernel.shape for kernel, _ in layers), names),
+        )  # fmt: skip
+    function = Chain(_activation("relu" if activation is None else activation))
     size = layers[0][0].shape[0]
     shape = regions.leaf_struct(x).shape if is_region(x) else np.shape(x)
     if len(shape) > 1 and int(np.prod(shape[1:])) == size:
-        return Network(Chain(_activation(activation)), layers, True)
+        return Network(function, layers, True)
     if int(np.prod(shape)) == size:
-        return Network(Chain(_activation(activation)), layers, False)
+        return Network(function, layers, False)
     raise errors.ArgumentError(
         f"x has shape {shape}, but the first kernel takes {size} numbers: pass x of shape (batch, {size}) or ({size},)"
     )
@@ -219,11 +226,12 @@ def _activation(activation: str | Callable) -> Callable:
     raise errors.ArgumentError(f"activation={activation!r} is not a function of jax.nn or jax.numpy: pass a callable")
 
 
-def _dense_chain(params) -> tuple:
-    """The kernels and biases of a chain of Dense layers, or an error that says why it is not one."""
-    layers = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params
+def _dense_chain(params) -> tuple[tuple, tuple]:
+    """The names, and the kernels and biases, of a chain of Dense layers, or an error that says why it is not one."""
+    layers, names = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params, ()
     if isinstance(layers, Mapping):
-        layers = [layers[name] for name in _in_order(list(layers))]
+        names = tuple(_in_order(list(layers)))
+        layers = [layers[name] for name in names]
     if not isinstance(layers, list | tuple) or not layers:
         raise _ambiguous(f"the parameters are a {type(params).__name__}")
     chain = []
@@ -243,7 +251,7 @@ def _dense_chain(params) -> tuple:
                 f"layer {number} takes {kernel.shape[0]} numbers, not the {chain[-1][0].shape[1]} made before"
             )
         chain.append((kernel, bias))
-    return tuple(chain)
+    return names, tuple(chain)
 
 
 def _in_order(names: list[str]) -> list[str]:
@@ -283,11 +291,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
             raise errors.ArgumentError(f"x is a region already: leave {' and '.join(given)} out")
         regions.validate(x, "x")
         return regions.canonical(x)
-    if eps is None:
-        raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
-    for name, value in (("x", x), ("eps", eps)):
-        if not hasattr(value, "dtype") and (name == "x" or not isinstance(value, int | float)):
-            raise errors.argument_type(name, f"is a {type(value).__name__}", "pass an array")
+    check_types(x, eps)
     if not isinstance(norm, int | float | np.number):
         raise errors.argument("norm", f"is {norm!r}", "pass a number p >= 1, such as 1, 2 or jnp.inf")
     if batched and np.shape(x)[:1] == (0,):
@@ -300,13 +304,51 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
     floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(*floats, x)
     x = _compat.owned(x, dtype)
-    if np.ndim(eps) > 1 or (np.ndim(eps) == 1 and (not batched or np.shape(eps) != x.shape[:1])):
-        raise errors.ArgumentError(
-            f"eps has shape {np.shape(eps)}: pass one radius, or one per example, ({x.shape[0]},)"
-        )
+    eps = radii(eps, x.shape, norm, batched=batched)
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
     return regions.canonical(region)
+
+
+def radii(eps: ArrayLike, shape: tuple[int, ...], norm: float, *, batched: bool) -> ArrayLike:
+    """Radii as a ball takes them: one, one per example, or, where eps has as many axes as x, one per feature.
+
+    Args:
+        eps: shape (), (batch,), or (1 or batch, *example shape), of which some axes may be 1 (per channel), not all.
+        shape: that of x.
+        norm: with radii per feature the ball is a box.
+        batched: whether x has a batch axis.
+
+    >>> radii(np.array([[0.5, 0.25]]), (3, 2), np.inf, batched=True).shape
+    (3, 2)
+    """
+    given, whole = np.shape(eps), shape if batched else (1, *shape)
+    if given == () or (batched and given == shape[:1]):
+        return eps
+    own = given if batched or len(given) > len(shape) else (1, *given)
+    fits = len(own) == len(whole) > 1 and all(size in (1, most) for size, most in zip(own, whole, strict=True))
+    if not fits or (set(own[1:]) == {1} and set(whole[1:]) != {1}):
+        features = (1, *whole[1:])
+        raise errors.ArgumentError(
+            f"eps has shape {given}: pass one radius, or one per example, ({whole[0]},), or per feature, {features}"
+        )
+    if norm != np.inf:
+        raise errors.argument("eps", f"has shape {given} and norm is {norm:g}", "radii per feature need norm=jnp.inf")
+    xp = jnp if isinstance(eps, jax.Array) else np
+    return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)
+
+
+def check_types(x, eps) -> None:
+    """Refuse inputs and radii that are no arrays."""
+    if eps is None:
+        raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")
+    if isinstance(x, tuple | list | Mapping):
+        raise errors.argument_type(
+            "x", f"is a {type(x).__name__}", "pass an array; several inputs go through jaxbound.bound(fn, method)"
+        )
+    for name, value in (("x", x), ("eps", eps)):
+        if not hasattr(value, "dtype") and (name == "x" or not isinstance(value, int | float)):
+            raise errors.argument_type(name, f"is a {type(value).__name__}", "pass an array")
 
 
 def problem_of(network: Network, region: Region, spec, *, rounding: bool = False) -> Problem:
@@ -359,8 +401,9 @@ def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both
     return Request(sides, rounding, int(np.clip(limit // row, 16, 1 << 14)))
 
 
+@anywhere
 def bound_network(
-    method: Method, params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+    method: Method, params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
     sides="both", memory_limit=None,
 ) -> Interval | Estimate:  # fmt: skip
     """Bounds of a network's outputs, or of linear specifications of them, over a ball around every example.
@@ -369,11 +412,12 @@ def bound_network(
 
     Args:
         method: how to bound.
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
-        eps: radius in the given norm, shape () or (batch,).
+        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
+            axes as x.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
         clip: None or `(low, high)`: the range of valid inputs.
         spec: None, (specs, outputs) or (batch, specs, outputs), composed with the network's last affine map.
@@ -416,14 +460,23 @@ def outputs_of(problem: Problem, method: Method, request: Request) -> list[Bound
     return results
 
 
+def _made(name: str, method: type[Method], options: dict) -> Method:
+    known = list(inspect.signature(method).parameters)
+    for option in options:
+        if option not in known:
+            way_out = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise errors.argument_type(option, f"is no option of {name}", way_out)
+    return method(**options)
+
+
 def _named(name: str, method: type[Method], what: str, reference: str) -> Callable:
     def function(
-        params, x, eps=None, *, apply_fn=None, activation="relu", norm=np.inf, clip=None, spec=None,
+        params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
         sides="both", memory_limit=None, **options,
     ) -> Interval | Estimate:  # fmt: skip
         return bound_network(
-            method(**options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm, clip=clip,
-            spec=spec, sides=sides, memory_limit=memory_limit,
+            _made(name, method, options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm,
+            clip=clip, spec=spec, sides=sides, memory_limit=memory_limit,
         )  # fmt: skip
 
     function.__name__ = function.__qualname__ = name

@@ -31,12 +31,14 @@ from jaxbound.certify import logits_struct, margin_spec, refuse_half_precision
 from jaxbound.methods import Crown, Method, check_method
 from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import LpBall
+from jaxbound.sharding import anywhere
 from jaxbound.transform import forget_stale
 
 TARGETS = ("all", "runner-up", "least-likely", "random")
 """The names of what a certificate may be about; an array of classes is the other choice."""
 
 
+@anywhere
 def certified_radius(
     params,
     x: ArrayLike,
@@ -47,7 +49,7 @@ def certified_radius(
     norm: float = math.inf,
     method: Method = Crown(),  # noqa: B008 - immutable
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     steps: int = 30,
     initial: ArrayLike = 0.05,
@@ -62,7 +64,7 @@ def certified_radius(
     outside them, what apply_fn closes over counts as it is at the call.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating (float32 or float64), `(batch, *example shape)`; one example for a Dense chain.
         labels: true classes, int (batch,); () for one example.
         targets: the classes j: "all" but the label; "runner-up" or "least-likely", the largest or smallest other
@@ -71,7 +73,7 @@ def certified_radius(
         norm: p >= 1, `jnp.inf` included.
         method: how to bound; its guarantee is "certified".
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers, where there is neither apply_fn nor a module: no certificate guesses it.
         clip: None or `(low, high)`: the range of valid inputs.
         steps: the most radii that are evaluated per example.
         initial: the first one, () or (batch,), in the given norm.
@@ -95,11 +97,12 @@ def certified_radius(
     Reference: Weng et al. 2018, section 4; Zhang et al. 2018, section 4 (binary search for the certified radius).
 
     >>> chain = [(jnp.eye(2), jnp.zeros(2))]
-    >>> certified_radius(chain, jnp.array([[0.75, 0.25], [0.25, 0.75]]), jnp.array([0, 0])).round(2)
+    >>> x, labels = jnp.array([[0.75, 0.25], [0.25, 0.75]]), jnp.array([0, 0])
+    >>> certified_radius(chain, x, labels, activation="relu").round(2)
     Array([0.25, 0.  ], dtype=float32)
     """
     _check(x, method, targets, key, steps, initial, tolerance, rounding)
-    network = resolve(params, x, apply_fn, activation)
+    network = resolve(params, x, apply_fn, activation, certificate="certified_radius")
     single = not network.batched
     if single:
         network, x, labels, initial = network._replace(batched=True), _row(x), _row(labels), _row(initial)

@@ -50,6 +50,29 @@ class Box:
     lower: ArrayLike
     upper: ArrayLike
 
+    @classmethod
+    def around(cls, x: ArrayLike, eps: ArrayLike, clip: tuple[ArrayLike, ArrayLike] | None = None) -> Box:
+        """The box of every point within `eps` of `x`, entry by entry, and within `clip`; rounded outward.
+
+        Args:
+            x: floating, the leaf's value.
+            eps: a radius, or an array with as many axes as x, each 1 or x's: radii per entry or channel.
+            clip: None, or `(low, high)`, which broadcast to x.
+
+        Raises:
+            ArgumentError: eps or clip do not fit x, or no point is left.
+
+        >>> Box.around(jnp.array([0.25, 1.0]), 0.25, clip=(0.0, 1.0)).upper.round(3)
+        Array([0.5, 1. ], dtype=float32)
+        """
+        size, shape = np.shape(eps), np.shape(x)
+        if size and (len(size) != len(shape) or any(a not in (1, b) for a, b in zip(size, shape, strict=True))):
+            raise errors.argument("eps", f"has shape {size}", f"pass a number, or an array that broadcasts to {shape}")
+        radius = jnp.broadcast_to(eps, shape) if size else eps
+        ball = LpBall(jnp.asarray(x), radius, math.inf, clip=clip)
+        validate(ball, "x and eps")
+        return cls(*enclosing_box(ball))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -332,8 +355,11 @@ def validate(region: Region, name: str = "the region") -> None:
         ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
             that does not meet its clip box.
     """
-    _check_shapes(region, name)
     parts = _parts(region)
+    for part, value in parts.items():
+        if not hasattr(value, "dtype") and not isinstance(value, bool | int | float):
+            raise errors.argument_type(f"{name}.{part}", f"is a {type(value).__name__}", "pass an array or a number")
+    _check_shapes(region, name)
     for part, value in parts.items():
         dtype = jnp.result_type(value)
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -384,8 +410,6 @@ def _check_shapes(region: Region, name: str) -> None:
             f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
             f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
         )
-    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
-        raise errors.ArgumentError(f"{name}: clip must be None or a pair (low, high), got {region.clip!r}")
     for end in map(np.shape, region.clip or ()):
         pairs = zip(end[::-1], shape[::-1], strict=False)
         if len(end) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
@@ -396,6 +420,8 @@ def _parts(region: Region) -> dict[str, ArrayLike]:
     """Every array of the region by name."""
     if isinstance(region, Box):
         return {"lower": region.lower, "upper": region.upper}
+    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
+        raise errors.ArgumentError(f"clip must be None or a pair (low, high), got {region.clip!r}")
     ends = {} if region.clip is None else {"clip[0]": region.clip[0], "clip[1]": region.clip[1]}
     return {"center": region.center, "radius": region.radius, **ends}
 

@@ -8,6 +8,8 @@
 Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
 the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
 function closes over counts as it was then; `forget_stale` looks again.
+
+Length: four transformations, which share their steps.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from jaxbound.graph import Graph, Structure
 from jaxbound.methods import Bounded, Method, Request, check_method
 from jaxbound.programs import Recent, Traced
 from jaxbound.regions import is_region
+from jaxbound.sharding import anywhere
 from jaxbound.values import Inexact
 
 
@@ -41,17 +44,23 @@ class Problem(NamedTuple):
 
 
 def prepare(
-    fn: Callable, args: tuple, batch: Sequence[bool] | None = None, *, rounding: bool = False
-) -> Problem:  # fmt: skip
+    fn: Callable,
+    args: tuple,
+    batch: Sequence[bool] | None = None,
+    kwargs: dict | None = None,
+    *,
+    rounding: bool = False,
+) -> Problem:
     """Trace a function (or find its graph) and evaluate its constants.
 
     Args:
         fn: the function of one example.
         args: its arguments, with regions among the leaves.
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
+        kwargs: its keyword arguments.
         rounding: whether constants that fn computes come with their errors.
     """
-    leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
+    leaves, tree = jax.tree.flatten((args, kwargs or {}), is_leaf=is_region)
     chosen = _regions_among(leaves)
     single = leaves if batch is None else [_first(leaf) if b else leaf for leaf, b in zip(leaves, batch, strict=True)]
     avals = tuple(_aval(leaf, region) for leaf, region in zip(single, chosen, strict=True))
@@ -125,8 +134,8 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
             arithmetic on the given (floating-point) parameters. Without it, up to rounding.
 
     Returns:
-        A function of fn's arguments, in which any leaf may be a `Box` or an `LpBall`, that returns a pytree like fn's
-        result with `Interval` leaves (`Estimate` where the method's guarantee is "estimate").
+        A function of fn's arguments, by place or by keyword, in which any leaf may be a `Box` or an `LpBall`, that
+        returns a pytree like fn's result with `Interval` leaves (`Estimate` for a guarantee of "estimate").
 
     Raises:
         UnsupportedError: fn needs an operation that cannot be bounded; `explain` shows it beforehand.
@@ -138,10 +147,12 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args, rounding=rounding)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs, rounding=rounding)
         results = iter(domains.bound(method, problem.graph, problem.leaves, Request(rounding=rounding)))
         return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(*ends_of(c)))
 
@@ -172,16 +183,19 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
         results = iter(domains.planes(method, problem.graph, problem.leaves, Request()))
 
         def shaped(slopes, like=None):
             slopes = iter(slopes)
             leaves = [next(slopes) if region else None for region in problem.is_region]
-            return jax.tree.unflatten(problem.tree, leaves)
+            args, kwargs = jax.tree.unflatten(problem.tree, leaves)
+            return (args, kwargs) if kwargs else args
 
         def dependent():
             low, low_intercept, high, high_intercept = next(results)
@@ -217,10 +231,12 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def bounded(*args):
+    @anywhere
+    def bounded(*args, **kwargs):
         check_method("method", method)
         validate(args)
-        problem = prepare(fn, args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
         known = domains.pre_activations(method, problem.graph, problem.leaves, Request())
         found = {}
         for number in problem.graph.structure.nonlinear:
@@ -250,8 +266,8 @@ def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
     """
 
     @functools.wraps(fn, updated=())
-    def explained(*args):
-        leaves, tree = jax.tree.flatten(args, is_leaf=is_region)
+    def explained(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_region)
         chosen = _regions_among(leaves)
         avals = tuple(_aval(leaf, region) for leaf, region in zip(leaves, chosen, strict=True))
         return _explain(_flat(fn, tree), avals, chosen, method)
@@ -270,7 +286,11 @@ def _regions_among(leaves: Sequence) -> tuple[bool, ...]:
 
 
 def _flat(fn: Callable, tree) -> Callable:
-    return lambda *leaves: fn(*jax.tree.unflatten(tree, leaves))
+    def flat(*leaves):
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return fn(*args, **kwargs)
+
+    return flat
 
 
 def _aval(leaf, region: bool) -> jax.ShapeDtypeStruct:

@@ -93,7 +93,7 @@ print(f"test accuracy {accuracy:.1%} on {len(test_x)} images")
 # %%
 x, labels = test_x[:100], test_y[:100]
 eps = 0.02
-bounds = jb.crown(params, x, eps)
+bounds = jb.crown(params, x, eps, activation="relu")
 print(f"bounds of {bounds.lower.shape} logits, mean width {bounds.width.mean():.2f}")
 print(f"first image, class {labels[0]}:\n{np.stack([bounds.lower[0], bounds.upper[0]]).round(2)}")
 
@@ -118,7 +118,7 @@ functions = {"IBP": jb.ibp, "CROWN-IBP": jb.crown_ibp, "CROWN": jb.crown}
 
 figure, axes = plt.subplots(figsize=(5, 3.5))
 for name, function in functions.items():
-    widths = [function(params, x, radius).width.mean() for radius in radii]
+    widths = [function(params, x, radius, activation="relu").width.mean() for radius in radii]
     axes.loglog(radii, widths, marker="o", label=name)
 reached = [
     np.ptp(jax.vmap(lambda step, r=radius: model.apply(params, x + r * step))(noise / eps), axis=0).mean()
@@ -139,7 +139,7 @@ figure.tight_layout()
 # pixels stay in [0, 1].
 
 # %%
-print(jb.certify(params, x, labels, eps, method=jb.Crown(), clip=(0, 1)))
+print(jb.certify(params, x, labels, eps, method=jb.Crown(), activation="relu", clip=(0, 1)))
 
 # %% [markdown]
 # A certificate is a lower limit of the robust accuracy. The upper limit comes from an attack: `pgd` looks for an input
@@ -149,14 +149,16 @@ print(jb.certify(params, x, labels, eps, method=jb.Crown(), clip=(0, 1)))
 # %%
 radii = np.linspace(0, 0.08, 9, dtype=np.float32)
 methods = {"IBP": jb.IBP(), "CROWN-IBP": jb.CrownIBP(), "CROWN": jb.Crown()}
-attack = jax.jit(functools.partial(jb.pgd, params, x, labels, key=jax.random.key(0), restarts=3, clip=(0, 1)))
+attack = jax.jit(
+    functools.partial(jb.pgd, params, x, labels, activation="relu", key=jax.random.key(0), restarts=3, clip=(0, 1))
+)
 attacks = [attack(radius) for radius in radii]
 
 figure, axes = plt.subplots(figsize=(7, 3.5))
 pgd_accuracy = np.array([1 - found.success.mean() for found in attacks])
 axes.plot(radii, 100 * pgd_accuracy, "k--", marker="x", label="PGD (upper limit)")
 for name, method in methods.items():
-    reports = [jb.certify(params, x, labels, radius, method=method, clip=(0, 1)) for radius in radii]
+    reports = [jb.certify(params, x, labels, radius, method=method, activation="relu", clip=(0, 1)) for radius in radii]
     for report, found in zip(reports, attacks, strict=True):
         jb.check_against_attack(report, found)
     verified = np.array([report.verified_accuracy for report in reports])
@@ -260,7 +262,7 @@ for radius in (0.05, 0.1, 0.2):
 # itself verified, up to rounding, so this needs no assumption on how margins depend on the radius.)
 
 # %%
-margins = functools.partial(jb.margins, method=jb.CrownIBP(), clip=(0, 1))
+margins = functools.partial(jb.margins, method=jb.CrownIBP(), activation="relu", clip=(0, 1))
 
 
 @jax.jit

@@ -63,8 +63,8 @@ params = [
 x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
 eps = 0.3
 
-crown = jb.crown(params, x, eps)
-tuned = jb.frown(params, x, eps, steps=20)
+crown = jb.crown(params, x, eps, activation="relu")
+tuned = jb.frown(params, x, eps, steps=20, activation="relu")
 print(f"mean width: CROWN {crown.width.mean():.3f}, FROWN {tuned.width.mean():.3f}")
 print("never looser:", bool(jnp.all(tuned.lower >= crown.lower) & jnp.all(tuned.upper <= crown.upper)))
 
@@ -90,7 +90,7 @@ print("inside:", bool(((tuned.lower - 1e-5 <= values) & (values <= tuned.upper +
 
 # %%
 steps = [0, 1, 2, 5, 10, 20, 50]
-means = [float(jb.frown(params, x, eps, steps=count).width.mean()) for count in steps]
+means = [float(jb.frown(params, x, eps, steps=count, activation="relu").width.mean()) for count in steps]
 figure, axes = plt.subplots(figsize=(5, 3))
 axes.plot(steps, means, "o-", label="FROWN")
 axes.axhline(float(crown.width.mean()), color="gray", label="CROWN")
@@ -107,8 +107,8 @@ print("tighter after 5 steps:", means[3] < float(crown.width.mean()))
 # triangles. The program (the extra `exact`) for the first two inputs:
 
 # %%
-fixed = jb.frown(params, x, eps, steps=100, pre_activation=jb.Crown())
-joint = jb.frown(params, x, eps, steps=100)
+fixed = jb.frown(params, x, eps, steps=100, pre_activation=jb.Crown(), activation="relu")
+joint = jb.frown(params, x, eps, steps=100, activation="relu")
 programs = [jb.bound(network, jb.LP(pre_activation=jb.Crown()))(jb.Box(row - eps, row + eps)) for row in x[:2]]
 
 width = {

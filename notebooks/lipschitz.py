@@ -90,8 +90,8 @@ print(f"test accuracy {right.mean():.1%}; below are {len(x)} test images that ar
 # %%
 spec = jnp.eye(10)[labels][:, None]  # (images, 1, classes): one row each
 eps = 0.03
-tight = jb.jacobian_bounds(layers, x, eps, spec=spec, method=jb.RecurJac())
-loose = jb.jacobian_bounds(layers, x, eps, spec=spec, method=jb.FastLip())
+tight = jb.jacobian_bounds(layers, x, eps, spec=spec, method=jb.RecurJac(), activation="relu")
+loose = jb.jacobian_bounds(layers, x, eps, spec=spec, method=jb.FastLip(), activation="relu")
 noise = np.random.default_rng(1).uniform(-eps, eps, (200, *x.shape)).astype(np.float32)
 gradient = jax.grad(lambda image, label: logits(layers, image)[label])
 samples = jax.jit(jax.vmap(jax.vmap(gradient), in_axes=(0, None)))(x + noise, labels)
@@ -110,10 +110,10 @@ print(f"mean width: RecurJac {tight.width.mean():.3f}, Fast-Lip {loose.width.mea
 radii = np.float32([0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, np.inf])
 methods = {"RecurJac": jb.RecurJac(), "Fast-Lip": jb.FastLip()}
 constants = {
-    name: np.array([jb.lipschitz(layers, x, r, spec=spec, method=method).mean() for r in radii])
+    name: np.array([jb.lipschitz(layers, x, r, spec=spec, method=method, activation="relu").mean() for r in radii])
     for name, method in methods.items()
 }
-product = float(jb.spectral_lipschitz(layers, x, norm=jnp.inf)[labels].mean())
+product = float(jb.spectral_lipschitz(layers, x, norm=jnp.inf, activation="relu")[labels].mean())
 print(f"{'radius':>8}", *(f"{name:>9}" for name in methods))
 for radius, *row in zip(radii, *constants.values(), strict=True):
     print(f"{radius:8.3f}", *(f"{value:9.2f}" for value in row))
@@ -141,7 +141,7 @@ panel.legend()
 # %%
 for name, method in methods.items():
     integral = jb.LipschitzIntegral(method, steps=5)
-    radius = jb.certified_radius(layers, x, labels, targets="runner-up", method=integral, steps=10)
+    radius = jb.certified_radius(layers, x, labels, targets="runner-up", method=integral, steps=10, activation="relu")
     print(f"{name}: mean certified radius {radius.mean():.4f}, least {radius.min():.4f}")
 
 # %% [markdown]
@@ -151,6 +151,6 @@ for name, method in methods.items():
 # saddle of that logit. `landscape_radius` searches the largest such ball, kinks included.
 
 # %%
-radius = np.asarray(jb.landscape_radius(layers, x, labels, steps=10))
+radius = np.asarray(jb.landscape_radius(layers, x, labels, steps=10, activation="relu"))
 print(f"median radius {np.median(radius):.3f}, least {radius.min():.3f}, without any end {np.isinf(radius).mean():.0%}")
 print("every image lies in such a ball:", bool((radius > 0).all()))

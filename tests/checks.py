@@ -78,7 +78,12 @@ def check_interval_program():
     params = (_W1, _B1, _W2, _B2)
     _equal(jb.bound(_relu_net, jb.IBP())(params, _box()), *_range(_W2.T, low, high, _B2))
     spec = np.array([[1.0, -1.0], [2.0, 1.0]])
-    found = jb.ibp([(_W1, _B1), (_W2, _B2)], jb.Box(jnp.asarray(_LOW)[None], jnp.asarray(_HIGH)[None]), spec=spec)
+    found = jb.ibp(
+        [(_W1, _B1), (_W2, _B2)],
+        jb.Box(jnp.asarray(_LOW)[None], jnp.asarray(_HIGH)[None]),
+        spec=spec,
+        activation="relu",
+    )
     _equal(found, *(end[None] for end in _range(spec @ _W2.T, low, high, spec @ _B2)))
 
 
@@ -286,7 +291,9 @@ def check_batches():
     """Every example of a batch is bounded over its own ball, by its own specification."""
     x, eps = np.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]]), np.array([0.25, 0.5, 0.0])
     spec = np.array([[[1.0, -1.0]], [[0.5, 2.0]], [[-1.0, 0.5]]])
-    found = jb.crown([(_W1, _B1), (_W2, _B2)], jnp.asarray(x), jnp.asarray(eps), spec=jnp.asarray(spec))
+    found = jb.crown(
+        [(_W1, _B1), (_W2, _B2)], jnp.asarray(x), jnp.asarray(eps), spec=jnp.asarray(spec), activation="relu"
+    )
     assert found.lower.shape == (3, 1)
     for k in range(3):
         points = x[k] + eps[k] * np.random.default_rng(6).uniform(-1, 1, (500, 2))
@@ -300,8 +307,8 @@ def check_chunks():
     """Passes of few rows give what one pass gives."""
     layers = [(jnp.asarray(_W1), jnp.asarray(_B1)), (jnp.asarray(np.tile(_W2, (1, 5))), jnp.asarray(np.arange(10.0)))]
     x = jnp.array([[0.5, -1.0]])
-    expected = jb.crown(layers, x, 0.25)
-    _equal(jb.crown(layers, x, 0.25, memory_limit=1), expected.lower, expected.upper)
+    expected = jb.crown(layers, x, 0.25, activation="relu")
+    _equal(jb.crown(layers, x, 0.25, memory_limit=1, activation="relu"), expected.lower, expected.upper)
 
 
 def check_row_selection():

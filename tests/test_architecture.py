@@ -19,8 +19,8 @@ PACKAGE = ROOT / "jaxbound"
 ROOMS = (
     ("errors",),  # before _compat, which raises
     ("_compat",),
-    ("compilation",),
-    ("programs",),
+    ("compilation", "sharding"),
+    ("programs", "independence"),
     ("balls",),
     ("regions",),
     ("bounds",),
@@ -43,15 +43,16 @@ ROOMS = (
     ("tuning",),
     ("polytope", "quadratic"),
     ("exact",),
+    ("functions",),
     ("network",),
-    ("attack", "records"),
+    ("attack", "records", "report"),
     ("certify",),
     ("radius",),
     ("jacobian",),
     ("training",),
     ("",),  # jaxbound/__init__.py
 )
-NETWORK = ROOMS.index(("network",))
+NETWORK = ROOMS.index(("functions",))
 USUAL_LINES, MOST_LINES = 350, 600
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
 SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}

@@ -191,11 +191,11 @@ def test_dtype_follows_the_region(dtype):
 
 def test_pgd_on_a_dense_chain():
     chain = [{"kernel": WEIGHTS.T, "bias": np.zeros(3, "f")}]
-    found = jax.jit(partial(pgd, chain, key=KEY, steps=50))(X, LABELS, 0.1)
+    found = jax.jit(partial(pgd, chain, key=KEY, steps=50, activation="relu"))(X, LABELS, 0.1)
     np.testing.assert_allclose(found.margin, exact(LpBall(X, 0.1, np.inf, batch_ndim=1)), atol=1e-4)
-    region = pgd(chain, Box(X - 0.1, X + 0.1), LABELS, key=KEY, steps=50)
+    region = pgd(chain, Box(X - 0.1, X + 0.1), LABELS, key=KEY, steps=50, activation="relu")
     np.testing.assert_allclose(region.margin, found.margin, atol=1e-4)
-    single = pgd(chain, X[0], LABELS[0], 0.1, key=KEY, steps=0)
+    single = pgd(chain, X[0], LABELS[0], 0.1, key=KEY, steps=0, activation="relu")
     np.testing.assert_array_equal(single.x, X[0])
     with pytest.raises(ValueError, match="eps"):
-        pgd(chain, X, LABELS, key=KEY)
+        pgd(chain, X, LABELS, key=KEY, activation="relu")

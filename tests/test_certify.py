@@ -66,6 +66,12 @@ def data(count: int = 7, seed: int = 1, features: int = 4):
     return x, logits_of(layers(), x).argmax(-1) if features == 4 else np.zeros(count, int)
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the check of a network's own values against bounds that a test makes up."""
+    monkeypatch.setattr(sys.modules["jaxbound.certify"], "check_values", lambda *_: None)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Given(Method):
@@ -146,7 +152,7 @@ def test_traced_labels_out_of_range_are_never_verified(method):
     spec = jax.jit(margin_spec, static_argnums=1)(jnp.array([0, 3, -1]), 3)
     assert not np.isnan(spec[0]).any() and np.isnan(spec[1:]).all()
     x, _ = data(3)
-    bounds = jax.jit(lambda y: margins(layers(), x, y, 0.01, method=method))(jnp.array([0, 3, -1]))
+    bounds = jax.jit(lambda y: margins(layers(), x, y, 0.01, method=method, activation="relu"))(jnp.array([0, 3, -1]))
     assert np.isfinite(bounds[0]).all() and (np.asarray(bounds[1:]) == -np.inf).all()
 
 
@@ -166,23 +172,23 @@ def points(x, eps, norm, count=800):
 def test_margins_are_sound(name, norm):
     (x, labels), net, clip = data(), layers(), (0.0, 1.0)
     eps = {jnp.inf: 0.05, 2: 0.1, 1: 0.2}[norm]
-    bounds = margins(net, x, labels, eps, method=METHODS[name], norm=norm, clip=clip)
+    bounds = margins(net, x, labels, eps, method=METHODS[name], norm=norm, clip=clip, activation="relu")
     assert bounds.shape == (7, 2)
     reached = margins_of(net, points(x, eps, norm), labels)
     assert (bounds <= reached.min(axis=0) + 1e-5).all()
     assert (np.asarray(bounds) > reached.min(axis=0) - 1).all()
-    alone = margins(net, x, labels, 0.0, method=METHODS[name], norm=norm, clip=clip)
+    alone = margins(net, x, labels, 0.0, method=METHODS[name], norm=norm, clip=clip, activation="relu")
     np.testing.assert_allclose(alone, margins_of(net, x, labels), atol=1e-5)
 
 
 def test_the_specification_is_composed_not_subtracted():
     x, labels = data()
     net = [(kernel, bias + 5) for kernel, bias in layers()]  # every neuron is active: the network is affine
-    logits = jb.ibp(net, x, 0.01)
+    logits = jb.ibp(net, x, 0.01, activation="relu")
     apart = [np.delete(logits.lower[i, y] - logits.upper[i], y) for i, y in enumerate(labels)]
-    gain = margins(net, x, labels, 0.01, method=jb.IBP()) - np.array(apart)
+    gain = margins(net, x, labels, 0.01, method=jb.IBP(), activation="relu") - np.array(apart)
     assert (gain > -1e-5).all() and (gain > 0.01).any()
-    single = margins(net[:1], x, np.zeros(7, int), 0.01, method=jb.IBP())
+    single = margins(net[:1], x, np.zeros(7, int), 0.01, method=jb.IBP(), activation="relu")
     kernel = np.asarray(net[0][0], np.float64)
     expected = margins_of(net[:1], x, np.zeros(7, int)) - 0.01 * np.abs(kernel[:, :1] - kernel[:, 1:]).sum(axis=0)
     np.testing.assert_allclose(single, expected, atol=1e-5)
@@ -191,7 +197,7 @@ def test_the_specification_is_composed_not_subtracted():
 @pytest.mark.parametrize("method", [jb.IBP(), jb.Crown(intersect=False)], ids=repr)
 def test_margins_under_jit_and_vmap(method):
     x, labels = data()
-    one = functools.partial(margins, method=method)
+    one = functools.partial(margins, method=method, activation="relu")
     expected = one(layers(), x, labels, 0.05)
     np.testing.assert_allclose(jax.jit(one)(layers(), x, labels, 0.05), expected, atol=1e-5)
     over = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
@@ -204,11 +210,11 @@ def test_margins_under_jit_and_vmap(method):
 def test_margins_under_pmap():
     x, labels = data(16)
     spread = jax.pmap(
-        lambda net, x, y: margins(net, x, y, 0.05, method=jb.CrownIBP()),
+        lambda net, x, y: margins(net, x, y, 0.05, method=jb.CrownIBP(), activation="relu"),
         in_axes=(None, 0, 0),
         devices=jax.devices()[:8],
     )(layers(), x.reshape(8, 2, 4), labels.reshape(8, 2))
-    expected = jax.jit(lambda x: margins(layers(), x, labels, 0.05, method=jb.CrownIBP()))(x)
+    expected = jax.jit(lambda x: margins(layers(), x, labels, 0.05, method=jb.CrownIBP(), activation="relu"))(x)
     np.testing.assert_allclose(spread.reshape(16, 2), expected, atol=1e-5)
 
 
@@ -219,7 +225,7 @@ def test_gradients_of_margins():
     @jax.jit
     def total(scale):
         scaled = [(kernel * scale, bias) for kernel, bias in net]
-        return margins(scaled, x.astype(np.float64), labels, 0.05, method=jb.CrownIBP()).sum()
+        return margins(scaled, x.astype(np.float64), labels, 0.05, method=jb.CrownIBP(), activation="relu").sum()
 
     found, step = float(jax.grad(total)(1.0)), 1e-6
     assert found == pytest.approx(float(total(1 + step) - total(1 - step)) / (2 * step), rel=1e-4)
@@ -230,9 +236,9 @@ def test_margins_refuse_with_the_way_out():
     with pytest.raises(
         errors.ArgumentTypeError, match=r"method is 'crown'; pass a method object such as jaxbound.Crown"
     ):
-        margins(layers(), x, labels, 0.1, method="crown")
+        margins(layers(), x, labels, 0.1, method="crown", activation="relu")
     with pytest.raises(errors.ArgumentError, match=r"labels have shape \(3,\), not \(7,\)"):
-        margins(layers(), x, labels[:3], 0.1, method=jb.IBP())
+        margins(layers(), x, labels[:3], 0.1, method=jb.IBP(), activation="relu")
     with pytest.raises(errors.ArgumentError, match=r"the network gives an array of shape \(2, 2\)"):
         margins({}, x, labels, 0.1, method=jb.IBP(), apply_fn=lambda _, v: v.reshape(-1, 2, 2))
     with pytest.raises(errors.ArgumentError, match="the network gives tuple for one example"):
@@ -242,6 +248,7 @@ def test_margins_refuse_with_the_way_out():
 # --- what verified means ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("lower", "rounding", "verified"),
@@ -260,16 +267,17 @@ def test_margins_refuse_with_the_way_out():
 )
 def test_verified_is_strict(lower, rounding, verified):
     x, labels = data(3)
-    report = certify(layers(), x, labels, 0.1, method=Given(lower, rounding))
+    report = certify(layers(), x, labels, 0.1, method=Given(lower, rounding), activation="relu")
     assert report.verified.tolist() == [verified] * 3
     assert report.verified_accuracy == float(verified) and report.verified_error == 1.0 - verified
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("norm", [jnp.inf, 2])
 @pytest.mark.parametrize("method", [Given(), jb.IBP()], ids=repr)
 def test_an_empty_region_is_not_verified(method, norm):
     x = np.array([[0.9, 0.1, 0.1], [3.0, 0.1, 0.1], [0.9, 0.2, 0.1]], np.float32)
-    options = {"method": method, "norm": norm, "clip": (0.0, 1.0)}
+    options = {"method": method, "norm": norm, "clip": (0.0, 1.0), "activation": "relu"}
     report = certify([(jnp.eye(3), jnp.zeros(3))], x, np.zeros(3, int), 0.05, **options)
     assert report.verified.tolist() == [True, False, True]
     assert (report.margins[1] == -np.inf).all()
@@ -280,19 +288,19 @@ def test_an_empty_region_is_not_verified(method, norm):
 def test_an_image_with_a_nan_is_neither_verified_nor_correct():
     x, labels = data(3)
     x[1, 2] = np.nan
-    report = certify(layers(), x, labels, 0.0, method=jb.CrownIBP())
+    report = certify(layers(), x, labels, 0.0, method=jb.CrownIBP(), activation="relu")
     assert report.verified.tolist() == [True, False, True] and report.correct.tolist() == [True, False, True]
 
 
 def test_an_infinite_radius_verifies_nothing():
     x, labels = data(3)
-    assert not certify(layers(), x, labels, np.inf, method=jb.CrownIBP()).verified.any()
+    assert not certify(layers(), x, labels, np.inf, method=jb.CrownIBP(), activation="relu").verified.any()
 
 
 @pytest.mark.fast
 def test_ties_are_errors():
     x = np.array([[0.5, 0.5], [0.75, 0.5], [0.5, 0.75]], np.float32)
-    report = certify([(jnp.eye(2), jnp.zeros(2))], x, np.zeros(3, int), 0.0, method=jb.IBP())
+    report = certify([(jnp.eye(2), jnp.zeros(2))], x, np.zeros(3, int), 0.0, method=jb.IBP(), activation="relu")
     assert report.correct.tolist() == report.verified.tolist() == [False, True, False]
     assert report.clean_error == pytest.approx(2 / 3)
 
@@ -301,8 +309,8 @@ def test_ties_are_errors():
 def test_a_margin_within_rounding_is_not_verified():
     x = np.array([[np.nextafter(np.float32(0.5), np.float32(1)), 0.5]], np.float32)
     net = [(jnp.eye(2), jnp.zeros(2))]
-    strict = certify(net, x, np.zeros(1, int), 0.0, method=jb.IBP())
-    loose = certify(net, x, np.zeros(1, int), 0.0, method=jb.IBP(), rounding=None)
+    strict = certify(net, x, np.zeros(1, int), 0.0, method=jb.IBP(), activation="relu")
+    loose = certify(net, x, np.zeros(1, int), 0.0, method=jb.IBP(), rounding=None, activation="relu")
     assert strict.margins[0, 0] > 0 and strict.rounding[0, 0] > 0 and not strict.verified[0]
     assert loose.verified[0] and loose.rounding[0, 0] == 0
 
@@ -313,7 +321,7 @@ def test_float32_certificates_hold_in_float64(name):
     sizes, eps, count = (64, 64, 10), 1e-4, 32
     net = [(kernel, bias + 30) for kernel, bias in layers(3, sizes)]  # every neuron is active
     x, labels = data(count, 5, 64)
-    report = certify(net, x, labels, eps, method=METHODS[name])
+    report = certify(net, x, labels, eps, method=METHODS[name], activation="relu")
     kernel = np.asarray(net[0][0], np.float64) @ np.asarray(net[1][0], np.float64)
     radius = np.float64(np.float32(eps)) * np.abs(kernel[:, :1] - kernel[:, 1:]).sum(axis=0)
     exact = margins_of(net, x, labels) - radius
@@ -342,7 +350,7 @@ def interval_margins(net, x, labels, eps):
 
 def test_ibp_certificates_against_numpy():
     (x, labels), net = data(20), layers()
-    report = certify(net, x, labels, 0.05, method=jb.IBP())
+    report = certify(net, x, labels, 0.05, method=jb.IBP(), activation="relu")
     expected = interval_margins(net, x, labels, np.float64(np.float32(0.05)))
     assert 0 < report.verified.sum() < 20
     assert (expected[report.verified] > 0).all()
@@ -356,7 +364,7 @@ def test_ibp_certificates_against_numpy():
 @pytest.mark.parametrize("name", ["IBP", "Crown"])
 def test_results_do_not_depend_on_the_batch_size(name):
     (x, labels), eps = data(), np.linspace(0.01, 0.1, 7)
-    call = functools.partial(certify, layers(), x, labels, eps, method=METHODS[name])
+    call = functools.partial(certify, layers(), x, labels, eps, method=METHODS[name], activation="relu")
     whole = call(batch_size=100)
     for batch_size in (1, 3) if name == "IBP" else (4,):
         found = call(batch_size=batch_size)
@@ -369,7 +377,7 @@ def test_results_do_not_depend_on_the_batch_size(name):
 
 def test_the_last_batch_and_a_second_call_compile_nothing():
     x, labels = (np.tile(part[:1], (7,) + (1,) * (part.ndim - 1)) for part in data())
-    call = functools.partial(certify, method=jb.Crown(), batch_size=4)
+    call = functools.partial(certify, method=jb.Crown(), batch_size=4, activation="relu")
     call(layers(), np.tile(x[:4], (2, 1)), np.tile(labels[:4], 2), 0.05)  # as many batches, so as many devices
     COMPILED.clear()
     assert call(layers(), x, labels, 0.06).verified.shape == (7,)
@@ -381,7 +389,7 @@ def test_the_last_batch_and_a_second_call_compile_nothing():
 def test_padding_counts_nowhere():
     log, (x, labels) = Log(), data(5)
     wrong = np.where(np.arange(5) == 4, (labels + 1) % 3, labels)
-    report = certify(layers(), x, wrong, 0.0, method=Logged(log), batch_size=3)
+    report = certify(layers(), x, wrong, 0.0, method=Logged(log), batch_size=3, activation="relu")
     assert log == [3, 3] and report.clean_error == 0.2 and report.verified_error == 0.2
 
 
@@ -406,7 +414,7 @@ def test_every_device_works_and_the_numbers_are_those_of_one(dtype):
     x, labels = (np.concatenate([part] * 3)[:19] for part in data())
     x = (x + np.arange(19)[:, None] / 1000).astype(dtype)
     log, alone = Log(), Log()
-    call = functools.partial(certify, layers(dtype=dtype), x, labels, 0.05, batch_size=2)
+    call = functools.partial(certify, layers(dtype=dtype), x, labels, 0.05, batch_size=2, activation="relu")
     many = call(method=Placed(log))
     with jax.default_device(jax.devices()[1]):
         one = call(method=Placed(alone))
@@ -422,7 +430,7 @@ def test_a_run_on_many_devices_continues_where_it_stopped_in_order(tmp_path):
     (x, labels), path = data(19), tmp_path / "results.npz"
     log, rest = Log(), Log()
     log.fail_at = x[10].tobytes()
-    call = functools.partial(certify, layers(), x, labels, 0.05, batch_size=2, results=path)
+    call = functools.partial(certify, layers(), x, labels, 0.05, batch_size=2, results=path, activation="relu")
     with pytest.raises(KeyboardInterrupt):
         call(method=Placed(log))
     with np.load(path) as stored:
@@ -430,7 +438,7 @@ def test_a_run_on_many_devices_continues_where_it_stopped_in_order(tmp_path):
     found = call(method=Placed(rest))
     assert len(rest) == 5
     np.testing.assert_array_equal(
-        found.margins, certify(layers(), x, labels, 0.05, method=jb.Crown(), batch_size=2).margins
+        found.margins, certify(layers(), x, labels, 0.05, method=jb.Crown(), batch_size=2, activation="relu").margins
     )
 
 
@@ -440,8 +448,8 @@ def test_parameters_that_are_split_over_devices_stay_there():
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
     net = [(jax.device_put(kernel, split), bias) for kernel, bias in layers(0, (4, 6, 3))]
     log = Log()
-    found = certify(net, x, labels, 0.05, method=Placed(log), batch_size=2)
-    whole = certify(layers(0, (4, 6, 3)), x, labels, 0.05, method=jb.Crown(), batch_size=2)
+    found = certify(net, x, labels, 0.05, method=Placed(log), batch_size=2, activation="relu")
+    whole = certify(layers(0, (4, 6, 3)), x, labels, 0.05, method=jb.Crown(), batch_size=2, activation="relu")
     np.testing.assert_allclose(found.margins, whole.margins, atol=1e-5)
     assert len(log) == 4
 
@@ -465,13 +473,16 @@ def test_a_linen_network_with_its_own_options():
     assert report.correct.all() and report.verified.any()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("inner", [Given(), Given(pre_activation=jb.Forward())], ids=["rows", "one row per input"])
 def test_the_automatic_batch_size_follows_the_memory_limit(inner):
     x, labels = data(40, features=16)
     sizes: list[int] = []
     for limit in (1, 1 << 18, 1 << 20, None):
         log = Log()
-        certify(layers(0, (16, 32, 3)), x, labels, 0.1, method=Logged(log, inner), memory_limit=limit)
+        certify(
+            layers(0, (16, 32, 3)), x, labels, 0.1, method=Logged(log, inner), memory_limit=limit, activation="relu"
+        )
         sizes.append(log[0])
     assert sizes[0] == 1 and sizes == sorted(sizes) and 1 < sizes[1] < 40 and sizes[-1] == 40
 
@@ -479,22 +490,31 @@ def test_the_automatic_batch_size_follows_the_memory_limit(inner):
 @pytest.mark.fast
 def test_one_example_and_regions():
     x, labels = data(3)
-    ball = certify(layers(), x, labels, 0.05, method=jb.IBP())
-    single = certify(layers(), x[1], labels[1], 0.05, method=jb.IBP())
+    ball = certify(layers(), x, labels, 0.05, method=jb.IBP(), activation="relu")
+    single = certify(layers(), x[1], labels[1], 0.05, method=jb.IBP(), activation="relu")
     np.testing.assert_allclose(single.margins, ball.margins[1:2], rtol=1e-5, atol=1e-5)
-    box = certify(layers(), jb.Box(x - np.float32(0.05), x + np.float32(0.05)), labels, method=jb.IBP(), batch_size=2)
+    box = certify(
+        layers(),
+        jb.Box(x - np.float32(0.05), x + np.float32(0.05)),
+        labels,
+        method=jb.IBP(),
+        batch_size=2,
+        activation="relu",
+    )
     np.testing.assert_allclose(box.margins, ball.margins, atol=1e-5)
-    given = certify(layers(), jb.LpBall(x, 0.05, np.inf, batch_ndim=1), labels, method=jb.IBP(), batch_size=2)
+    given = certify(
+        layers(), jb.LpBall(x, 0.05, np.inf, batch_ndim=1), labels, method=jb.IBP(), batch_size=2, activation="relu"
+    )
     np.testing.assert_allclose(given.margins, ball.margins, rtol=1e-5, atol=1e-5)
     assert box.eps is None and box.norm == np.inf and given.eps == np.float32(0.05) and box.correct.all()
-    assert not certify(layers(), jb.Box(x + 1, x), labels, method=jb.IBP()).verified.any()
+    assert not certify(layers(), jb.Box(x + 1, x), labels, method=jb.IBP(), activation="relu").verified.any()
 
 
 @pytest.mark.x64
 @pytest.mark.parametrize(("params", "x", "expected"), [(4, 4, 4), (8, 4, 8), (4, 8, 8)])
 def test_the_dtype_is_that_of_params_and_x(params, x, expected):
     (images, labels), net = data(3), layers(dtype=f"f{params}")
-    report = certify(net[:1], images.astype(f"f{x}"), labels, np.full(3, 0.05), method=jb.IBP())
+    report = certify(net[:1], images.astype(f"f{x}"), labels, np.full(3, 0.05), method=jb.IBP(), activation="relu")
     assert report.margins.dtype == report.eps.dtype == f"f{expected}" and (report.eps >= 0.05).all()
 
 
@@ -503,7 +523,7 @@ def test_the_dtype_is_that_of_params_and_x(params, x, expected):
 
 def test_certify_under_a_trace_names_margins():
     x, labels = data(3)
-    call = lambda x: certify(layers(), x, labels, 0.1, method=jb.IBP()).margins  # noqa: E731
+    call = lambda x: certify(layers(), x, labels, 0.1, method=jb.IBP(), activation="relu").margins  # noqa: E731
     for transformed in (jax.jit(call), jax.vmap(call), jax.grad(lambda v: call(v).sum()), jax.jit(lambda _: call(x))):
         with pytest.raises(errors.HostLoopError, match=r"certify loops on the host .* use margins there"):
             transformed(x)
@@ -537,7 +557,15 @@ def test_certify_under_a_trace_names_margins():
 )
 def test_refusals_say_what_to_do(change, kind, message):
     x, labels = data(3)
-    call = {"params": layers(), "x": x, "labels": labels, "eps": 0.1, "method": jb.IBP(), **change}
+    call = {
+        "params": layers(),
+        "x": x,
+        "labels": labels,
+        "eps": 0.1,
+        "method": jb.IBP(),
+        "activation": "relu",
+        **change,
+    }
     with pytest.raises(kind, match=message):
         certify(call.pop("params"), call.pop("x"), call.pop("labels"), call.pop("eps"), **call)
 
@@ -548,20 +576,21 @@ def test_estimates_are_refused():
 
     x, labels = data(3)
     with pytest.raises(errors.ArgumentError, match="Guess gives an estimate"):
-        certify(layers(), x, labels, 0.1, method=Guess())
+        certify(layers(), x, labels, 0.1, method=Guess(), activation="relu")
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_attack_that_breaks_a_certificate_raises():
     x, labels = data()
-    found = jb.pgd(layers(), x, labels, 0.5, key=jax.random.key(0))
+    found = jb.pgd(layers(), x, labels, 0.5, key=jax.random.key(0), activation="relu")
     assert np.asarray(found.success).any()
-    report = certify(layers(), x, labels, 0.5, method=jb.Crown())
+    report = certify(layers(), x, labels, 0.5, method=jb.Crown(), activation="relu")
     check_against_attack(report, found)
     assert (report.margins.min(axis=1) <= np.asarray(found.margin) + 1e-5).all()
-    unsound = certify(layers(), x, labels, 0.5, method=Given((0.25, 0.5), (0.125, 0.0)))
+    unsound = certify(layers(), x, labels, 0.5, method=Given((0.25, 0.5), (0.125, 0.0)), activation="relu")
     with pytest.raises(errors.SoundnessError, match=r"that Given\(.*index \d+ has certified margin >= 0.125 and"):
         check_against_attack(unsound, found)
     nowhere = Attack(x, jnp.full(7, jnp.nan), jnp.ones(7, bool))
@@ -577,7 +606,9 @@ def test_an_attack_that_breaks_a_certificate_raises():
 @pytest.mark.fast
 def test_the_report_reads_well():
     x, labels = data(3)
-    report = certify(layers(), x, np.array([labels[0], labels[1], (labels[2] + 1) % 3]), 0.0, method=jb.IBP())
+    report = certify(
+        layers(), x, np.array([labels[0], labels[1], (labels[2] + 1) % 3]), 0.0, method=jb.IBP(), activation="relu"
+    )
     text = str(report)
     assert text.startswith("IBP(): 3 examples, linf radius 0\n")
     assert "clean error       33.33%  (1 examples)" in text and "verified error    33.33%" in text
@@ -585,13 +616,13 @@ def test_the_report_reads_well():
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.seconds = 0
     assert isinstance(report, Report) and isinstance(report.margins, np.ndarray)
-    ranged = certify(layers(), x, labels, np.array([0.0, 0.5, 0.25]), method=jb.IBP(), norm=2)
+    ranged = certify(layers(), x, labels, np.array([0.0, 0.5, 0.25]), method=jb.IBP(), norm=2, activation="relu")
     assert "l2 radius 0 to 0.5" in str(ranged)
 
 
 def test_progress(capsys, monkeypatch):
     x, labels = data(5)
-    call = functools.partial(certify, layers(), x, labels, 0.0, method=jb.IBP(), batch_size=2)
+    call = functools.partial(certify, layers(), x, labels, 0.0, method=jb.IBP(), batch_size=2, activation="relu")
     call()
     assert capsys.readouterr() == ("", "")
     call(progress=True)
@@ -609,7 +640,10 @@ def test_progress(capsys, monkeypatch):
 
 def test_an_interrupted_run_continues(tmp_path):
     x, labels = data()
-    path, call = tmp_path / "deep" / "results.npz", functools.partial(certify, layers(), x, labels, 0.05, batch_size=2)
+    path, call = (
+        tmp_path / "deep" / "results.npz",
+        functools.partial(certify, layers(), x, labels, 0.05, batch_size=2, activation="relu"),
+    )
     whole, log = call(method=Logged(Log())), Log()
     log.fail_at = 3
     with pytest.raises(KeyboardInterrupt), jax.default_device(jax.devices()[0]):  # one batch after the other
@@ -631,7 +665,7 @@ def test_an_interrupted_run_continues(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     x, labels = data()
     path = tmp_path / "results"
-    call = functools.partial(certify, layers(), x, labels, 0.05, batch_size=3, results=path)
+    call = functools.partial(certify, layers(), x, labels, 0.05, batch_size=3, results=path, activation="relu")
     monkeypatch.setattr(np, "savez", _failing_after(2, np.savez))
     with pytest.raises(OSError, match="disk full"):
         call(method=jb.IBP())
@@ -639,7 +673,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["results"]
     with np.load(path) as stored:
         assert stored["margins"].shape == (3, 2)
-    whole = certify(layers(), x, labels, 0.05, method=jb.IBP(), batch_size=3)
+    whole = certify(layers(), x, labels, 0.05, method=jb.IBP(), batch_size=3, activation="relu")
     np.testing.assert_array_equal(call(method=jb.IBP()).margins, whole.margins)
 
 
@@ -659,6 +693,7 @@ def _failing_after(count: int, function):
 def test_results_of_another_computation_are_refused(tmp_path):
     (x, labels), path = data(), tmp_path / "results.npz"
     same = {"params": layers(), "x": x, "labels": labels, "eps": 0.05, "method": jb.FastLin(jb.IBP()), "batch_size": 4}
+    same["activation"] = "relu"
 
     def call(**changes):
         given = {**same, **changes}
@@ -687,7 +722,9 @@ def test_the_arrays_that_a_network_closes_over_count(tmp_path):
         shift = jnp.asarray(np.arange(3) * scale, jnp.float32)
         return lambda net, v: v @ net + shift
 
-    call = functools.partial(certify, jnp.ones((4, 3)), x, labels, 0.05, method=jb.IBP(), results=tmp_path / "r")
+    call = functools.partial(
+        certify, jnp.ones((4, 3)), x, labels, 0.05, method=jb.IBP(), results=tmp_path / "r", activation="relu"
+    )
     call(apply_fn=network(1.0))
     with pytest.raises(errors.ArgumentError, match="another computation"):
         call(apply_fn=network(2.0))
@@ -748,7 +785,7 @@ def test_other_files_are_not_overwritten(tmp_path, content):
     np.savez(path, a=np.zeros(2)) if content == "npz" else path.write_bytes(content)
     before = path.read_bytes()
     with pytest.raises(errors.ArgumentError, match="which certify did not write; pass another path"):
-        certify(layers(), x, labels, 0.05, method=jb.IBP(), results=path)
+        certify(layers(), x, labels, 0.05, method=jb.IBP(), results=path, activation="relu")
     assert path.read_bytes() == before
 
 
@@ -774,7 +811,7 @@ def test_a_killed_process_loses_one_batch(tmp_path):
         case = np.load(sys.argv[1] + "/case.npz")
         net = [(case[f"p{2 * i}"], case[f"p{2 * i + 1}"]) for i in range(3)]
         results = sys.argv[1] + "/results.npz"
-        certify(net, case["x"], case["labels"], 0.05, method=jb.IBP(), batch_size=2, results=results)
+        certify(net, case["x"], case["labels"], 0.05, method=jb.IBP(), activation="relu", batch_size=2, results=results)
     """)
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -782,7 +819,7 @@ def test_a_killed_process_loses_one_batch(tmp_path):
     assert ended.returncode == -signal.SIGKILL
     with np.load(tmp_path / "results.npz") as stored:
         assert stored["margins"].shape == (4, 2)
-    call = functools.partial(certify, layers(), x, labels, 0.05, method=jb.IBP(), batch_size=2)
+    call = functools.partial(certify, layers(), x, labels, 0.05, method=jb.IBP(), batch_size=2, activation="relu")
     found, whole = call(results=tmp_path / "results.npz"), call()
     np.testing.assert_array_equal(found.margins, whole.margins)
     np.testing.assert_array_equal(found.verified, whole.verified)

@@ -55,11 +55,11 @@ def kernel(*shape):
 
 
 def ibp(params=LAYERS, x=X, eps=0.1, **options):
-    return jb.ibp(params, x, eps, **options)
+    return jb.ibp(params, x, eps, **{"activation": "relu"} | options)
 
 
 def ibp_of(region, **options):
-    return jb.ibp(LAYERS, region, **options)
+    return jb.ibp(LAYERS, region, activation="relu", **options)
 
 
 INPUTS = [
@@ -194,7 +194,12 @@ def using(method, fn=jax.nn.relu):
 MISSPELT = ["lower_slope='adaptve'", "did you mean 'adaptive'", "'parallel'"]
 METHODS = [
     ("lower_slope is misspelt", lambda: using(jb.Crown(lower_slope="adaptve")), ArgumentError, MISSPELT),
-    ("lower_slope of crown", lambda: jb.crown(LAYERS, X, 0.1, lower_slope="adaptve"), ArgumentError, MISSPELT),
+    (
+        "lower_slope of crown",
+        lambda: jb.crown(LAYERS, X, 0.1, lower_slope="adaptve", activation="relu"),
+        ArgumentError,
+        MISSPELT,
+    ),
     ("lower_slope of Forward", lambda: using(jb.Forward(lower_slope="adaptve")), ArgumentError, MISSPELT),
     ("no lower_slope needed", lambda: using(jb.Crown(lower_slope="adaptve"), jnp.negative), ArgumentError, MISSPELT),
     ("method is a name", lambda: using("crown"), ArgumentTypeError, ["method", "'crown'"]),
@@ -221,8 +226,8 @@ def test_methods(call, exception, words):
 
 
 UNKNOWN = {
-    "ibp": lambda: jb.ibp(LAYERS, X, 0.1, steps=3),
-    "crown": lambda: jb.crown(LAYERS, X, 0.1, steps=3),
+    "ibp": lambda: jb.ibp(LAYERS, X, 0.1, steps=3, activation="relu"),
+    "crown": lambda: jb.crown(LAYERS, X, 0.1, steps=3, activation="relu"),
     "Crown": lambda: jb.Crown(steps=3),
 }
 
@@ -418,7 +423,7 @@ def test_under_jit_so_does_every_such_region_before_a_nonlinearity(method):
 def test_under_jit_one_bad_example_does_not_certify_and_spoils_no_other(method):
     x, eps = np.tile(POINT, (4, 1)), np.array([0.1, -0.1, 0.1, np.nan], "f")
     x[2, 1] = np.nan
-    found = jax.jit(lambda x, eps: jb.network.bound_network(method, LAYERS, x, eps))(x, eps)
+    found = jax.jit(lambda x, eps: jb.network.bound_network(method, LAYERS, x, eps, activation="relu"))(x, eps)
     assert np.all(np.isfinite(np.asarray(found.lower[0])))
     assert_certifies_nothing(jax.tree.map(lambda bound: bound[1:], found))
 
@@ -433,5 +438,5 @@ def test_an_infinite_radius_gives_infinite_bounds_not_nan(norm, method):
 @by_name("method", ALL_METHODS)
 def test_nan_parameters_certify_nothing(method):
     first = np.where(np.eye(4, 5), np.nan, LAYERS[0][0]).astype("f")
-    found = jb.network.bound_network(method, [(first, LAYERS[0][1]), LAYERS[1]], X, 0.1)
+    found = jb.network.bound_network(method, [(first, LAYERS[0][1]), LAYERS[1]], X, 0.1, activation="relu")
     assert_certifies_nothing(found)

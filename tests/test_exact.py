@@ -546,13 +546,13 @@ def test_batches_are_examples_one_by_one():
     layers, x = _layers("tiny"), jnp.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]])
     eps = jnp.array([0.5, 0.75, 0.0])
     for method in (LP(), MILP()):
-        whole = bound_network(method, layers, x, eps, norm=1)
+        whole = bound_network(method, layers, x, eps, norm=1, activation="relu")
         assert whole.lower.shape == (3, 2)
         for k in range(3):
             one = jb.bound(_net(layers), method)(jb.LpBall(x[k], eps[k], 1))
             _close(one, whole.lower[k], whole.upper[k], 1e-9)
         assert float(whole.width[2, 0]) < 1e-6
-        lower = bound_network(method, layers, x, eps, norm=1, sides="lower")
+        lower = bound_network(method, layers, x, eps, norm=1, sides="lower", activation="relu")
         assert lower.upper is None
         assert np.allclose(lower.lower, whole.lower)
 
@@ -560,7 +560,7 @@ def test_batches_are_examples_one_by_one():
 def test_every_example_has_its_own_specification():
     layers, x = _layers("tiny"), jnp.array([[0.5, -1.0], [0.0, 0.25], [4.0, 2.0]])
     spec = np.array([[[1.0, -1.0]], [[0.5, 2.0]], [[-1.0, 0.5]]])
-    found = bound_network(LP(), layers, x, 0.5, spec=jnp.asarray(spec))
+    found = bound_network(LP(), layers, x, 0.5, spec=jnp.asarray(spec), activation="relu")
     points = np.asarray(x)[:, None] + np.random.default_rng(6).uniform(-0.5, 0.5, (3, 2000, 2))
     for k in range(3):
         values = oracles.relu_value(layers, points[k]) @ spec[k, 0]
@@ -574,7 +574,7 @@ def test_an_empty_region_is_never_verified():
     layers, x = _layers("tiny"), np.array([[0.5, -0.5], [3.0, 3.0]])
     labels = np.argmax(np.asarray(jax.vmap(_net(layers))(jnp.asarray(x))), axis=1)
     for method in (LP(), MILP()):
-        report = jb.certify(layers, x, labels, 1e-6, method=method, clip=(-1.0, 1.0))
+        report = jb.certify(layers, x, labels, 1e-6, method=method, clip=(-1.0, 1.0), activation="relu")
         assert np.array_equal(report.verified, [True, False])
         assert np.all(report.margins[1] == -np.inf)
         assert np.all(report.rounding == 0)

@@ -381,7 +381,7 @@ def test_flax_level_batches_are_loops():
     x, eps = np.random.default_rng(2).normal(size=(3, 3)), np.array([0.1, 0.0, 0.4])
     spec = np.random.default_rng(3).normal(size=(3, 2, 2))
     for norm in (1, 2, np.inf):
-        found = jb.crown(params, jnp.asarray(x), jnp.asarray(eps), norm=norm, spec=jnp.asarray(spec))
+        found = jb.crown(params, jnp.asarray(x), jnp.asarray(eps), norm=norm, spec=jnp.asarray(spec), activation="relu")
         for k in range(3):
             alone = jb.bound(lambda layers, x, s=spec[k]: s @ _network(layers, x), jb.Crown())(
                 layers, jb.LpBall(jnp.asarray(x[k]), eps[k], norm)
@@ -394,9 +394,12 @@ def test_row_chunks_change_nothing():
     layers = _layers(52, 3, 24, 12, 4)
     params = [{"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)} for kernel, bias in layers]
     x = jnp.asarray(np.random.default_rng(4).normal(size=(2, 3)))
-    expected = jb.crown(params, x, 0.3)
-    _same(jb.crown(params, x, 0.3, memory_limit=1), expected)
-    _same(jax.jit(lambda x: jb.crown_ibp(params, x, 0.3, memory_limit=1))(x), jb.crown_ibp(params, x, 0.3))
+    expected = jb.crown(params, x, 0.3, activation="relu")
+    _same(jb.crown(params, x, 0.3, memory_limit=1, activation="relu"), expected)
+    _same(
+        jax.jit(lambda x: jb.crown_ibp(params, x, 0.3, memory_limit=1, activation="relu"))(x),
+        jb.crown_ibp(params, x, 0.3, activation="relu"),
+    )
 
 
 def test_lower_sides_are_the_lower_bounds():
@@ -404,6 +407,9 @@ def test_lower_sides_are_the_lower_bounds():
     params = [{"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)} for kernel, bias in layers]
     x = jnp.asarray(np.random.default_rng(4).normal(size=(2, 3)))
     for function in (jb.ibp, jb.forward, jb.crown):
-        both, lower = function(params, x, 0.3), function(params, x, 0.3, sides="lower")
+        both, lower = (
+            function(params, x, 0.3, activation="relu"),
+            function(params, x, 0.3, sides="lower", activation="relu"),
+        )
         assert lower.upper is None
         assert np.allclose(lower.lower, both.lower, atol=1e-12), function.__name__

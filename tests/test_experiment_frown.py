@@ -142,7 +142,7 @@ def test_arrays_of_another_code_are_compared(tmp_path, capsys):
     arrays = {f"{kind}{k}": part for k, layer in enumerate(layers) for kind, part in zip("Wb", layer, strict=True)}
     spec = jnp.array([[[1.0, -1.0]]] * 2)
     for extra, code in ((0.0, 0), (100.0, 1)):
-        margins = np.asarray(jb.crown(layers, x, 0.1, spec=spec).lower[:, 0]) + extra
+        margins = np.asarray(jb.crown(layers, x, 0.1, spec=spec, activation="relu").lower[:, 0]) + extra
         np.savez(
             tmp_path / "frown_tiny_relu.npz", **arrays, x=x, y=np.zeros(2, int), target=np.ones(2, int),
             **{"fixed|pinf|frown|eps": 0.1, "fixed|pinf|frown|margin_lb": margins},

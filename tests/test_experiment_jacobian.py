@@ -215,9 +215,9 @@ def test_arrays_of_another_code_are_compared(tmp_path, capsys):
     arrays = {f"tiny|{kind}{k}": part for k, layer in enumerate(layers) for kind, part in zip("Wb", layer, strict=True)}
     x = np.array([0.5, -0.5, 1.0], np.float32)
     label = int(np.argmax(np.maximum(x @ layers[0][0], 0) @ layers[1][0]))
-    bounds = jb.jacobian_bounds(layers, x[None], 0.1)
+    bounds = jb.jacobian_bounds(layers, x[None], 0.1, activation="relu")
     case = "tiny|fastlin|pinf|eps0.1|recurjac-B"
-    constants = jb.lipschitz(layers, x[None], 0.1)[0, label]
+    constants = jb.lipschitz(layers, x[None], 0.1, activation="relu")[0, label]
     for share, code in ((1.0, 0), (0.9, 1)):
         middle, half = (np.asarray(each)[0] for each in (bounds.center, share * bounds.width / 2))
         np.savez(

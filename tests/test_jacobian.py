@@ -199,7 +199,7 @@ def test_fixed_signs_lose_nothing(direction):
     problem = problem._replace(layers=layers)
     extreme = extreme_jacobians(problem, jax.nn.relu)
     method = RecurJac(direction, pre_activation=Given(problem.ends))
-    bounds = jacobian_bounds(layers, jnp.zeros((1, 2)), 1.0, method=method)
+    bounds = jacobian_bounds(layers, jnp.zeros((1, 2)), 1.0, method=method, activation="relu")
     np.testing.assert_allclose(bounds.lower[0], extreme.min(0), atol=1e-5)
     np.testing.assert_allclose(bounds.upper[0], extreme.max(0), rtol=1e-5)
 
@@ -227,7 +227,7 @@ def test_golden_two_neurons():
     """f = 2 relu(x) - relu(x - 1): the second neuron is unstable on [0.5, 1.5], so J lies in 2 - [0, 1]."""
     layers = ((jnp.ones((1, 2)), jnp.array([0.0, -1.0])), (jnp.array([[2.0], [-1.0]]), jnp.zeros(1)))
     for method in CHAIN_METHODS.values():
-        bounds = jacobian_bounds(layers, jnp.ones((1, 1)), 0.5, method=method)
+        bounds = jacobian_bounds(layers, jnp.ones((1, 1)), 0.5, method=method, activation="relu")
         assert (float(bounds.lower[0, 0, 0]), float(bounds.upper[0, 0, 0])) == (1.0, 2.0)
 
 
@@ -344,7 +344,7 @@ def test_convolution_equals_the_dense_network_of_its_matrix():
     dense = ((jax.vmap(linear)(jnp.eye(16)), jnp.zeros(18)), *tail)
     for method in (RecurJac("forward"), FastLip()):
         found = jacobian_bounds((kernel, tail), x, 0.1, apply_fn=network, method=method)
-        expected = jacobian_bounds(dense, x.reshape(2, 16), 0.1, method=method)
+        expected = jacobian_bounds(dense, x.reshape(2, 16), 0.1, method=method, activation="relu")
         np.testing.assert_allclose(found.lower.reshape(2, 2, 16), expected.lower, atol=1e-5)
         np.testing.assert_allclose(found.upper.reshape(2, 2, 16), expected.upper, atol=1e-5)
 
@@ -353,20 +353,22 @@ def test_batch_chunks_and_jit_change_nothing(monkeypatch):
     layers = random_layers((3, 5, 4, 3), 7)
     x = jax.random.normal(jax.random.key(0), (3, 3))
     method = RecurJac()
-    whole = jacobian_bounds(layers, x, 0.2, method=method)
-    compiled = jax.jit(lambda layers, x: jacobian_bounds(layers, x, 0.2, method=method))
-    single = jacobian_bounds(layers, x[1], 0.2, method=method)
+    whole = jacobian_bounds(layers, x, 0.2, method=method, activation="relu")
+    compiled = jax.jit(lambda layers, x: jacobian_bounds(layers, x, 0.2, method=method, activation="relu"))
+    single = jacobian_bounds(layers, x[1], 0.2, method=method, activation="relu")
     assert single.lower.shape == (3, 3)
     np.testing.assert_allclose(single.lower, whole.lower[1], atol=1e-6)
     np.testing.assert_allclose(compiled(layers, x).upper, whole.upper, atol=1e-6)
     monkeypatch.setattr(recursion, "COLUMNS", 2)  # of 3 and 5: the last chunk meets the one before it
     monkeypatch.setattr(recursion, "MEMORY", {"cpu": 2 * 3 * 4 * 5 * 2 * 2})  # two rows at a time, of three
-    np.testing.assert_allclose(jacobian_bounds(layers, x, 0.2, method=method).lower, whole.lower, atol=1e-6)
-    chunked = jax.jit(lambda layers, x: jacobian_bounds(layers, x, 0.2, method=method))
+    np.testing.assert_allclose(
+        jacobian_bounds(layers, x, 0.2, method=method, activation="relu").lower, whole.lower, atol=1e-6
+    )
+    chunked = jax.jit(lambda layers, x: jacobian_bounds(layers, x, 0.2, method=method, activation="relu"))
     np.testing.assert_allclose(chunked(layers, x).upper, whole.upper, atol=1e-6)
     monkeypatch.setattr(chains, "MOST", 8)
     with pytest.raises(errors.UnsupportedError, match=r"GiB, .* method=Crown"):
-        jacobian_bounds(layers, x, 0.2, method=method)
+        jacobian_bounds(layers, x, 0.2, method=method, activation="relu")
 
 
 def test_a_second_call_compiles_nothing():
@@ -409,7 +411,7 @@ def test_constant_and_affine_functions():
 def test_nothing_is_certified_of_what_is_undefined():
     layers = random_layers((3, 4, 2), 1)
     broken = ((layers[0][0].at[0, 0].set(jnp.nan), layers[0][1]), layers[1])
-    bounds = jacobian_bounds(broken, jnp.ones((1, 3)), 0.1)
+    bounds = jacobian_bounds(broken, jnp.ones((1, 3)), 0.1, activation="relu")
     assert np.all(bounds.lower == -jnp.inf) and np.all(bounds.upper == jnp.inf)
 
 
@@ -446,7 +448,8 @@ def test_best_is_never_wider_than_either():
     layers = random_layers((4, 8, 6, 3), 11)
     x = jax.random.normal(jax.random.key(0), (2, 4))
     first, second, both = (
-        jacobian_bounds(layers, x, 0.2, method=m) for m in (RecurJac(), jb.Crown(), jb.Best(RecurJac(), jb.Crown()))
+        jacobian_bounds(layers, x, 0.2, method=m, activation="relu")
+        for m in (RecurJac(), jb.Crown(), jb.Best(RecurJac(), jb.Crown()))
     )
     np.testing.assert_array_equal(both.lower, jnp.maximum(first.lower, second.lower))
     np.testing.assert_array_equal(both.upper, jnp.minimum(first.upper, second.upper))
@@ -546,13 +549,13 @@ def test_residuals_and_branches_are_refused():
 def test_arguments_are_checked():
     layers, x = random_layers((3, 4, 2), 1), jnp.ones((1, 3))
     with pytest.raises(errors.ArgumentError, match="did you mean 'backward'"):
-        jacobian_bounds(layers, x, 0.1, method=RecurJac("backwards"))
+        jacobian_bounds(layers, x, 0.1, method=RecurJac("backwards"), activation="relu")
     with pytest.raises(errors.ArgumentError, match="shift is 2; pass 0 or 1"):
-        jacobian_bounds(layers, x, 0.1, method=RecurJac(shift=2))
+        jacobian_bounds(layers, x, 0.1, method=RecurJac(shift=2), activation="relu")
     with pytest.raises(errors.ArgumentTypeError, match="pass a method object"):
-        jacobian_bounds(layers, x, 0.1, method="recurjac")  # pyright: ignore[reportArgumentType]
+        jacobian_bounds(layers, x, 0.1, method="recurjac", activation="relu")  # pyright: ignore[reportArgumentType]
     with pytest.raises(errors.UnsupportedError, match="RecurJac has no bounds of values; call jaxbound"):
-        jb.network.bound_network(RecurJac(), layers, x, 0.1)
+        jb.network.bound_network(RecurJac(), layers, x, 0.1, activation="relu")
     with pytest.raises(errors.ArgumentError, match="several outputs"):
         jacobian_bounds((), x, 0.1, apply_fn=lambda _, x: (x, x))
 
@@ -594,6 +597,6 @@ def test_inside_other_bounds_of_the_derivatives_graph():
         layers = [tuple(jnp.asarray(data[f"w.dense{i}.{part}"]) for part in ("kernel", "bias")) for i in range(3)]
         x, eps = jnp.asarray(data["x"]), float(data["eps.inf"])
         for name, method in (("IBP", jb.IBP()), ("CROWN", jb.Crown()), ("CROWN", jb.Best(RecurJac(), jb.Crown()))):
-            bounds = jacobian_bounds(layers, x, eps, method=method)
+            bounds = jacobian_bounds(layers, x, eps, method=method, activation="relu")
             assert np.all(bounds.lower >= data[f"{name}.inf.jac_lb"] - 1e-9), name
             assert np.all(bounds.upper <= data[f"{name}.inf.jac_ub"] + 1e-9), name

@@ -64,7 +64,7 @@ def test_norms_without_a_formula_are_refused():
     with pytest.raises(errors.ArgumentError, match="there are formulas for"):
         norms.nonnegative(jnp.ones((2, 2)), 2, 3)
     with pytest.raises(errors.ArgumentError, match="p >= 1"):
-        lipschitz(LAYERS, X, 0.1, norm=0.5)
+        lipschitz(LAYERS, X, 0.1, norm=0.5, activation="relu")
     assert norms.nonnegative(jnp.full((2, 2), jnp.inf), 2, 2) == jnp.inf
 
 
@@ -126,32 +126,36 @@ def test_constants_are_above_difference_quotients(activation, norm):
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 def test_row_sums_gain_and_are_never_above_entries(direction):
     method = RecurJac(direction)
-    bounds = jacobian_bounds(LAYERS, X, 0.1, method=method)
+    bounds = jacobian_bounds(LAYERS, X, 0.1, method=method, activation="relu")
     entries = jnp.sum(jnp.maximum(-bounds.lower, bounds.upper), axis=-1)
-    found = lipschitz(LAYERS, X, 0.1, norm=jnp.inf, method=method)
+    found = lipschitz(LAYERS, X, 0.1, norm=jnp.inf, method=method, activation="relu")
     assert np.all(found <= entries * 1.0001) and np.any(found < 0.999 * entries)
 
 
 def test_margins_maps_and_compositions_agree():
     logits = apply(LAYERS, X)
     spec = jb.margin_spec(jnp.argmax(logits, 1), 3)
-    margins = lipschitz(LAYERS, X, 0.1, norm=2, of="margins")
-    np.testing.assert_allclose(margins, lipschitz(LAYERS, X, 0.1, norm=2, spec=spec), rtol=1e-6)
-    wide = lipschitz(LAYERS, X, 0.1, norm=(2, np.inf), of="map")
-    np.testing.assert_allclose(wide, jnp.max(lipschitz(LAYERS, X, 0.1, norm=2), axis=1), rtol=1e-5)
-    assert np.all(wide <= lipschitz(LAYERS, X, 0.1, norm=(2, 2), of="map") * 1.0001)
-    single = lipschitz(LAYERS, X[0], 0.1, norm=2, method=FastLip())
-    np.testing.assert_allclose(single, lipschitz(LAYERS, X, 0.1, norm=2, method=FastLip())[0], rtol=1e-5)
-    best = lipschitz(LAYERS, X, 0.1, method=jb.Best(RecurJac(), FastLip()))
-    assert np.all(best <= lipschitz(LAYERS, X, 0.1, method=RecurJac()))
+    margins = lipschitz(LAYERS, X, 0.1, norm=2, of="margins", activation="relu")
+    np.testing.assert_allclose(margins, lipschitz(LAYERS, X, 0.1, norm=2, spec=spec, activation="relu"), rtol=1e-6)
+    wide = lipschitz(LAYERS, X, 0.1, norm=(2, np.inf), of="map", activation="relu")
+    np.testing.assert_allclose(wide, jnp.max(lipschitz(LAYERS, X, 0.1, norm=2, activation="relu"), axis=1), rtol=1e-5)
+    assert np.all(wide <= lipschitz(LAYERS, X, 0.1, norm=(2, 2), of="map", activation="relu") * 1.0001)
+    single = lipschitz(LAYERS, X[0], 0.1, norm=2, method=FastLip(), activation="relu")
+    np.testing.assert_allclose(
+        single, lipschitz(LAYERS, X, 0.1, norm=2, method=FastLip(), activation="relu")[0], rtol=1e-5
+    )
+    best = lipschitz(LAYERS, X, 0.1, method=jb.Best(RecurJac(), FastLip()), activation="relu")
+    assert np.all(best <= lipschitz(LAYERS, X, 0.1, method=RecurJac(), activation="relu"))
     box = jb.Box(X - 0.1, X + 0.1)
-    np.testing.assert_allclose(lipschitz(LAYERS, box, norm=1), lipschitz(LAYERS, jb.LpBall(X, 0.1, jnp.inf, batch_ndim=1), norm=1), rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(lipschitz(LAYERS, box, norm=1, activation="relu"), lipschitz(LAYERS, jb.LpBall(X, 0.1, jnp.inf, batch_ndim=1), norm=1, activation="relu"), rtol=1e-4)  # fmt: skip
 
 
 @pytest.mark.slow
 def test_composition_has_constants_of_margins():
-    margins = lipschitz(LAYERS, X, 0.1, norm=2, of="margins", method=jb.CrownIBP())
-    assert margins.shape == (3, 2) and np.all(margins >= lipschitz(LAYERS, X, 0.0, norm=2, of="margins") * 0.999)
+    margins = lipschitz(LAYERS, X, 0.1, norm=2, of="margins", method=jb.CrownIBP(), activation="relu")
+    assert margins.shape == (3, 2) and np.all(
+        margins >= lipschitz(LAYERS, X, 0.0, norm=2, of="margins", activation="relu") * 0.999
+    )
 
 
 def test_composition_has_constants_too():
@@ -164,7 +168,7 @@ def test_composition_has_constants_too():
 def test_global_constants():
     """relu(x) - relu(-x) = x in disguise: each neuron is unstable, signs cannot cancel, so 1 + 1 would be the product."""
     layers = ((jnp.array([[1.0, -1.0]]), jnp.zeros(2)), (jnp.array([[1.0], [-1.0]]), jnp.zeros(1)))
-    found = lipschitz(layers, jnp.zeros((1, 1)), jnp.inf)
+    found = lipschitz(layers, jnp.zeros((1, 1)), jnp.inf, activation="relu")
     assert 1 <= found[0, 0] <= 2.0001
     cubes = lipschitz(layers, jnp.zeros((1, 1)), jnp.inf, activation=lambda x: x**3)
     assert cubes[0, 0] == jnp.inf
@@ -216,49 +220,55 @@ def test_integrals_bound_values(norm):
     found = {}
     for steps in (1, 4):
         method = LipschitzIntegral(steps=steps)
-        found[steps] = jb.network.bound_network(method, LAYERS, X, 0.3, norm=norm)
+        found[steps] = jb.network.bound_network(method, LAYERS, X, 0.3, norm=norm, activation="relu")
         assert np.all(found[steps].lower <= values.min(0) + 1e-5) and np.all(values.max(0) <= found[steps].upper + 1e-5)
     assert np.all(found[4].width <= found[1].width * 1.0001) and np.any(found[4].width < 0.99 * found[1].width)
-    once = lipschitz(LAYERS, X, 0.3, norm=norm) * 0.3
+    once = lipschitz(LAYERS, X, 0.3, norm=norm, activation="relu") * 0.3
     np.testing.assert_allclose(found[1].lower, apply(LAYERS, X) - once, rtol=1e-3, atol=1e-4)
 
 
 def test_integrals_of_affine_functions_are_exact():
     layers = ((jnp.array([[1.0], [-2.0]]), jnp.array([0.5])),)
     for norm, reach in ((np.inf, 3.0), (2, 5**0.5), (1, 2.0)):
-        found = jb.network.bound_network(LipschitzIntegral(), layers, jnp.ones((1, 2)), 0.25, norm=norm)
+        found = jb.network.bound_network(
+            LipschitzIntegral(), layers, jnp.ones((1, 2)), 0.25, norm=norm, activation="relu"
+        )
         np.testing.assert_allclose(found.lower[0, 0], -0.5 - 0.25 * reach, rtol=1e-4)
 
 
 def test_the_way_from_a_center_outside_of_the_clip_box_counts():
     """f = 10 relu(-x): flat within the clip box [0, 1], steep on the way from the center at -0.5."""
     layers = ((-jnp.ones((1, 1)), jnp.zeros(1)), (10 * jnp.ones((1, 1)), jnp.zeros(1)))
-    found = jb.network.bound_network(LipschitzIntegral(), layers, jnp.array([[-0.5]]), 1.0, clip=(0.0, 1.0))
+    found = jb.network.bound_network(
+        LipschitzIntegral(), layers, jnp.array([[-0.5]]), 1.0, clip=(0.0, 1.0), activation="relu"
+    )
     assert found.lower[0, 0] <= 0 <= found.upper[0, 0]
 
 
 def test_certificates_by_integrals():
     labels = jnp.argmax(apply(LAYERS, X), axis=1)
     for method in (LipschitzIntegral(steps=3), LipschitzIntegral(FastLip(), steps=3)):
-        radius = certified_radius(LAYERS, X, labels, method=method, steps=8)
+        radius = certified_radius(LAYERS, X, labels, method=method, steps=8, activation="relu")
         assert np.all(radius > 0)
-        attack = jb.pgd(LAYERS, X, labels, radius, key=jax.random.key(0), steps=10)
-        jb.check_against_attack(jb.certify(LAYERS, X, labels, radius, method=method), attack)
-    traced = jax.jit(lambda x: jb.margins(LAYERS, x, labels, 0.05, method=LipschitzIntegral(steps=3)))(X)
-    eager = jb.margins(LAYERS, X, labels, 0.05, method=LipschitzIntegral(steps=3))
+        attack = jb.pgd(LAYERS, X, labels, radius, key=jax.random.key(0), steps=10, activation="relu")
+        jb.check_against_attack(jb.certify(LAYERS, X, labels, radius, method=method, activation="relu"), attack)
+    traced = jax.jit(
+        lambda x: jb.margins(LAYERS, x, labels, 0.05, method=LipschitzIntegral(steps=3), activation="relu")
+    )(X)
+    eager = jb.margins(LAYERS, X, labels, 0.05, method=LipschitzIntegral(steps=3), activation="relu")
     np.testing.assert_allclose(traced, eager, atol=1e-5)
 
 
 def test_integrals_refuse_what_is_no_ball():
     with pytest.raises(errors.ArgumentError, match="needs an LpBall"):
-        jb.network.bound_network(LipschitzIntegral(), LAYERS, jb.Box(X, X))
+        jb.network.bound_network(LipschitzIntegral(), LAYERS, jb.Box(X, X), activation="relu")
     region = jb.LpBall(X, jnp.full_like(X, 0.1), jnp.inf, batch_ndim=1)
     with pytest.raises(errors.ArgumentError, match="needs one per ball"):
-        jb.network.bound_network(LipschitzIntegral(), LAYERS, region)
+        jb.network.bound_network(LipschitzIntegral(), LAYERS, region, activation="relu")
     with pytest.raises(errors.ArgumentError, match=r"pass RecurJac\(\), FastLip\(\)"):
-        jb.network.bound_network(LipschitzIntegral(jb.Crown()), LAYERS, X, 0.1)
+        jb.network.bound_network(LipschitzIntegral(jb.Crown()), LAYERS, X, 0.1, activation="relu")
     with pytest.raises(errors.ArgumentError, match="pass 1 or more"):
-        jb.network.bound_network(LipschitzIntegral(steps=0), LAYERS, X, 0.1)
+        jb.network.bound_network(LipschitzIntegral(steps=0), LAYERS, X, 0.1, activation="relu")
 
 
 # --- landscape --------------------------------------------------------------------------------------------------------
@@ -268,16 +278,19 @@ def test_landscape_of_hand_made_functions():
     """relu(x + 1) is flat from -1 on; (x - 1)^2 has its minimum at 1; a line has none anywhere."""
     flat = ((jnp.array([[1.0]]), jnp.ones(1)), (jnp.eye(1), jnp.zeros(1)))
     zero = jnp.zeros((1, 1)), jnp.array([0])
-    assert 0.99 < landscape_radius(flat, *zero)[0] < 1
+    assert 0.99 < landscape_radius(flat, *zero, activation="relu")[0] < 1
     square = ((jnp.eye(1), -jnp.ones(1)), (jnp.eye(1), jnp.zeros(1)))
     assert 0.99 < landscape_radius(square, *zero, activation=jnp.square)[0] < 1
-    assert landscape_radius(((jnp.eye(1), jnp.zeros(1)),), *zero)[0] == jnp.inf
-    assert landscape_radius(((0 * jnp.eye(1), jnp.zeros(1)),), *zero)[0] == 0
+    assert landscape_radius(((jnp.eye(1), jnp.zeros(1)),), *zero, activation="relu")[0] == jnp.inf
+    assert landscape_radius(((0 * jnp.eye(1), jnp.zeros(1)),), *zero, activation="relu")[0] == 0
 
 
 def test_landscape_radii_hold():
     labels = jnp.array([0, 1, 2])
-    slow, fast = (landscape_radius(LAYERS, X, labels, norm=2, method=m, steps=8) for m in (RecurJac(), FastLip()))
+    slow, fast = (
+        landscape_radius(LAYERS, X, labels, norm=2, method=m, steps=8, activation="relu")
+        for m in (RecurJac(), FastLip())
+    )
     assert np.all(fast <= slow * 1.01) and np.all(slow > 0)
     ball = jb.LpBall(X, jnp.where(jnp.isinf(slow), 100.0, slow), 2, batch_ndim=1)
     points = jb.regions.sample(ball, jax.random.key(0), (3000,), extremes=True)
@@ -291,11 +304,11 @@ def test_estimates_are_refused():
     estimate, labels = jb.ConvexPolytope(1, jax.random.key(0)), jnp.array([0, 1, 2])
     for method in (estimate, RecurJac(pre_activation=estimate), FastLip(pre_activation=estimate)):
         for call in (
-            lambda method: jacobian_bounds(LAYERS, X, 0.05, method=method),
-            lambda method: lipschitz(LAYERS, X, 0.05, method=method),
-            lambda method: lipschitz(LAYERS, X, 0.05, norm=2, of="map", method=method),
-            lambda method: landscape_radius(LAYERS, X, labels, method=method),
-            lambda method: jb.network.bound_network(LipschitzIntegral(method), LAYERS, X, 0.05),
+            lambda method: jacobian_bounds(LAYERS, X, 0.05, method=method, activation="relu"),
+            lambda method: lipschitz(LAYERS, X, 0.05, method=method, activation="relu"),
+            lambda method: lipschitz(LAYERS, X, 0.05, norm=2, of="map", method=method, activation="relu"),
+            lambda method: landscape_radius(LAYERS, X, labels, method=method, activation="relu"),
+            lambda method: jb.network.bound_network(LipschitzIntegral(method), LAYERS, X, 0.05, activation="relu"),
         ):
             with pytest.raises(errors.ArgumentError, match=r"gives an estimate|pass RecurJac\(\), FastLip"):
                 call(method)
@@ -303,10 +316,10 @@ def test_estimates_are_refused():
 
 def test_landscape_arguments_are_checked():
     with pytest.raises(errors.ArgumentError, match=r"classes are numbered 0\.\.2"):
-        landscape_radius(LAYERS, X, jnp.array([0, 1, 3]))
+        landscape_radius(LAYERS, X, jnp.array([0, 1, 3]), activation="relu")
     with pytest.raises(errors.ArgumentError, match="one class per example"):
-        landscape_radius(LAYERS, X, jnp.array([0]))
+        landscape_radius(LAYERS, X, jnp.array([0]), activation="relu")
     with pytest.raises(errors.ArgumentError, match="is a region"):
-        landscape_radius(LAYERS, jb.Box(X, X), jnp.array([0, 1, 2]))
-    single = landscape_radius(LAYERS, X[0], jnp.array(0), steps=2, method=FastLip())
+        landscape_radius(LAYERS, jb.Box(X, X), jnp.array([0, 1, 2]), activation="relu")
+    single = landscape_radius(LAYERS, X[0], jnp.array(0), steps=2, method=FastLip(), activation="relu")
     assert single.shape == ()

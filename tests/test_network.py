@@ -141,14 +141,14 @@ WRAPPINGS = {
 @pytest.mark.parametrize("name", WRAPPINGS)
 def test_the_wrapping_of_a_network_does_not_matter(name):
     params, options = WRAPPINGS[name]
-    assert_same(jb.crown_ibp(params, X, EPS, **options), reference())
+    assert_same(jb.crown_ibp(params, X, EPS, **{"activation": "relu"} | options), reference())
 
 
 @pytest.mark.parametrize("name", ["a variables dict", "a list of pairs", "a jitted function", "an NNX module"])
 def test_what_is_attacked_and_predicted_is_what_is_bounded(name):
     """Accelerators would round the factors of its products to TF32 or bfloat16."""
     params, options = WRAPPINGS.get(name, (nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {}))
-    network = resolve(params, X, options.get("apply_fn"))
+    network = resolve(params, X, options.get("apply_fn"), "relu")
     found = str(jax.make_jaxpr(network.function)(network.variables, X[0]))
     assert found.count("dot_general[") == found.count("(Precision.HIGHEST, Precision.HIGHEST)") > 0
 
@@ -177,8 +177,8 @@ def test_layers_stand_in_integer_order():
 def test_layers_may_have_any_prefix_and_no_bias():
     layers = {f"layers_{k}": {"kernel": layer["kernel"]} for k, layer in enumerate(dense_layers(VARIABLES))}
     exact = functools.reduce(lambda h, layer: jax.nn.relu(h @ layer[0]), PAIRS[:-1], X) @ PAIRS[-1][0]
-    assert_same(jb.ibp(layers, X, 0.0), jb.Interval(exact, exact))
-    assert_same(jb.ibp([(kernel, None) for kernel, _ in PAIRS], X, 0.0), jb.Interval(exact, exact))
+    assert_same(jb.ibp(layers, X, 0.0, activation="relu"), jb.Interval(exact, exact))
+    assert_same(jb.ibp([(kernel, None) for kernel, _ in PAIRS], X, 0.0, activation="relu"), jb.Interval(exact, exact))
 
 
 # --- modules that behave differently in training ----------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_an_nnx_module_as_a_traced_argument():
     module = trained_module()
 
     def loss(m):
-        return jnp.sum(jb.ibp(m, jnp.asarray(X), EPS).lower)
+        return jnp.sum(jb.ibp(m, jnp.asarray(X), EPS, activation="relu").lower)
 
     value, gradient = nnx.value_and_grad(loss)(module)
     eager = jb.ibp(module, jnp.asarray(X), EPS).lower.sum()
@@ -326,8 +326,8 @@ def test_the_named_functions_are_their_methods_example_by_example(name, method):
 
 @by_method([jb.IBP(), jb.Crown()])
 def test_one_example_of_a_dense_chain_has_no_batch_axis(method):
-    found = bound_network(method, VARIABLES, X[0], EPS)
-    batch = bound_network(method, VARIABLES, X[:1], EPS)
+    found = bound_network(method, VARIABLES, X[0], EPS, activation="relu")
+    batch = bound_network(method, VARIABLES, X[:1], EPS, activation="relu")
     assert found.lower.shape == (3,)
     assert batch.lower.shape == (1, 3)
     assert_same(found, jax.tree.map(lambda leaf: leaf[0], batch))
@@ -335,8 +335,8 @@ def test_one_example_of_a_dense_chain_has_no_batch_axis(method):
 
 def test_examples_of_a_dense_chain_are_flattened():
     images = X.reshape(3, 2, 2, 1)
-    assert_same(jb.crown_ibp(VARIABLES, images, EPS), reference())
-    one = jb.crown_ibp(VARIABLES, images[0], EPS)
+    assert_same(jb.crown_ibp(VARIABLES, images, EPS, activation="relu"), reference())
+    one = jb.crown_ibp(VARIABLES, images[0], EPS, activation="relu")
     assert one.lower.shape == (3,)
     assert_same(one, jax.tree.map(lambda leaf: leaf[0], reference()))
 
@@ -348,7 +348,7 @@ def test_examples_of_a_dense_chain_are_flattened():
 )
 def test_zero_radius_gives_the_networks_values(method, norm):
     exact = MODEL.apply(VARIABLES, X)
-    assert_same(bound_network(method, VARIABLES, X, 0.0, norm=norm), jb.Interval(exact, exact))
+    assert_same(bound_network(method, VARIABLES, X, 0.0, norm=norm, activation="relu"), jb.Interval(exact, exact))
 
 
 ENDS = np.full(4, 0.05, "f"), np.full(4, 0.92, "f")
@@ -358,7 +358,7 @@ ENDS = np.full(4, 0.05, "f"), np.full(4, 0.92, "f")
 @pytest.mark.parametrize(("norm", "clip"), [(np.inf, None), (np.inf, ENDS), (2.0, None), (2.0, (0.0, 1.0)), (1, ENDS)])
 def test_one_radius_per_example(norm, clip):
     eps = np.array([0.0, 0.05, 0.2], "f")
-    found = jb.crown_ibp(VARIABLES, X, eps, norm=norm, clip=clip)
+    found = jb.crown_ibp(VARIABLES, X, eps, norm=norm, clip=clip, activation="relu")
     assert_same(found, per_example(jb.CrownIBP(), eps=eps, norm=norm, clip=clip))
     assert np.all(np.diff((found.upper - found.lower).sum(axis=-1)) > 0)
 
@@ -368,10 +368,10 @@ SPEC = RANDOM.normal(size=(2, 3)).astype("f")
 
 @by_method(FEW)
 def test_a_specification_is_composed_with_the_last_layer(method):
-    found = bound_network(method, VARIABLES, X, EPS, spec=SPEC)
+    found = bound_network(method, VARIABLES, X, EPS, spec=SPEC, activation="relu")
     assert found.lower.shape == (3, 2)
     assert_same(found, per_example(method, spec=SPEC))
-    outputs = bound_network(method, VARIABLES, X, EPS)
+    outputs = bound_network(method, VARIABLES, X, EPS, activation="relu")
     loose = np.maximum(SPEC, 0) @ outputs.lower.T + np.minimum(SPEC, 0) @ outputs.upper.T
     assert np.all(loose - 1e-5 <= found.lower.T)
 
@@ -379,22 +379,22 @@ def test_a_specification_is_composed_with_the_last_layer(method):
 @by_method(FEW)
 def test_a_specification_per_example(method):
     specs = np.stack([SPEC, -SPEC, 2 * SPEC])
-    found = bound_network(method, VARIABLES, X, EPS, spec=specs)
-    plus = bound_network(method, VARIABLES, X, EPS, spec=SPEC)
+    found = bound_network(method, VARIABLES, X, EPS, spec=specs, activation="relu")
+    plus = bound_network(method, VARIABLES, X, EPS, spec=SPEC, activation="relu")
     expected = np.stack([values(plus)[:, 0], -values(plus)[::-1, 1], 2 * values(plus)[:, 2]], axis=1)
     np.testing.assert_allclose(values(found), expected, atol=2e-5)
 
 
 def test_specifications_may_be_made_under_jit():
     labels = jnp.array([0, 2, 1])
-    found = jax.jit(lambda y: jb.crown_ibp(VARIABLES, X, EPS, spec=jb.margin_spec(y, 3)))(labels)
-    assert_same(found, jb.crown_ibp(VARIABLES, X, EPS, spec=jb.margin_spec(labels, 3)))
+    found = jax.jit(lambda y: jb.crown_ibp(VARIABLES, X, EPS, spec=jb.margin_spec(y, 3), activation="relu"))(labels)
+    assert_same(found, jb.crown_ibp(VARIABLES, X, EPS, spec=jb.margin_spec(labels, 3), activation="relu"))
 
 
 @by_method(FEW)
 def test_lower_sides_are_those_of_both(method):
-    both = bound_network(method, VARIABLES, X, EPS, spec=SPEC)
-    lower = bound_network(method, VARIABLES, X, EPS, spec=SPEC, sides="lower")
+    both = bound_network(method, VARIABLES, X, EPS, spec=SPEC, activation="relu")
+    lower = bound_network(method, VARIABLES, X, EPS, spec=SPEC, sides="lower", activation="relu")
     assert lower.upper is None
     np.testing.assert_allclose(lower.lower, both.lower, atol=1e-6)
 
@@ -403,19 +403,19 @@ def test_lower_sides_are_those_of_both(method):
 def test_a_small_memory_limit_changes_nothing(method):
     model = MLP((40, 3))
     variables = model.init(jax.random.key(2), X)
-    free = bound_network(method, variables, X, EPS)
-    tight = bound_network(method, variables, X, EPS, memory_limit=1)
+    free = bound_network(method, variables, X, EPS, activation="relu")
+    tight = bound_network(method, variables, X, EPS, memory_limit=1, activation="relu")
     assert_same(tight, free, rtol=1e-6)
 
 
 @by_method([jb.IBP(), jb.Crown()])
 def test_x_may_be_a_region(method):
-    expected = bound_network(method, VARIABLES, X, EPS, norm=2)
+    expected = bound_network(method, VARIABLES, X, EPS, norm=2, activation="relu")
     region = LpBall(X, EPS, 2, batch_ndim=1)
     assert_same(bound_network(method, VARIABLES, region, apply_fn=MODEL.apply), expected)
     box = Box(X - 0.02, X + np.arange(4, dtype="f") / 100)
-    found = bound_network(method, VARIABLES, box)
-    one = bound_network(method, VARIABLES, Box(box.lower[1], box.upper[1]))
+    found = bound_network(method, VARIABLES, box, activation="relu")
+    one = bound_network(method, VARIABLES, Box(box.lower[1], box.upper[1]), activation="relu")
     assert_same(one, jax.tree.map(lambda leaf: leaf[1], found))
 
 
@@ -423,8 +423,8 @@ def test_x_may_be_a_region_of_several_balls_an_example():
     """Two balls, one per row, are inside one of radius sqrt(r_1^2 + r_2^2); interval propagation is monotone."""
     images = X.reshape(3, 2, 2)
     radius = np.array([[0.05, 0.0], [0.1, 0.02], [0.0, 0.0]], "f")
-    found = jb.ibp(VARIABLES, LpBall(images, radius, 2, batch_ndim=2))
-    whole = jb.ibp(VARIABLES, LpBall(images, np.linalg.norm(radius, axis=1), 2, batch_ndim=1))
+    found = jb.ibp(VARIABLES, LpBall(images, radius, 2, batch_ndim=2), activation="relu")
+    whole = jb.ibp(VARIABLES, LpBall(images, np.linalg.norm(radius, axis=1), 2, batch_ndim=1), activation="relu")
     assert np.all(whole.lower - 1e-5 <= found.lower)
     assert np.all(found.upper <= whole.upper + 1e-5)
     np.testing.assert_allclose(found.upper[2], MODEL.apply(VARIABLES, X)[2], atol=1e-5)
@@ -463,16 +463,16 @@ def test_outputs_of_any_shape_are_flattened_for_specifications_only():
     found = jb.crown_ibp(VARIABLES, X, EPS, apply_fn=two_rows)
     assert found.lower.shape == (3, 3, 1)
     spec = jb.crown_ibp(VARIABLES, X, EPS, apply_fn=two_rows, spec=SPEC)
-    assert_same(spec, jb.crown_ibp(VARIABLES, X, EPS, spec=SPEC))
+    assert_same(spec, jb.crown_ibp(VARIABLES, X, EPS, spec=SPEC, activation="relu"))
 
 
 @pytest.mark.x64
 def test_the_dtype_is_that_of_parameters_and_x_together():
-    expected = jb.ibp(VARIABLES, X, EPS)
+    expected = jb.ibp(VARIABLES, X, EPS, activation="relu")
     narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), VARIABLES)
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), VARIABLES)
     for variables, x, dtype in ((narrow, X, np.float32), (wide, X, np.float64), (narrow, X.astype(float), np.float64)):
-        found = jb.ibp(variables, x, EPS)
+        found = jb.ibp(variables, x, EPS, activation="relu")
         assert found.lower.dtype == dtype
         assert_same(found, expected)
 
@@ -481,7 +481,7 @@ def test_a_double_radius_does_not_shrink_in_single_precision():
     """0.1 in float64 lies between two float32 numbers: the ball takes the larger."""
     eps = np.float64(0.1)
     identity = [(np.eye(1, dtype="f"), None)]
-    found = jb.ibp(identity, np.zeros((1, 1), "f"), eps)
+    found = jb.ibp(identity, np.zeros((1, 1), "f"), eps, activation="relu")
     assert float(found.upper[0, 0]) >= eps
     assert float(found.lower[0, 0]) <= -eps
 
@@ -500,7 +500,11 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("function", "options", "method"), OPTIONS, ids=[str(row[2])[:40] for row in OPTIONS])
 def test_options_of_a_method_are_passed_on(function, options, method):
-    assert_same(function(VARIABLES, X, EPS, **options), bound_network(method, VARIABLES, X, EPS), rtol=0)
+    assert_same(
+        function(VARIABLES, X, EPS, activation="relu", **options),
+        bound_network(method, VARIABLES, X, EPS, activation="relu"),
+        rtol=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -517,7 +521,7 @@ class Recorded(Method):
 def test_the_memory_limit_decides_how_many_rows_a_pass_carries():
     method = Recorded()
     for limit in (1, 1 << 20, 1 << 30):
-        bound_network(method, VARIABLES, X, EPS, memory_limit=limit)
+        bound_network(method, VARIABLES, X, EPS, memory_limit=limit, activation="relu")
     rows = [request.max_rows for request in method.requests]
     assert rows == sorted(rows)
     assert rows[0] < rows[-1]
@@ -543,7 +547,7 @@ def test_numpy_arrays_may_be_changed_once_a_call_has_returned(given):
     def run():
         params = [(arrays["weights"], np.zeros(500, "f")), *((w, np.zeros(w.shape[1], "f")) for w in layers[1:])]
         region = (arrays["x"], 0.01) if given != "box" else (Box(arrays["x"], arrays["x"]), None)
-        return jb.margins(params, region[0], arrays["labels"], region[1], method=jb.Crown())
+        return jb.margins(params, region[0], arrays["labels"], region[1], method=jb.Crown(), activation="relu")
 
     expected = np.asarray(run())
     found = run()

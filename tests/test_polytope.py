@@ -70,7 +70,7 @@ def dual_bounds(net, low, high):
 
 def test_without_projections_it_is_the_dual_of_wong_and_kolter():
     net, x = layers(SIZES), images(3, 6)
-    found = jb.cap(net, x, 0.07)
+    found = jb.cap(net, x, 0.07, activation="relu")
     for k, point in enumerate(np.float64(x)):
         low, high = dual_bounds(net, point - np.float32(0.07), point + np.float32(0.07))[-1]
         np.testing.assert_allclose(found.lower[k], low, atol=1e-5)
@@ -80,7 +80,10 @@ def test_without_projections_it_is_the_dual_of_wong_and_kolter():
 @pytest.mark.parametrize("norm", NORMS)
 def test_without_projections_it_is_fast_lin(norm):
     net, x = layers(SIZES), images(3, 6)
-    found, expected = jb.cap(net, x, RADII[norm], norm=norm), jb.fastlin(net, x, RADII[norm], norm=norm)
+    found, expected = (
+        jb.cap(net, x, RADII[norm], norm=norm, activation="relu"),
+        jb.fastlin(net, x, RADII[norm], norm=norm, activation="relu"),
+    )
     assert isinstance(found, jb.Interval)
     np.testing.assert_array_equal(found.lower, expected.lower)
     np.testing.assert_array_equal(found.upper, expected.upper)
@@ -100,10 +103,10 @@ def test_without_projections_it_answers_everything_as_fast_lin_does():
 
 def test_without_projections_it_certifies():
     net, x = layers(SIZES), images(3, 6)
-    labels = np.asarray(jb.ibp(net, x, 0.0).lower).argmax(-1)
+    labels = np.asarray(jb.ibp(net, x, 0.0, activation="relu").lower).argmax(-1)
     method = jb.Best(jb.ConvexPolytope(), jb.Crown(pre_activation=jb.ConvexPolytope()))
     assert method.guarantee == jb.ConvexPolytope().guarantee == "certified"
-    assert jb.certify(net, x, labels, 1e-3, method=method).verified.any()
+    assert jb.certify(net, x, labels, 1e-3, method=method, activation="relu").verified.any()
 
 
 # --- the forward sweep ------------------------------------------------------------------------------------------------
@@ -125,8 +128,8 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("norm", [1, 2])
 def test_pushed_entries_agree_with_backward_passes_on_chains(norm):
     net, x = layers(SIZES), images(3, 6)
-    found = jb.cap(net, x, RADII[norm], norm=norm, projections=9, key=KEY)
-    close(found, jb.fastlin(net, x, RADII[norm], norm=norm))
+    found = jb.cap(net, x, RADII[norm], norm=norm, projections=9, key=KEY, activation="relu")
+    close(found, jb.fastlin(net, x, RADII[norm], norm=norm, activation="relu"))
 
 
 def test_pushed_entries_agree_with_backward_passes_on_residual_networks():
@@ -245,14 +248,17 @@ def test_outputs_are_bounded_by_an_exact_pass_over_the_estimates():
             total = total + np.minimum(rows, 0) @ np.where(open_, -slope * low, 0)
             rows = rows * slope
     lower = total + np.minimum(rows * np.asarray(box.lower), rows * np.asarray(box.upper)).sum(axis=1)
-    found = jb.cap(net, x, 0.05, projections=3, key=KEY)
+    found = jb.cap(net, x, 0.05, projections=3, key=KEY, activation="relu")
     assert (np.asarray(found.lower[0]) >= lower - 1e-4).all()  # equal, but for what intervals alone know better
     assert (np.abs(np.asarray(found.lower[0]) - lower) < 1e-4).any()
 
 
 def test_estimates_never_pass_what_intervals_know():
     net, x = layers(SIZES), images(3, 6)
-    found, known = jb.cap(net, x, 0.3, projections=3, key=jax.random.key(2)), jb.ibp(net, x, 0.3)
+    found, known = (
+        jb.cap(net, x, 0.3, projections=3, key=jax.random.key(2), activation="relu"),
+        jb.ibp(net, x, 0.3, activation="relu"),
+    )
     assert (found.lower >= known.lower - 1e-4).all() and (found.upper <= known.upper + 1e-4).all()
 
 
@@ -260,7 +266,7 @@ def test_the_key_alone_decides():
     net, x = layers(SIZES), images(3, 6)
 
     def lower(x, key):
-        return np.asarray(jb.cap(net, x, 0.05, projections=3, key=key).lower)
+        return np.asarray(jb.cap(net, x, 0.05, projections=3, key=key, activation="relu").lower)
 
     first = lower(x, jax.random.key(0))
     np.testing.assert_array_equal(first, lower(x, jax.random.key(0)))
@@ -273,7 +279,7 @@ def test_the_key_alone_decides():
 def test_memory_is_a_fraction_of_what_a_row_per_neuron_takes():
     def bytes_needed(method):
         net, x = layers((32, 256, 256, 3)), images(2, 32)
-        lower = jax.jit(lambda x: jb.margins(net, x, jnp.zeros(2, int), 0.05, method=method))
+        lower = jax.jit(lambda x: jb.margins(net, x, jnp.zeros(2, int), 0.05, method=method, activation="relu"))
         return lower.lower(x).compile().memory_analysis().temp_size_in_bytes
 
     projected, exact = bytes_needed(jb.ConvexPolytope(8, KEY)), bytes_needed(jb.FastLin())
@@ -287,7 +293,7 @@ def test_estimates_come_back_as_such():
     net, x = layers(SIZES), images(3, 6)
     box, method = jb.Box(x[0] - 0.1, x[0] + 0.1), jb.ConvexPolytope(3, KEY)
     found = [
-        jb.cap(net, x, 0.1, projections=3, key=KEY),
+        jb.cap(net, x, 0.1, projections=3, key=KEY, activation="relu"),
         jb.bound(lambda v: network(net, v), method)(box),
         jb.bound(lambda v: jnp.ones(2), method)(box),
         *jb.pre_activation_bounds(lambda v: network(net, v), method)(box).values(),
@@ -296,7 +302,7 @@ def test_estimates_come_back_as_such():
         assert isinstance(estimate, jb.Estimate) and not isinstance(estimate, jb.Interval)
         assert (estimate.lower <= estimate.upper).all() and (estimate.width >= 0).all()
     assert isinstance(jax.tree.map(lambda leaf: leaf, found[0]), jb.Estimate)
-    lower = jb.cap(net, x, 0.1, projections=3, key=KEY, sides="lower")
+    lower = jb.cap(net, x, 0.1, projections=3, key=KEY, sides="lower", activation="relu")
     assert isinstance(lower, jb.Estimate) and lower.upper is None
 
 
@@ -306,8 +312,8 @@ def test_estimates_are_refused_where_a_certificate_would_rest_on_them():
     box = jb.Box(x[0] - 0.1, x[0] + 0.1)
     assert method.guarantee == "estimate"
     refused = [
-        lambda: jb.certify(net, x, labels, 0.1, method=method),
-        lambda: jb.certified_radius(net, x, labels, method=method),
+        lambda: jb.certify(net, x, labels, 0.1, method=method, activation="relu"),
+        lambda: jb.certified_radius(net, x, labels, method=method, activation="relu"),
         lambda: jb.Best(jb.IBP(), method),
         lambda: jb.bound(function, jb.Crown(pre_activation=method))(box),
         lambda: jb.bound(function, jb.CrownIBP(pre_activation=method))(box),
@@ -322,14 +328,16 @@ def test_estimates_are_refused_where_a_certificate_would_rest_on_them():
 def test_malformed_projections_are_refused():
     net, x = layers(SIZES), images(3, 6)
     with pytest.raises(errors.ArgumentError, match="key is None; pass a PRNG key"):
-        jb.cap(net, x, 0.1, projections=3)
+        jb.cap(net, x, 0.1, projections=3, activation="relu")
     for projections in (0, -1, 2.5, "many"):
         with pytest.raises(errors.ArgumentError, match=r"projections is .*; pass None for exact bounds, or 1 or more"):
-            jb.cap(net, x, 0.1, projections=projections, key=KEY)
+            jb.cap(net, x, 0.1, projections=projections, key=KEY, activation="relu")
     for norm in (1, 3):
         with pytest.raises(errors.UnsupportedError, match=f"has no projections of l{norm} balls; use norm 2 or inf"):
-            jb.cap(net, x, 0.1, norm=norm, projections=3, key=KEY)
-    assert np.isfinite(jb.cap(net, x, 0.1, norm=3, projections=6, key=KEY).lower).all()  # 6 entries by themselves
+            jb.cap(net, x, 0.1, norm=norm, projections=3, key=KEY, activation="relu")
+    assert np.isfinite(
+        jb.cap(net, x, 0.1, norm=3, projections=6, key=KEY, activation="relu").lower
+    ).all()  # 6 entries by themselves
     balls = jb.LpBall(x, 0.1, 2, batch_ndim=1)
     with pytest.raises(errors.UnsupportedError, match="has no projections of several balls in one leaf"):
         jb.bound(lambda v: network(net, v), jb.ConvexPolytope(3, KEY))(balls)
@@ -345,7 +353,7 @@ def test_estimates_under_transformations():
     compiled = jax.jit(jax.vmap(single, in_axes=(None, 0)))
     found = compiled(jb.ConvexPolytope(3, KEY), x)
     assert isinstance(found, jb.Estimate)
-    close(found, jb.cap(net, x, 0.05, projections=3, key=KEY), 1e-4)
+    close(found, jb.cap(net, x, 0.05, projections=3, key=KEY, activation="relu"), 1e-4)
     compiled(jb.ConvexPolytope(3, jax.random.key(1)), x)
     assert len(traces) == 1, "another key is another value of the same program"
 
@@ -357,7 +365,7 @@ def test_estimates_can_be_trained_on():
     @jax.jit
     @jax.value_and_grad
     def loss(net):
-        return -jb.margins(net, x, np.zeros(3, int), 0.05, method=jb.ConvexPolytope(3, KEY)).sum()
+        return -jb.margins(net, x, np.zeros(3, int), 0.05, method=jb.ConvexPolytope(3, KEY), activation="relu").sum()
 
     _, slopes = loss(net)
     rng, step = np.random.default_rng(0), 1e-4
@@ -372,9 +380,9 @@ def test_estimates_can_be_trained_on():
 def test_estimates_in_float64():
     net = [tuple(part.astype(jnp.float64) for part in layer) for layer in layers(SIZES)]
     x = images(3, 6).astype(np.float64)
-    found = jb.cap(net, x, 0.05, projections=9, key=KEY)
+    found = jb.cap(net, x, 0.05, projections=9, key=KEY, activation="relu")
     assert found.lower.dtype == jnp.float64
-    close(found, jb.fastlin(net, x, 0.05), 1e-12)
+    close(found, jb.fastlin(net, x, 0.05, activation="relu"), 1e-12)
 
 
 @pytest.mark.quick(1)
@@ -382,7 +390,9 @@ def test_estimates_in_float64():
 def test_estimates_over_abnormal_regions(projections, norm):
     net, x = layers(SIZES), images(3, 6)
     method = jb.ConvexPolytope(projections, KEY)
-    lower = jax.jit(lambda radius: jb.margins(net, x, jnp.zeros(3, int), radius, method=method, norm=norm))
+    lower = jax.jit(
+        lambda radius: jb.margins(net, x, jnp.zeros(3, int), radius, method=method, norm=norm, activation="relu")
+    )
     logits = jax.vmap(lambda v: network(net, v))(x)
     np.testing.assert_allclose(lower(0.0), logits[:, :1] - logits[:, 1:], atol=1e-4)
     for radius in (jnp.inf, jnp.nan, -1.0):

@@ -158,23 +158,25 @@ def test_affine_networks_have_the_radius_of_the_dual_norm(norm):
         )
         for i, y in enumerate(labels)
     ]
-    found = np.asarray(certified_radius(net, x, labels, norm=norm))
+    found = np.asarray(certified_radius(net, x, labels, norm=norm, activation="relu"))
     assert (found <= exact).all() and (found >= np.multiply(exact, 1 - 2 * TOLERANCE)).all()
 
 
 @pytest.mark.slow
 def test_a_clip_box_enlarges_the_radius():
     x, labels = data()
-    free, cut = (certified_radius(layers(), x, labels, clip=clip) for clip in (None, (0.0, 1.0)))
+    free, cut = (certified_radius(layers(), x, labels, clip=clip, activation="relu") for clip in (None, (0.0, 1.0)))
     assert (cut >= free * (1 - 2 * TOLERANCE)).all() and (cut > free * 1.01).any()
-    assert jb.certify(layers(), x, labels, cut, clip=(0.0, 1.0), method=jb.Crown()).verified.all()
+    assert jb.certify(layers(), x, labels, cut, clip=(0.0, 1.0), method=jb.Crown(), activation="relu").verified.all()
 
 
 def test_a_clip_box_by_hand():
     """f_0 - f_1 = x_0 - x_1 from (0.9, 0.5): free 0.2; cut at 0.6 above, x_1 stops there and x_0 falls alone, to 0.6."""
     x, net = jnp.array([[0.9, 0.5]]), [(jnp.eye(2), jnp.zeros(2))]
-    assert float(certified_radius(net, x, jnp.array([0]))[0]) == pytest.approx(0.2, rel=2 * TOLERANCE)
-    cut = certified_radius(net, x, jnp.array([0]), clip=(jnp.zeros(2), jnp.array([1.0, 0.6])))
+    assert float(certified_radius(net, x, jnp.array([0]), activation="relu")[0]) == pytest.approx(
+        0.2, rel=2 * TOLERANCE
+    )
+    cut = certified_radius(net, x, jnp.array([0]), clip=(jnp.zeros(2), jnp.array([1.0, 0.6])), activation="relu")
     assert float(cut[0]) == pytest.approx(0.3, rel=2 * TOLERANCE)
 
 
@@ -185,27 +187,27 @@ def test_a_clip_box_by_hand():
 )
 def test_certify_verifies_at_the_radius_and_attacks_fail_there(method, norm):
     x, labels = data()
-    radius = certified_radius(layers(), x, labels, norm=norm, method=method)
+    radius = certified_radius(layers(), x, labels, norm=norm, method=method, activation="relu")
     assert (radius > 0).all()
-    report = jb.certify(layers(), x, labels, radius, norm=norm, method=method)
+    report = jb.certify(layers(), x, labels, radius, norm=norm, method=method, activation="relu")
     assert report.verified.all()
-    beyond = jb.certify(layers(), x, labels, radius * (1 + 3 * TOLERANCE), norm=norm, method=method)
+    beyond = jb.certify(layers(), x, labels, radius * (1 + 3 * TOLERANCE), norm=norm, method=method, activation="relu")
     assert not beyond.verified.any()
-    attack = jb.pgd(layers(), x, labels, radius, norm=norm, key=jax.random.key(0), restarts=4)
+    attack = jb.pgd(layers(), x, labels, radius, norm=norm, key=jax.random.key(0), restarts=4, activation="relu")
     jb.check_against_attack(report, attack)
 
 
 def test_no_radius_passes_the_smallest_that_an_attack_breaks():
     x, labels = data()
-    radius = np.asarray(certified_radius(layers(), x, labels))
+    radius = np.asarray(certified_radius(layers(), x, labels, activation="relu"))
     for eps in np.geomspace(0.001, 0.5, 30):
-        broken = np.asarray(jb.pgd(layers(), x, labels, eps, key=jax.random.key(0)).success)
+        broken = np.asarray(jb.pgd(layers(), x, labels, eps, key=jax.random.key(0), activation="relu").success)
         assert (radius[broken] < eps).all()
 
 
 def test_each_image_has_its_own_bracket():
     x, labels = data()
-    radius = functools.partial(certified_radius, layers(), method=jb.CrownIBP())
+    radius = functools.partial(certified_radius, layers(), method=jb.CrownIBP(), activation="relu")
     whole = np.asarray(radius(x, labels))
     np.testing.assert_allclose(radius(x[[6, 0, 3]], labels[[6, 0, 3]]), whole[[6, 0, 3]], rtol=1e-6)
     single = radius(x[3], labels[3])
@@ -219,7 +221,7 @@ def test_monotonicity_is_not_assumed():
     x, labels = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([0])
     for initial, expected in ((0.05, 0.03), (0.25, 0.4), (0.5, 0.4), (0.01, 0.03)):
         method = Holding(((0.0, 0.03), (0.2, 0.4)))
-        found = float(certified_radius(LINEAR, x, labels, method=method, initial=initial)[0])
+        found = float(certified_radius(LINEAR, x, labels, method=method, initial=initial, activation="relu")[0])
         assert found == pytest.approx(expected, rel=TOLERANCE) and found <= expected * (1 + 1e-6)
         assert any(found == asked[0] for asked in method.asked)
 
@@ -231,30 +233,35 @@ def test_monotonicity_is_not_assumed():
 def test_margins_that_verify_nothing(good, rounding):
     x, labels = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([0])
     method = Holding(((0.0, 10.0),), good=good, rounding=rounding)
-    assert float(certified_radius(LINEAR, x, labels, method=method)[0]) == 0
+    assert float(certified_radius(LINEAR, x, labels, method=method, activation="relu")[0]) == 0
 
 
 def test_wrong_labels_ties_and_undefined_logits_have_no_radius():
     x, labels = data()
     wrong = np.where(np.arange(7) % 2, labels, (labels + 1) % 3)
-    found = np.asarray(certified_radius(layers(), x, wrong))
+    found = np.asarray(certified_radius(layers(), x, wrong, activation="relu"))
     assert ((found > 0) == (np.arange(7) % 2 == 1)).all()
     points = jnp.array([[0.5, 0.5, 0.0], [0.5, 0.4, 0.0], [jnp.inf, 0.0, 0.0]])
-    found = certified_radius(LINEAR, points, jnp.zeros(3, int), method=Holding(((0.0, 0.5),)))
+    found = certified_radius(LINEAR, points, jnp.zeros(3, int), method=Holding(((0.0, 0.5),)), activation="relu")
     assert found[0] == 0 and found[1] > 0.49 and found[2] == 0
     broken = [(jnp.eye(3).at[2, 2].set(jnp.nan), jnp.zeros(3))]
-    assert certified_radius(broken, points[1:2], jnp.zeros(1, int), method=Holding(((0.0, 0.5),)))[0] == 0
+    assert (
+        certified_radius(broken, points[1:2], jnp.zeros(1, int), method=Holding(((0.0, 0.5),)), activation="relu")[0]
+        == 0
+    )
     other = jnp.array([[0.2, 0.5, 0.0]])  # wrong, though the margin to the target is positive
-    assert certified_radius(LINEAR, other, jnp.array([0]), targets="least-likely")[0] == 0
+    assert certified_radius(LINEAR, other, jnp.array([0]), targets="least-likely", activation="relu")[0] == 0
 
 
 def test_rounding_is_demanded_unless_it_is_switched_off():
     x, labels = data()
-    strict, loose = (np.asarray(certified_radius(layers(), x, labels, rounding=r)) for r in ("outward", None))
+    strict, loose = (
+        np.asarray(certified_radius(layers(), x, labels, rounding=r, activation="relu")) for r in ("outward", None)
+    )
     assert (strict > 0).all() and (loose >= strict * (1 - 2 * TOLERANCE)).all()
     np.testing.assert_allclose(strict, loose, rtol=0.01)
     tie = jnp.array([[np.nextafter(np.float32(0.5), np.float32(1)), 0.5, 0.0]])
-    assert certified_radius(LINEAR, tie, jnp.array([0]))[0] == 0
+    assert certified_radius(LINEAR, tie, jnp.array([0]), activation="relu")[0] == 0
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def test_rounding_is_demanded_unless_it_is_switched_off():
 def test_targets():
     x, labels = data(12)
     logits = logits_of(layers(), x)
-    radius = functools.partial(certified_radius, layers(), x, labels, method=jb.IBP())
+    radius = functools.partial(certified_radius, layers(), x, labels, method=jb.IBP(), activation="relu")
     single = np.stack([np.asarray(radius(targets=(labels + k) % 3)) for k in (1, 2)])
     classes = np.stack([(labels + k) % 3 for k in (1, 2)])
     scores = np.take_along_axis(logits.T, classes, axis=0)
@@ -277,7 +284,7 @@ def test_targets():
     assert ((drawn == single[0]) | (drawn == single[1])).all()
     assert (drawn != single[0]).any() and (drawn != single[1]).any()
     np.testing.assert_array_equal(drawn, radius(targets="random", key=jax.random.PRNGKey(3)))
-    part = certified_radius(layers(), x[:5], labels[:5], targets="random", key=key, method=jb.IBP())
+    part = certified_radius(layers(), x[:5], labels[:5], targets="random", key=key, method=jb.IBP(), activation="relu")
     np.testing.assert_allclose(part, drawn[:5], rtol=1e-6)
 
 
@@ -285,7 +292,7 @@ def test_random_targets_are_uniform_and_never_the_label():
     labels = np.arange(400) % 4
     x = np.eye(4, dtype=np.float32)[labels] + np.arange(4, dtype=np.float32) / 100
     net = [(jnp.eye(4), jnp.zeros(4))]
-    radius = functools.partial(certified_radius, net, x, labels)
+    radius = functools.partial(certified_radius, net, x, labels, activation="relu")
     of_class = {}
     for k in (1, 2, 3):
         of_class[k] = np.asarray(radius(targets=(labels + k) % 4))
@@ -300,7 +307,7 @@ def test_what_is_refused():
 
     def refuses(text, kind=errors.ArgumentError, x=x, labels=labels, **options):
         with pytest.raises(kind, match=text):
-            certified_radius(LINEAR, x, labels, **options)
+            certified_radius(LINEAR, x, labels, activation="relu", **options)
 
     refuses("targets='runnerup' is not known; did you mean 'runner-up'", targets="runnerup")
     refuses("key is None; pass a PRNG key", targets="random")
@@ -332,7 +339,7 @@ def test_estimates_are_refused_by_name():
         guarantee = "estimate"
 
     with pytest.raises(errors.ArgumentError, match="Guess gives an estimate"):
-        certified_radius(LINEAR, jnp.ones((1, 3)), jnp.array([0]), method=Guess(()))
+        certified_radius(LINEAR, jnp.ones((1, 3)), jnp.array([0]), method=Guess(()), activation="relu")
 
 
 # --- transformations and networks -------------------------------------------------------------------------------------
@@ -341,11 +348,11 @@ def test_estimates_are_refused_by_name():
 @pytest.mark.slow
 def test_eagerly_and_compiled_the_same():
     x, labels = data()
-    eager = certified_radius(layers(), x, labels, norm=2, clip=(0.0, 1.0))
+    eager = certified_radius(layers(), x, labels, norm=2, clip=(0.0, 1.0), activation="relu")
 
     @jax.jit
     def compiled(net, x, labels):
-        return certified_radius(net, x, labels, norm=2, clip=(0.0, 1.0))
+        return certified_radius(net, x, labels, norm=2, clip=(0.0, 1.0), activation="relu")
 
     np.testing.assert_allclose(compiled(layers(), x, labels), eager, rtol=2 * TOLERANCE)
     strange = np.where(np.arange(7) < 2, [3, -1, 0, 0, 0, 0, 0], labels)
@@ -355,10 +362,14 @@ def test_eagerly_and_compiled_the_same():
 
 def test_traced_targets():
     x, labels = data()
-    compiled = jax.jit(lambda targets: certified_radius(layers(), x, labels, targets=targets, method=jb.IBP()))
+    compiled = jax.jit(
+        lambda targets: certified_radius(layers(), x, labels, targets=targets, method=jb.IBP(), activation="relu")
+    )
     given = np.where(np.arange(7) == 0, labels, np.where(np.arange(7) == 1, 3, (labels + 1) % 3))
     found = np.asarray(compiled(given))
-    expected = np.asarray(certified_radius(layers(), x, labels, targets=(labels + 1) % 3, method=jb.IBP()))
+    expected = np.asarray(
+        certified_radius(layers(), x, labels, targets=(labels + 1) % 3, method=jb.IBP(), activation="relu")
+    )
     assert (found[:2] == 0).all()
     np.testing.assert_allclose(found[2:], expected[2:], rtol=2 * TOLERANCE)
 
@@ -367,7 +378,7 @@ def test_vmapped_over_networks():
     x, labels = data(3)
     nets = [layers(), layers(seed=10)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *nets)
-    radius = functools.partial(certified_radius, x=x, labels=labels, method=jb.IBP())
+    radius = functools.partial(certified_radius, x=x, labels=labels, method=jb.IBP(), activation="relu")
     found = jax.vmap(radius)(stacked)
     for net, row in zip(nets, found, strict=True):
         np.testing.assert_allclose(row, radius(net), rtol=2 * TOLERANCE)
@@ -375,9 +386,9 @@ def test_vmapped_over_networks():
 
 def test_a_second_call_compiles_nothing():
     x, labels = data()
-    certified_radius(layers(), x[:4], labels[:4], method=jb.CrownIBP())
+    certified_radius(layers(), x[:4], labels[:4], method=jb.CrownIBP(), activation="relu")
     COMPILED.clear()
-    certified_radius(layers(), x[3:], labels[3:], method=jb.CrownIBP())
+    certified_radius(layers(), x[3:], labels[3:], method=jb.CrownIBP(), activation="relu")
     assert not COMPILED
 
 
@@ -401,10 +412,14 @@ def test_a_linen_network():
 def test_float64():
     net = [tuple(part.astype(jnp.float64) for part in layer) for layer in layers()]
     x, labels = data()
-    found = certified_radius(net, x.astype(np.float64), labels, method=jb.IBP(), tolerance=1e-12, steps=60)
+    found = certified_radius(
+        net, x.astype(np.float64), labels, method=jb.IBP(), tolerance=1e-12, steps=60, activation="relu"
+    )
     assert found.dtype == jnp.float64
     below, above = (
-        np.asarray(jb.certify(net, x.astype(np.float64), labels, found * factor, method=jb.IBP()).verified)
+        np.asarray(
+            jb.certify(net, x.astype(np.float64), labels, found * factor, method=jb.IBP(), activation="relu").verified
+        )
         for factor in (1, 1 + 1e-11)
     )
     assert below.all() and not above.any()

@@ -136,7 +136,7 @@ def test_rows_that_are_skipped_eagerly_change_nothing():
     x = np.random.default_rng(14).normal(size=(3, 4))
 
     def run(method):
-        return bound_network(method, layers, x, 0.2)
+        return bound_network(method, layers, x, 0.2, activation="relu")
 
     assert_same(run(jb.FastLin()), run(jb.FastLin(pre_activation=jb.FastLin())))
     assert_same(run(jb.FastLin()), jax.jit(run, static_argnums=0)(jb.FastLin()))

@@ -297,7 +297,7 @@ def test_images_are_tuned_independently():
     rng = np.random.default_rng(0)
     layers = [(jnp.asarray(rng.normal(size=shape) / 3, jnp.float32), None) for shape in ((6, 12), (12, 4))]
     x = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
-    method = functools.partial(jb.frown, layers, eps=0.2, steps=40, early_stop=0.05)
+    method = functools.partial(jb.frown, layers, eps=0.2, steps=40, early_stop=0.05, activation="relu")
     together = method(x)
     for k in range(3):
         alone = method(x[k : k + 1])
@@ -355,7 +355,9 @@ def test_chunks_of_rows_change_nothing():
     rng = np.random.default_rng(0)
     layers = [(jnp.asarray(rng.normal(size=shape) / 3, jnp.float32), None) for shape in ((6, 40), (40, 40), (40, 4))]
     x = jnp.asarray(rng.normal(size=(2, 6)), jnp.float32)
-    whole, parts = (jb.frown(layers, x, 0.2, steps=3, memory_limit=limit) for limit in (None, 1 << 12))
+    whole, parts = (
+        jb.frown(layers, x, 0.2, steps=3, memory_limit=limit, activation="relu") for limit in (None, 1 << 12)
+    )
     assert np.allclose(whole.lower, parts.lower, atol=1e-5)
 
 

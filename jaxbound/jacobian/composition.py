@@ -12,7 +12,7 @@ not JAX's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -29,6 +29,7 @@ from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
 from jaxbound.methods import Best, Bounded, Method, better, check_certified
 from jaxbound.network import Network, Specified, example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Region
+from jaxbound.sharding import anywhere
 from jaxbound.transform import Problem, prepare
 
 _OWN = PurePath(jax.__file__).parent / "_src"
@@ -117,13 +118,14 @@ def jacobian_of(
     return found
 
 
+@anywhere
 def jacobian_bounds(
     params,
     x: ArrayLike | Region,
     eps: ArrayLike | None = None,
     *,
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     norm: float = np.inf,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     spec: ArrayLike | None = None,
@@ -136,11 +138,11 @@ def jacobian_bounds(
     `clip[0] <= x' <= clip[1]` at which f is differentiable, and for Clarke's Jacobian at all others.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         eps: radius in the given norm, shape () or (batch,); may be infinite.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
         clip: None or `(low, high)`: the range of valid inputs.
         spec: None, (specs, outputs) or (batch, specs, outputs): bounds the Jacobian of `spec @ f`.
@@ -160,7 +162,7 @@ def jacobian_bounds(
     Reference: Zhang et al. 2019 (RecurJac); Clarke, "Optimization and nonsmooth analysis", 1983, section 2.6.
 
     >>> layers = [(jnp.array([[1.0, -1.0]]), jnp.zeros(2)), (jnp.ones((2, 1)), jnp.zeros(1))]
-    >>> jacobian_bounds(layers, jnp.ones((1, 1)), 0.5)  # |x| is x here
+    >>> jacobian_bounds(layers, jnp.ones((1, 1)), 0.5, activation="relu")  # |x| is x here
     Interval(lower=Array([[[1.]]], dtype=float32), upper=Array([[[1.]]], dtype=float32))
     """
     problem = given(params, x, eps, apply_fn, activation, norm, clip, spec)
@@ -197,7 +199,7 @@ def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> No
     example = example_of(problem.network, problem.region)
     rows = [jax.ShapeDtypeStruct(np.shape(one)[-2:], jnp.result_type(one)) for one in spec]
     closed = jax.make_jaxpr(function)(problem.network.variables, example, *rows)
-    for equation in _equations(closed.jaxpr):
+    for equation in _compat.all_equations(closed.jaxpr):
         if equation.primitive.name in _CUSTOM:
             name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
             if not _is_own(equation):
@@ -206,16 +208,6 @@ def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> No
                     "its derivative rule may not be its derivative", method="jax.jacrev",
                     way_out="write it without a custom rule, or use method=RecurJac(), which needs none",
                 )  # fmt: skip
-
-
-def _equations(jaxpr) -> Iterator[_compat.JaxprEqn]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
 
 
 def _is_own(equation: _compat.JaxprEqn) -> bool:

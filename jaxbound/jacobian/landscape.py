@@ -35,7 +35,7 @@ def landscape_radius(
     norm: float = math.inf,
     method: Method = RecurJac(),  # noqa: B008 - immutable
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     steps: int = 30,
     initial: ArrayLike = 0.1,
@@ -48,13 +48,13 @@ def landscape_radius(
     `||x' - x[i]||_norm <= radius[i]` and `clip[0] <= x' <= clip[1]`, wherever `radius[i] > 0`.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain.
         labels: the classes whose logits are meant, int (batch,); () for one example.
         norm: p >= 1, `jnp.inf` included.
         method: how to bound the Jacobian, see `jacobian_bounds`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers, where there is neither apply_fn nor a module: no certificate guesses it.
         clip: None or `(low, high)`: the range of valid inputs.
         steps: the most finite radii that are evaluated per example.
         initial: the first one, () or (batch,), in the given norm.
@@ -74,14 +74,15 @@ def landscape_radius(
     Reference: Zhang et al. 2019, "local optimization landscape"; Clarke 1983, proposition 2.3.2.
 
     >>> layers = [(jnp.array([[1.0]]), jnp.ones(1)), (jnp.eye(1), jnp.zeros(1))]
-    >>> landscape_radius(layers, jnp.zeros((1, 1)), jnp.array([0])).round(2)  # relu(x + 1) is flat from -1 on
+    >>> x, labels = jnp.zeros((1, 1)), jnp.array([0])
+    >>> landscape_radius(layers, x, labels, activation="relu").round(2)  # relu(x + 1) is flat from -1 on
     Array([1.], dtype=float32)
     """
     if regions.is_region(x):
         raise errors.argument("x", "is a region", "pass points: the radius around each of them is searched")
     if not isinstance(steps, int) or steps < 1:
         raise errors.argument("steps", f"is {steps!r}", "pass how many radii to evaluate at most, 1 or more")
-    network = resolve(params, x, apply_fn, activation)
+    network = resolve(params, x, apply_fn, activation, certificate="landscape_radius")
     single = not network.batched
     if single:
         network, x = network._replace(batched=True), jnp.asarray(x)[None]

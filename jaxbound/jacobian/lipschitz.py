@@ -23,10 +23,12 @@ from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
 from jaxbound.methods import Best, Bounded, Method, check_certified
 from jaxbound.network import Network, region_around, request_of, resolve
 from jaxbound.regions import LpBall, Region
+from jaxbound.sharding import anywhere
 
 _OF = ("outputs", "margins", "map")
 
 
+@anywhere
 def lipschitz(
     params,
     x: ArrayLike | Region,
@@ -36,7 +38,7 @@ def lipschitz(
     of: str = "outputs",
     method: Method = RecurJac(),  # noqa: B008 - immutable
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     clip: tuple[ArrayLike, ArrayLike] | None = None,
     spec: ArrayLike | None = None,
     memory_limit: int | None = None,
@@ -47,7 +49,7 @@ def lipschitz(
     each output g of `spec @ f`; for of="map" `||f(x') - f(x'')||_{p_out} <= L ||x' - x''||_{p_in}`.
 
     Args:
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `network.resolve`.
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps (norm is
             that of the constant alone).
         eps: radius, shape () or (batch,); `jnp.inf` for global constants (infinite where the method finds none).
@@ -56,7 +58,7 @@ def lipschitz(
             (for others pass `spec=margin_spec(labels, classes)`); or "map", all outputs together.
         method: how to bound the Jacobian, see `jacobian_bounds`.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         clip: None or `(low, high)`: the range of valid inputs.
         spec: None, (specs, outputs) or (batch, specs, outputs): constants of `spec @ f`.
         memory_limit: bytes that the coefficients of a backward pass may take.
@@ -73,7 +75,7 @@ def lipschitz(
     Reference: Zhang et al. 2019, proposition 2 and algorithm 2.
 
     >>> layers = [(jnp.array([[3.0], [4.0]]), jnp.zeros(1))]
-    >>> lipschitz(layers, jnp.zeros((1, 2)), 1.0, norm=2).round(3)
+    >>> lipschitz(layers, jnp.zeros((1, 2)), 1.0, norm=2, activation="relu").round(3)
     Array([[5.]], dtype=float32)
     """
     p_in, p_out = norms.pair(norm)

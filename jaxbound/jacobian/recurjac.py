@@ -79,7 +79,7 @@ class RecurJac(JacobianMethod):
     >>> import jax.numpy as jnp
     >>> from jaxbound.jacobian.composition import jacobian_bounds
     >>> layers = [(jnp.eye(2), jnp.ones(2)), (jnp.ones((2, 1)), jnp.zeros(1))]
-    >>> jacobian_bounds(layers, jnp.zeros((1, 2)), 0.5, method=RecurJac()).lower
+    >>> jacobian_bounds(layers, jnp.zeros((1, 2)), 0.5, method=RecurJac(), activation="relu").lower
     Array([[[1., 1.]]], dtype=float32)
     """
 

@@ -37,7 +37,7 @@ def spectral_lipschitz(
     norm: float = 2,
     of: str = "outputs",
     apply_fn: Callable | None = None,
-    activation: str | Callable = "relu",
+    activation: str | Callable | None = None,
     spec: ArrayLike | None = None,
 ) -> jax.Array:
     """A global Lipschitz constant by the product of operator norms: the baseline for `lipschitz`.
@@ -51,7 +51,7 @@ def spectral_lipschitz(
         norm: p = 1, 2 or `jnp.inf`.
         of: "outputs", each by itself, or "map", all together.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
-        activation: between Dense layers where there is no apply_fn.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         spec: None or (specs, outputs): constants of `spec @ f`.
 
     Returns:
@@ -65,7 +65,7 @@ def spectral_lipschitz(
     Reference: Szegedy et al., "Intriguing properties of neural networks", 2014, section 4.3.
 
     >>> layers = [(2 * jnp.eye(2), jnp.zeros(2)), (jnp.array([[3.0], [4.0]]), jnp.zeros(1))]
-    >>> bool(10 <= spectral_lipschitz(layers, jnp.zeros(2))[0] <= 10.1)
+    >>> bool(10 <= spectral_lipschitz(layers, jnp.zeros(2), activation="relu")[0] <= 10.1)
     True
     """
     if norm not in (1, 2, math.inf):

@@ -317,7 +317,7 @@ def activity(
     >>> activity([(jnp.eye(1), jnp.zeros(1)), (jnp.eye(1), None)], jnp.ones((1, 1)), 3.0, apply_fn=None)
     Array([2.], dtype=float32)
     """
-    network = resolve(variables, x, apply_fn)
+    network = resolve(variables, x, apply_fn, "relu")
     region = region_around(network.variables, x, eps, norm, clip, batched=True)
     bounded = pre_activation_bounds(network.function, IBP())
     found = jax.vmap(bounded, in_axes=(None, 0))(network.variables, per_example(region))

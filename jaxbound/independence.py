@@ -1,0 +1,130 @@
+"""Whether the examples of a batch are independent: what bounding them one by one assumes.
+
+A network is bounded as a function of one example, its value on a batch of one. That is the network only if no example
+of a batch matters to another one, which BatchNorm in training mode, a softmax along the wrong axis or dropout break
+without an error. So the network is traced once more, on a batch whose size is a prime that nothing else has: an axis
+of that size, or of a multiple of it, is the batch's, and an operation that sums, sorts or cuts along it mixes examples.
+Nothing is computed. What no trace can tell (gathers of examples by number) is left to `certify`, which holds the
+network's own values against its bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import _compat, errors
+
+_PRIMES = 1009, 1511  # two, in case that something else has the first one's size
+_RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"})
+
+
+def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
+    """Refuse a network that mixes the examples of a batch, and warn of one that draws random numbers.
+
+    Args:
+        batched: `(variables, batch) -> outputs`, each with the batch as its first axis.
+        variables: arrays or what has their shapes and dtypes.
+        example: the shape and dtype of one example.
+
+    Raises:
+        ArgumentError: with the operation and its line.
+
+    Warns:
+        AssumedNetworkWarning: random numbers that every example shares, as those of a dropout that is on.
+
+    >>> try:
+    ...     check(lambda v, x: x - x.mean(axis=0), (), jax.ShapeDtypeStruct((2,), "float32"))
+    ... except errors.ArgumentError as error:
+    ...     print(str(error).partition(" at ")[0])
+    the network mixes the examples of a batch by `reduce_sum`
+    """
+    leaves, tree = jax.tree.flatten(variables)
+    avals = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    try:
+        found = _first_doubt(batched, tree, avals, example)
+    except TypeError:  # an unhashable callable
+        found = _first_doubt.__wrapped__(batched, tree, avals, example)
+    if found is None:
+        return
+    name, place, mixes = found
+    where = f" at {place}" if place else ""
+    if not mixes:
+        errors.warn_once(
+            f"the network draws random numbers{where}, and what is bounded is the one with these: is dropout on? "
+            "pass apply_fn=functools.partial(model.apply, train=False) or deterministic=True",
+            errors.AssumedNetworkWarning, found,
+        )  # fmt: skip
+        return
+    raise errors.ArgumentError(
+        f"the network mixes the examples of a batch by `{name}`{where}, but each is bounded by itself: switch off "
+        "BatchNorm's training mode and dropout, as by apply_fn=functools.partial(model.apply, train=False)"
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _first_doubt(batched: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct) -> tuple[str, str, bool] | None:
+    """The name and line of the first operation that mixes examples, or else of one that draws random numbers."""
+    found = None
+    for size in _PRIMES:
+        batch = jax.ShapeDtypeStruct((size, *example.shape), example.dtype)
+        try:
+            closed = jax.make_jaxpr(batched)(jax.tree.unflatten(tree, avals), batch)
+        except Exception:  # it takes no batch of this size, or none at all, which its user is told elsewhere
+            return None
+        if any(aval.shape[:1] != (size,) for aval in closed.out_avals):
+            return None
+        equations = list(_compat.all_equations(_compat.used_part(closed)))
+        mixing = [k for k, equation in enumerate(equations) if _mixes(equation, size)]
+        random = [k for k, equation in enumerate(equations) if equation.primitive.name in _RANDOM]
+        if not mixing and not random:
+            return None
+        number = (mixing or random)[0]
+        lines = map(_compat.source_line, reversed(equations[: number + 1]))  # in a call, the caller's
+        found = equations[number].primitive.name, next(filter(None, lines), ""), bool(mixing)
+    return found
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())
+
+
+def _mixes(equation: _compat.JaxprEqn, size: int) -> bool:
+    """Whether an operation makes an entry from several examples."""
+    name, params = equation.primitive.name, equation.params
+    shape = _shape(equation.invars[0]) if equation.invars else ()
+    of_batch = [axis for axis, length in enumerate(shape) if length and length % size == 0]
+    if name in _RANDOM:
+        return any(length % size == 0 for variable in equation.outvars for length in _shape(variable) if length)
+    if not of_batch:
+        return False
+    if name in ("slice", "dynamic_slice"):  # some examples of a batch, not a part of several batches
+        kept = _shape(equation.outvars[0])
+        return any(shape[axis] == size != kept[axis] for axis in of_batch)
+    if name == "conv_general_dilated":
+        groups = params["feature_group_count"] % size == 0
+        numbers = params["dimension_numbers"].lhs_spec
+        return any(axis in numbers[1 if not groups else 2 :] for axis in of_batch)
+    if name.startswith(("reduce_window", "select_and_")):
+        windows = params.get("window_dimensions", (1,) * len(shape))
+        return any(windows[axis] > 1 for axis in of_batch)
+    return any(axis in _axes(name, params, len(shape)) for axis in of_batch)
+
+
+def _axes(name: str, params: dict, rank: int) -> tuple[int, ...]:
+    """The axes of the first operand along which entries meet."""
+    if name == "dot_general":
+        return tuple(params["dimension_numbers"][0][0])
+    if name == "fft":
+        return tuple(range(rank - len(params["fft_lengths"]), rank))
+    if name.startswith(("reduce_", "arg")):
+        return tuple(params.get("axes", params.get("dimensions", ())))
+    if name == "rev":
+        return tuple(params["dimensions"])
+    if name in ("sort", "top_k") or name.startswith("cum"):
+        return (params.get("dimension", params.get("axis", rank - 1)) % rank,)
+    return ()
