@@ -32,6 +32,7 @@ from jaxbound.jacobian import (
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
 from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
 from jaxbound.polytope import ConvexPolytope
+from jaxbound.properties import Clause, Property
 from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
@@ -47,6 +48,7 @@ __all__ = [
     "Attack",
     "Best",
     "Box",
+    "Clause",
     "ConvexPolytope",
     "Crown",
     "CrownIBP",
@@ -64,6 +66,7 @@ __all__ = [
     "MiscompilationError",
     "MiscompilationWarning",
     "Report",
+    "Property",
     "SoundnessError",
     "UnsupportedError",
     "bound",

@@ -23,7 +23,7 @@ ROOMS = (
     ("programs",),
     ("balls",),
     ("regions",),
-    ("bounds",),
+    ("bounds", "properties"),
     ("primitives",),
     ("operations",),
     ("values",),
