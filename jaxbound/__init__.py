@@ -20,6 +20,7 @@ from jaxbound.errors import (
 )
 from jaxbound.exact import LP, MILP
 from jaxbound.explanation import Explanation
+from jaxbound.frontends import vnnlib
 from jaxbound.jacobian import (
     FastLip,
     LipschitzIntegral,
@@ -98,4 +99,5 @@ __all__ = [
     "landscape_radius",
     "lipschitz",
     "spectral_lipschitz",
+    "vnnlib",
 ]

@@ -47,6 +47,7 @@ ROOMS = (
     ("radius",),
     ("jacobian",),
     ("training",),
+    ("frontends",),
     ("",),  # jaxbound/__init__.py
 )
 NETWORK = ROOMS.index(("network",))
