@@ -20,7 +20,7 @@ from jaxbound.errors import (
 )
 from jaxbound.exact import LP, MILP
 from jaxbound.explanation import Explanation
-from jaxbound.frontends import vnnlib
+from jaxbound.frontends import onnx, vnnlib
 from jaxbound.jacobian import (
     FastLip,
     LipschitzIntegral,
@@ -31,6 +31,7 @@ from jaxbound.jacobian import (
     spectral_lipschitz,
 )
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
+from jaxbound.model import Model
 from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.properties import Clause, Property
@@ -64,6 +65,7 @@ __all__ = [
     "LinearBounds",
     "LpBall",
     "Method",
+    "Model",
     "MiscompilationError",
     "MiscompilationWarning",
     "Report",
@@ -99,5 +101,6 @@ __all__ = [
     "landscape_radius",
     "lipschitz",
     "spectral_lipschitz",
+    "onnx",
     "vnnlib",
 ]

@@ -41,6 +41,7 @@ ROOMS = (
     ("tuning",),
     ("polytope", "quadratic"),
     ("exact",),
+    ("model",),
     ("network",),
     ("attack", "records"),
     ("certify",),
