@@ -11,12 +11,11 @@ Reference: the ONNX specification, https://onnx.ai/onnx/operators; operator sets
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from jax.typing import DTypeLike
 
 from jaxbound import errors
 from jaxbound.frontends.operators import OPERATORS, Node
+from jaxbound.frontends.program import Operand, Program, Step
 from jaxbound.model import Model
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: D
     model = _parsed(Path(path))
     try:
         return _Reader(model, dtype).read(input_shape)
-    except errors.JaxboundError as fault:
-        if isinstance(fault, errors.UnsupportedError):
-            raise
-        raise errors.ArgumentError(f"{Path(path).name}: {fault}") from fault
+    except errors.UnsupportedError:
+        raise
+    except Exception as fault:  # a broken file may be broken anywhere
+        raise errors.ArgumentError(f"{Path(path).name}: {_first_line(fault)}") from fault
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -84,72 +84,6 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
-
-
-class _Operand(NamedTuple):
-    """Where a step takes an input from: "value" of an earlier step, "parameter", "constant" or "nothing"."""
-
-    kind: str
-    content: Any = None
-
-
-class _Step(NamedTuple):
-    node: Node
-    operands: tuple[_Operand, ...]
-    results: tuple[int, ...]
-
-
-class Program:
-    """The steps of a network; equal where the steps are, so that what is compiled for one serves the other."""
-
-    def __init__(self, steps: Sequence[_Step], outputs: Sequence[int], shape: tuple[int, ...], batched: bool):
-        self._steps, self._outputs, self._shape, self._batched = tuple(steps), tuple(outputs), shape, batched
-        text = hashlib.sha256(repr((self._outputs, shape, batched)).encode())
-        for step in self._steps:
-            text.update(_described((step.node.operator, step.node.opset, step.node.outputs, step.results)))
-            text.update(_described(sorted(step.node.attributes.items())))
-            text.update(_described(step.operands))
-        self._digest = text.hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._digest == other._digest
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __call__(self, params: Mapping[str, jax.Array], x: jax.Array) -> Any:
-        """The outputs for one example."""
-        values: dict[int, Any] = {0: jnp.reshape(x, self._shape)}
-        with jax.default_matmul_precision("highest"):
-            for step in self._steps:
-                operands = [_taken(operand, values, params) for operand in step.operands]
-                with jax.named_scope(step.node.operator):
-                    found = OPERATORS[step.node.operator].function(step.node, *operands)
-                found = found if isinstance(found, tuple) else (found,)
-                values.update(zip(step.results, found, strict=False))
-        outputs = [values[place][0] if self._batched else values[place] for place in self._outputs]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _taken(operand: _Operand, values: Mapping[int, Any], params: Mapping[str, Any]) -> Any:
-    if operand.kind == "value":
-        return values[operand.content]
-    return params[operand.content] if operand.kind == "parameter" else operand.content
-
-
-def _described(value: Any) -> bytes:
-    """Bytes that are equal for equal values."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}".encode() + value.tobytes()
-    if isinstance(value, tuple | list):
-        return b"(" + b",".join(map(_described, value)) + b")"
-    return repr(value).encode()
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 class _Missing:
     """What a step that cannot be read would have given."""
 
@@ -161,7 +95,7 @@ class _Reader:
         self._model, self._dtype = model, None if dtype is None else jnp.dtype(dtype)
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
         self._places: dict[str, int] = {}
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
         self._params: dict[str, np.ndarray] = {}
         self._named: dict[int, tuple[str, np.ndarray]] = {}  # by identity, with the array, so that it stays
         self._refusals: list[str] = []
@@ -193,7 +127,7 @@ class _Reader:
         batched = first_is_free and len(shape) > 1 and all(value.shape[:1] == (1,) for value in traced)
         sizes = [value.shape[1:] if batched else value.shape for value in traced]
         program = Program(self._used(names), [self._places[name] for name in names], shape, batched)
-        kept = {o.content for step in program._steps for o in step.operands if o.kind == "parameter"}
+        kept = {o.content for step in program.steps for o in step.operands if o.kind == "parameter"}
         return Model(
             program,
             {name: jnp.array(array) for name, array in self._params.items() if name in kept},
@@ -235,7 +169,7 @@ class _Reader:
             )
         return dtype
 
-    def _used(self, names: Sequence[str]) -> list[_Step]:
+    def _used(self, names: Sequence[str]) -> list[Step]:
         """The steps that outputs depend on, in order."""
         wanted = {self._places[name] for name in names}
         kept = []
@@ -260,10 +194,7 @@ class _Reader:
             except errors.UnsupportedError:
                 raise
             except Exception as fault:  # whatever operators say about operands that do not fit
-                reason = str(fault).strip().splitlines()
-                raise errors.ArgumentError(
-                    f"{_titled(node)}: {reason[0] if reason else type(fault).__name__}"
-                ) from fault
+                raise errors.ArgumentError(f"{_titled(node)}: {_first_line(fault)}") from fault
             values.update(zip(node.output, found, strict=False))
         return values
 
@@ -272,6 +203,9 @@ class _Reader:
             return self._branch(node, bool(operands[0].item()), values)
         row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if all(operand is None or isinstance(operand, np.ndarray) for operand in operands):
+            if node.op_type == "DequantizeLinear":  # of which the reference knows new operator sets only
+                with jax.ensure_compile_time_eval():
+                    return [np.asarray(OPERATORS[node.op_type].function(self._short(node), *operands))]
             return self._folded(node, operands)
         if row is None:
             domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
@@ -282,29 +216,15 @@ class _Reader:
         for place in row.known:
             if place < len(operands) and not (operands[place] is None or isinstance(operands[place], np.ndarray)):
                 raise errors.ArgumentError(f"its input {node.input[place]!r} depends on the network's input")
-        short = Node(
-            node.op_type, _attributes(node), self._opsets.get("", self._opsets.get("ai.onnx", 1)), len(node.output)
-        )
-        return self._recorded(node, short, operands, row.known)
+        return self._recorded(node, self._short(node), operands, row.known)
+
+    def _short(self, node: onnx.NodeProto) -> Node:
+        opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
+        return Node(node.op_type, _attributes(node), opset, len(node.output))
 
     def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
-        references = tuple(
-            self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)
-        )
-        arrays = {
-            reference.content: operand
-            for reference, operand in zip(references, operands, strict=True)
-            if reference.kind == "parameter"
-        }
-        arrays = {name: jnp.asarray(self._params[name]) for name in arrays}
-        values = {
-            self._places[name]: operand
-            for name, operand in zip(node.input, operands, strict=True)
-            if name in self._places
-        }
-        found = OPERATORS[node.op_type].function(
-            short, *(_taken(reference, values, arrays) for reference in references)
-        )
+        references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
+        found = OPERATORS[node.op_type].function(short, *map(self._given, references, operands))
         found = found if isinstance(found, tuple) else (found,)
         if any(math.prod(np.shape(value)) > _LARGEST for value in found):
             raise errors.ArgumentError(f"a result of more than {_LARGEST} entries")
@@ -314,23 +234,30 @@ class _Reader:
         for name in node.output[: len(found)]:
             self._places[name] = len(self._places)
             results.append(self._places[name])
-        self._steps.append(_Step(short, references, tuple(results)))
+        self._steps.append(Step(short, tuple(references), tuple(results)))
         return found
 
-    def _operand(self, node, place: int, operand: Any, known: bool) -> _Operand:
+    def _operand(self, node, place: int, operand: Any, known: bool) -> Operand:
         if operand is None:
-            return _Operand("nothing")
+            return Operand("nothing")
         if not isinstance(operand, np.ndarray):
-            return _Operand("value", self._places[node.input[place]])
+            return Operand("value", self._places[node.input[place]])
         if known or not jnp.issubdtype(operand.dtype, jnp.floating):
-            return _Operand("constant", operand)
+            return Operand("constant", operand)
         if operand.ndim == 0:
-            return _Operand("constant", operand.item())
+            return Operand("constant", operand.item())
         if id(operand) not in self._named:
-            name = f"{len(self._steps):03d}/{node.op_type}/{place}"
+            name = f"{len(self._steps):03d}/{node.op_type}/{_operand_name(node, place)}"
             self._named[id(operand)] = name, operand
             self._params[name] = operand.astype(self._floating(operand.dtype), copy=False)
-        return _Operand("parameter", self._named[id(operand)][0])
+        return Operand("parameter", self._named[id(operand)][0])
+
+    def _given(self, reference: Operand, operand: Any) -> Any:
+        return (
+            jnp.asarray(self._params[reference.content])
+            if reference.kind == "parameter"
+            else (operand if reference.kind == "value" else reference.content)
+        )
 
     def _folded(self, node: onnx.NodeProto, operands: list[Any]) -> Sequence[np.ndarray]:
         """What depends on no input, by ONNX's reference."""
@@ -361,6 +288,19 @@ class _Reader:
             if value.name in self._places:
                 self._places[name] = self._places[value.name]
         return [inner[value.name] for value in graph.output]
+
+
+def _operand_name(node: onnx.NodeProto, place: int) -> str:
+    """What ONNX calls an operand, or its place among any number of them."""
+    import onnx
+
+    inputs = onnx.defs.get_schema(node.op_type).inputs
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return inputs[place].name if place < len(inputs) and inputs[place].option != variadic else str(place)
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
 
 def _kept(array: np.ndarray) -> np.ndarray:

@@ -145,7 +145,7 @@ def _quantize(node, x, scale, zero=None):
 def _dequantize(node, x, scale, zero=None):
     node.require("block_size", 0)
     scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
-    return (x - zero) * scale
+    return (jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) - zero) * scale
 
 
 def _along_axis(node, x, values: np.ndarray):

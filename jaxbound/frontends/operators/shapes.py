@@ -250,15 +250,14 @@ def _resized(node, x, axes, sizes, scales, transformation: str):
 def _positions(transformation: str, old: int, new: int, scale: float) -> np.ndarray:
     """Where each new entry lies among the old ones."""
     place = np.arange(new, dtype=np.float64)
-    length = scale * old
     if transformation == "half_pixel":
         return (place + 0.5) / scale - 0.5
     if transformation == "pytorch_half_pixel":
-        return (place + 0.5) / scale - 0.5 if length > 1 else np.zeros(new)
+        return (place + 0.5) / scale - 0.5 if new > 1 else np.zeros(new)
     if transformation == "half_pixel_symmetric":
-        return old / 2 * (1 - new / length) + (place + 0.5) / scale - 0.5
+        return old / 2 * (1 - new / (scale * old)) + (place + 0.5) / scale - 0.5
     if transformation == "align_corners":
-        return place * (old - 1) / (length - 1) if length > 1 else np.zeros(new)
+        return place * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
     if transformation == "asymmetric":
         return place / scale
     raise errors.ArgumentError(f"coordinate_transformation_mode={transformation!r} cannot be read")

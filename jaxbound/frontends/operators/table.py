@@ -1,8 +1,9 @@
 """The table of operators, and what a row of it is.
 
-An operator is a function `(node, *inputs) -> output or tuple of outputs`. Inputs are JAX arrays, Python numbers
-(constants without axes, so that elementwise chains fuse), NumPy arrays (constants at the places that the row names as `known`, and
-integers) or None (optional and left out). An output that is a NumPy array is a constant: a shape, for instance.
+An operator is a function `(node, *inputs) -> output or tuple of outputs`. Inputs are JAX arrays; Python numbers, which
+are constants without axes, so that elementwise chains fuse; NumPy arrays, which are integers, and constants at the
+places that the row names as `known`; or None, which is optional and left out. An output that is a NumPy array is a
+constant: a shape, for instance.
 """
 
 from __future__ import annotations
