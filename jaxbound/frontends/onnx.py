@@ -10,10 +10,9 @@ Reference: the ONNX specification, https://onnx.ai/onnx/operators; operator sets
 
 from __future__ import annotations
 
-import gzip
+import dataclasses
 import math
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +22,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxbound import errors
-from jaxbound.frontends.operators import OPERATORS, Node
+from jaxbound.frontends import files
+from jaxbound.frontends.operators import IDLE_ATTRIBUTES, OPERATORS, Node
 from jaxbound.frontends.program import Operand, Program, Step
 from jaxbound.model import Model
 
 if TYPE_CHECKING:
     import onnx
-
-_LARGEST = 1 << 28  # entries of one value: what a broken file asks for beyond it is refused, not allocated
 
 
 def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: DTypeLike | None = None) -> Model:
@@ -54,7 +52,7 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: D
 
     Reference: Bai, Lu, Zhang et al. 2019, "ONNX: Open Neural Network Exchange".
     """
-    model = _parsed(Path(path))
+    model = files.parsed(Path(path))
     try:
         return _Reader(model, dtype).read(input_shape)
     except errors.UnsupportedError:
@@ -63,29 +61,20 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: D
         raise errors.ArgumentError(f"{Path(path).name}: {_first_line(fault)}") from fault
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        import onnx.inliner
-        from google.protobuf.message import DecodeError
-        from onnx.external_data_helper import load_external_data_for_model, uses_external_data
-    except ImportError as missing:
-        raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        model = onnx.load_model_from_string(content)
-        if any(map(uses_external_data, model.graph.initializer)):
-            load_external_data_for_model(model, str(path.parent))
-    except (OSError, EOFError, zlib.error, DecodeError, ValueError, onnx.checker.ValidationError) as fault:
-        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass an ONNX file") from fault
-    if not model.graph.node and not model.graph.output:
-        raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
 class _Missing:
     """What a step that cannot be read would have given."""
+
+
+class _Watched(dict):
+    """Attributes that know which were asked for: what is not asked for cannot have been obeyed."""
+
+    def __init__(self, attributes: Mapping[str, Any]):
+        super().__init__(attributes)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
 
 
 class _Reader:
@@ -108,7 +97,7 @@ class _Reader:
             names = ", ".join(value.name for value in inputs) or "none"
             raise errors.ArgumentError(f"the network's inputs are {names}: networks of one input can be read")
         (source,) = inputs
-        shape, first_is_free = _shape_of(source, input_shape)
+        shape, first_is_free = files.input_shape_of(source, input_shape)
         dtype = self._input_dtype(source)
         names = [value.name for value in graph.output]
 
@@ -187,14 +176,14 @@ class _Reader:
         for node in graph.node:
             absent = [name for name in node.input if name and name not in values]
             if absent:
-                raise errors.ArgumentError(f"{_titled(node)} takes {absent[0]!r}, which nothing gives")
+                raise errors.ArgumentError(f"{files.titled(node)} takes {absent[0]!r}, which nothing gives")
             operands = [values[name] if name else None for name in node.input]
             try:
                 found = self._step(node, operands, values)
             except errors.UnsupportedError:
                 raise
             except Exception as fault:  # whatever operators say about operands that do not fit
-                raise errors.ArgumentError(f"{_titled(node)}: {_first_line(fault)}") from fault
+                raise errors.ArgumentError(f"{files.titled(node)}: {_first_line(fault)}") from fault
             values.update(zip(node.output, found, strict=False))
         return values
 
@@ -210,7 +199,9 @@ class _Reader:
         if row is None:
             domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
             opset = self._opsets.get(node.domain, self._opsets.get("", 0))
-            self._refusals.append(f"{_titled(node)}: the operator {domain}{node.op_type} (set {opset}) cannot be read")
+            self._refusals.append(
+                f"{files.titled(node)}: the operator {domain}{node.op_type} (set {opset}) cannot be read"
+            )
         if row is None or any(isinstance(operand, _Missing) for operand in operands):
             return [_Missing()] * len(node.output)
         for place in row.known:
@@ -220,14 +211,18 @@ class _Reader:
 
     def _short(self, node: onnx.NodeProto) -> Node:
         opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
-        return Node(node.op_type, _attributes(node), opset, len(node.output))
+        return Node(node.op_type, files.attributes(node), opset, len(node.output))
 
     def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
         references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
-        found = OPERATORS[node.op_type].function(short, *map(self._given, references, operands))
+        watched = _Watched(short.attributes)
+        watching = dataclasses.replace(short, attributes=watched)
+        found = OPERATORS[node.op_type].function(watching, *map(self._given, references, operands))
+        if unread := sorted(watched.keys() - watched.asked - IDLE_ATTRIBUTES):
+            raise errors.ArgumentError(f"its attribute {unread[0]!r} cannot be read")
         found = found if isinstance(found, tuple) else (found,)
-        if any(math.prod(np.shape(value)) > _LARGEST for value in found):
-            raise errors.ArgumentError(f"a result of more than {_LARGEST} entries")
+        if any(math.prod(np.shape(value)) > files.LARGEST for value in found):
+            raise errors.ArgumentError(f"a result of more than {files.LARGEST} entries")
         if all(isinstance(value, np.ndarray) for value in found):
             return found
         results = []
@@ -247,7 +242,7 @@ class _Reader:
         if operand.ndim == 0:
             return Operand("constant", operand.item())
         if id(operand) not in self._named:
-            name = f"{len(self._steps):03d}/{node.op_type}/{_operand_name(node, place)}"
+            name = f"{len(self._steps):03d}/{node.op_type}/{files.operand_name(node, place)}"
             self._named[id(operand)] = name, operand
             self._params[name] = operand.astype(self._floating(operand.dtype), copy=False)
         return Operand("parameter", self._named[id(operand)][0])
@@ -264,7 +259,7 @@ class _Reader:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        _check_size(node, operands)
+        files.check_size(node, operands)
         names = [f"i{place}" if name else "" for place, name in enumerate(node.input)]
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -290,15 +285,6 @@ class _Reader:
         return [inner[value.name] for value in graph.output]
 
 
-def _operand_name(node: onnx.NodeProto, place: int) -> str:
-    """What ONNX calls an operand, or its place among any number of them."""
-    import onnx
-
-    inputs = onnx.defs.get_schema(node.op_type).inputs
-    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
-    return inputs[place].name if place < len(inputs) and inputs[place].option != variadic else str(place)
-
-
 def _first_line(fault: Exception) -> str:
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
 
@@ -312,64 +298,3 @@ def _abstract(value: Any, name: str) -> jax.ShapeDtypeStruct:
     if isinstance(value, np.ndarray):
         raise errors.ArgumentError(f"the output {name!r} does not depend on the input")
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
-
-
-def _titled(node: onnx.NodeProto) -> str:
-    return f"node {node.name or '/'.join(node.output)!r} ({node.op_type})"
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    from onnx import helper, numpy_helper
-
-    found = {}
-    for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        elif hasattr(value, "raw_data"):
-            value = numpy_helper.to_array(value)
-        elif isinstance(value, str | int | float):
-            pass
-        else:
-            value = tuple(part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in value)
-        found[attribute.name] = value
-    return found
-
-
-def _shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
-    """The input's shape with one example, and whether its first axis may be a batch."""
-    if not source.type.tensor_type.HasField("shape") and given is None:
-        raise errors.ArgumentError(f"the file does not give the shape of {source.name!r}: pass input_shape")
-    sizes = [axis.dim_value for axis in source.type.tensor_type.shape.dim]  # 0 where open
-    if given is not None:
-        if sizes and (
-            len(given) != len(sizes) or any(size not in (0, got) for size, got in zip(sizes, given, strict=True))
-        ):
-            raise errors.argument(
-                "input_shape", f"is {tuple(given)}", f"the file says {tuple(s or None for s in sizes)}"
-            )
-        return tuple(int(size) for size in given), bool(given) and given[0] == 1
-    free = bool(sizes) and sizes[0] <= 1
-    shape = tuple([1, *sizes[1:]] if free and len(sizes) > 1 else sizes)
-    if any(size <= 0 for size in shape) or math.prod(shape) > _LARGEST:
-        raise errors.ArgumentError(f"the shape of {source.name!r} is {shape}, 0 where it is open: pass input_shape")
-    return shape, free
-
-
-def _check_size(node: onnx.NodeProto, operands: list[Any]) -> None:
-    """Refuse what would make a huge array of small ones."""
-    if node.op_type in (
-        "ConstantOfShape",
-        "Expand",
-        "Tile",
-        "Range",
-        "Resize",
-        "Upsample",
-        "Pad",
-        "OneHot",
-        "Constant",
-    ):
-        sizes = [operand for operand in operands if operand is not None and operand.size <= 16 and operand.size]
-        numbers = [np.abs(np.asarray(size, np.float64)) for size in sizes if size.dtype.kind in "iuf"]
-        if any(np.prod(np.maximum(number, 1)) > _LARGEST for number in numbers):
-            raise errors.ArgumentError(f"a result of more than {_LARGEST} entries")

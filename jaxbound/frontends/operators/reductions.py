@@ -149,7 +149,8 @@ def _dequantize(node, x, scale, zero=None):
 
 
 def _along_axis(node, x, values: np.ndarray):
+    axis = node.get("axis", 1)
     if values.size == 1:
         return values.item()
-    axis = node.get("axis", 1) % x.ndim
+    axis %= x.ndim
     return values.reshape(*(1,) * axis, math.prod(values.shape), *(1,) * (x.ndim - axis - 1))
