@@ -83,7 +83,7 @@ def _swish(node, x):
 
 @operator("Gelu")
 def _gelu(node, x):
-    return jax.nn.gelu(x, approximate=node.get("approximate", "none") == "tanh")
+    return jax.nn.gelu(x, approximate=node.require("approximate", "none", "tanh") == "tanh")
 
 
 @operator("Clip", known=(1, 2))
@@ -103,7 +103,7 @@ def _power(_node, x, exponent):
 
 @operator("Mod")
 def _mod(node, x, y):
-    return jnp.fmod(x, y) if node.get("fmod", 0) else jnp.mod(x, y)
+    return jnp.fmod(x, y) if node.flag("fmod") else jnp.mod(x, y)
 
 
 @operator("Cast")

@@ -17,8 +17,8 @@ def _matmul(_node, a, b):
 
 @operator("Gemm")
 def _gemm(node, a, b, c=None):
-    a = a.T if node.get("transA", 0) else a
-    b = b.T if node.get("transB", 0) else b
+    a = a.T if node.flag("transA") else a
+    b = b.T if node.flag("transB") else b
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
     value = a @ b if alpha == 1 else alpha * (a @ b)
     if c is None or beta == 0:
@@ -31,9 +31,12 @@ def _einsum(node, *inputs):
     return jnp.einsum(node.get("equation"), *inputs)
 
 
-def paddings(node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
+_PADDINGS = "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER", ""
+
+
+def _paddings(node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
     """The padding before and after each spatial axis."""
-    mode, rank = node.get("auto_pad", "NOTSET"), len(sizes)
+    mode, rank = node.require("auto_pad", *_PADDINGS), len(sizes)
     pads = node.get("pads", (0,) * 2 * rank)
     if mode in ("NOTSET", ""):
         return [(pads[axis], pads[axis + rank]) for axis in range(rank)]
@@ -52,7 +55,7 @@ def _conv(node, x, kernel, bias=None):
     rank = x.ndim - 2
     strides, dilations = (node.get(name, (1,) * rank) for name in ("strides", "dilations"))
     value = _convolved(
-        x, kernel, strides, paddings(node, x.shape[2:], kernel.shape[2:], strides, dilations), dilations,
+        x, kernel, strides, _paddings(node, x.shape[2:], kernel.shape[2:], strides, dilations), dilations,
         groups=node.get("group", 1),
     )  # fmt: skip
     return _with_bias(value, bias)
@@ -77,7 +80,7 @@ def _conv_transpose(node, x, kernel, bias=None):
 
 def _transposed_paddings(node, full, sizes, strides) -> list[tuple[int, int]]:
     """What is cut from both ends of each axis."""
-    rank, mode = len(full), node.get("auto_pad", "NOTSET")
+    rank, mode = len(full), node.require("auto_pad", *_PADDINGS)
     wanted, pads = node.get("output_shape"), node.get("pads", (0,) * 2 * rank)
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)]
@@ -85,8 +88,10 @@ def _transposed_paddings(node, full, sizes, strides) -> list[tuple[int, int]]:
         pads = pads if mode in ("NOTSET", "") else (0,) * 2 * rank
         return [(pads[axis], pads[axis + rank]) for axis in range(rank)]
     totals = [size - want for size, want in zip(full, wanted[-rank:], strict=True)]
+    if min(totals) < 0:
+        raise errors.ArgumentError(f"output_shape={tuple(wanted)} is more than the {tuple(full)} that there are")
     halves = [(total // 2, total - total // 2) for total in totals]
-    return [(more, less) for less, more in halves] if mode == "SAME_LOWER" else halves
+    return halves if mode == "SAME_UPPER" else [(more, less) for less, more in halves]
 
 
 def _convolved(x, kernel, strides, pads, dilations, *, groups: int, gaps=None):
@@ -108,9 +113,9 @@ def _windows(node, x) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]
     """Window, strides, dilations, padding, and how much further the last windows reach in ceil mode."""
     window, sizes = node.get("kernel_shape"), x.shape[2:]
     strides, dilations = (node.get(name, (1,) * len(window)) for name in ("strides", "dilations"))
-    pads = paddings(node, sizes, window, strides, dilations)
+    pads = _paddings(node, sizes, window, strides, dilations)
     further = [0] * len(window)
-    if node.get("ceil_mode", 0):
+    if node.flag("ceil_mode"):
         for axis, (low, high) in enumerate(pads):
             room = sizes[axis] + low + high - (window[axis] - 1) * dilations[axis] - 1
             steps = -(-room // strides[axis])
@@ -142,9 +147,7 @@ def _average_pool(node, x):
     window, strides, dilations, pads, further = _windows(node, x)
     reached = [(low, high + more) for (low, high), more in zip(pads, further, strict=True)]
     total = _reduced(x, 0.0, lax.add, window, strides, dilations, reached)
-    return total / _counts(
-        x.shape[2:], window, strides, dilations, pads, further, bool(node.get("count_include_pad", 0))
-    )
+    return total / _counts(x.shape[2:], window, strides, dilations, pads, further, node.flag("count_include_pad"))
 
 
 def _counts(sizes, window, strides, dilations, pads, further, with_padding: bool) -> np.ndarray:

@@ -27,7 +27,7 @@ def _rnn(node, x, w, r, bias=None, lengths=None, hidden=None):
 
 @operator("GRU", known=(4,))
 def _gru(node, x, w, r, bias=None, lengths=None, hidden=None):
-    reset_after = node.get("linear_before_reset", 0)
+    reset_after = node.flag("linear_before_reset")
 
     def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
         (h,), (gate, new) = state, functions
@@ -67,7 +67,7 @@ def _recurrent(node, x, w, r, bias, lengths, state, peephole, defaults, step):
     node.require("clip", 0.0)
     if node.get("activation_alpha") or node.get("activation_beta"):
         raise errors.ArgumentError("activation_alpha and activation_beta cannot be read")
-    layout, directions, size = node.get("layout", 0), w.shape[0], r.shape[-1]
+    layout, directions, size = node.flag("layout"), w.shape[0], r.shape[-1]
     x = jnp.swapaxes(x, 0, 1) if layout else x
     count, batch = x.shape[:2]
     if lengths is not None and np.any(lengths != count):
@@ -76,12 +76,13 @@ def _recurrent(node, x, w, r, bias, lengths, state, peephole, defaults, step):
     if unknown := [name for name in names if name not in _ACTIVATIONS]:
         raise errors.ArgumentError(f"the activation {unknown[0]!r} cannot be read")
     outputs, last = [], []
+    backwards_first = node.require("direction", "forward", "reverse", "bidirectional") == "reverse"
     for direction in range(directions):
         functions = [_ACTIVATIONS[name] for name in names[direction * len(defaults) : (direction + 1) * len(defaults)]]
         biases = jnp.zeros(2 * w.shape[1], x.dtype) if bias is None else bias[direction]
         input_bias, state_bias = jnp.split(biases, 2)
         now = tuple(_initial(part, direction, layout, (batch, size), x.dtype) for part in state)
-        backwards = direction == 1 or node.get("direction", "forward") == "reverse"
+        backwards = direction == 1 or backwards_first
         found: list = [None] * count
         for place in reversed(range(count)) if backwards else range(count):
             now = step(

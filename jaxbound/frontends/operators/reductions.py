@@ -24,9 +24,9 @@ _REDUCTIONS = {
 def _enter(name: str, function) -> None:
     def reduce(node, x, axes=None):
         chosen = axes_of(node, axes, x.ndim)
-        if not chosen and node.get("noop_with_empty_axes", 0):
+        if not chosen and node.flag("noop_with_empty_axes"):
             return x
-        return function(x, axis=chosen or None, keepdims=bool(node.get("keepdims", 1)))
+        return function(x, axis=chosen or None, keepdims=node.flag("keepdims", True))
 
     OPERATORS[name] = Operator(reduce, known=(1,))
 
@@ -47,17 +47,17 @@ def _argmin(node, x):
 
 def _place_of(node, x, function):
     axis = node.get("axis", 0)
-    if node.get("select_last_index", 0):
+    if node.flag("select_last_index"):
         found = x.shape[axis] - 1 - function(jnp.flip(x, axis), axis, keepdims=True)
     else:
         found = function(x, axis, keepdims=True)
-    return found if node.get("keepdims", 1) else jnp.squeeze(found, axis)
+    return found if node.flag("keepdims", True) else jnp.squeeze(found, axis)
 
 
 @operator("TopK", known=(1,))
 def _top_k(node, x, k):
     axis, count = node.get("axis", -1), int(np.asarray(k).item())
-    sign = 1 if node.get("largest", 1) else -1
+    sign = 1 if node.flag("largest", True) else -1
     values, places = lax.top_k(jnp.moveaxis(sign * x, axis, -1), count)
     return jnp.moveaxis(sign * values, -1, axis), jnp.moveaxis(places, -1, axis)
 
@@ -113,7 +113,7 @@ def _mean_variance_norm(node, x):
 @operator("LpNormalization")
 def _lp_norm(node, x):
     axis = node.get("axis", -1)
-    if node.get("p", 2) == 1:
+    if node.require("p", 2, 1) == 1:
         return x / jnp.sum(jnp.abs(x), axis, keepdims=True)
     return x / jnp.sqrt(jnp.sum(x * x, axis, keepdims=True))
 

@@ -24,7 +24,7 @@ def _size(_node, x):
 @operator("Reshape", known=(1,))
 def _reshape(node, x, shape):
     shape = [int(size) for size in shape]
-    if not node.get("allowzero", 0):
+    if not node.flag("allowzero"):
         shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
     return jnp.reshape(x, shape)
 
@@ -152,9 +152,9 @@ def _coordinates(indices, shape: tuple[int, ...]) -> tuple:
 
 
 def _scattered(node, x, places, updates):
-    node.require("reduction", "none", "add", "mul")
     entries = x.at[places]
-    return {"none": entries.set, "add": entries.add, "mul": entries.multiply}[node.get("reduction", "none")](updates)
+    ways = {"none": entries.set, "add": entries.add, "mul": entries.multiply}
+    return ways[node.require("reduction", *ways)](updates)
 
 
 @operator("Pad", known=(1, 2, 3))
@@ -165,6 +165,8 @@ def _pad(node, x, pads=None, value=None, axes=None):
     widths = [(0, 0)] * x.ndim
     for place, axis in enumerate(axes):
         widths[axis] = int(pads[place]), int(pads[place + len(pads) // 2])
+    if any(max(-low, 0) + max(-high, 0) > size for (low, high), size in zip(widths, x.shape, strict=True)):
+        raise errors.ArgumentError(f"pads={widths} take away more than there is")
     cut = tuple(slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(widths, x.shape, strict=True))
     widths = [(max(low, 0), max(high, 0)) for low, high in widths]
     mode = node.get("mode", "constant")
@@ -176,7 +178,7 @@ def _pad(node, x, pads=None, value=None, axes=None):
 @operator("DepthToSpace")
 def _depth_to_space(node, x):
     block, (batch, channels, height, width) = node.get("blocksize"), x.shape
-    if node.get("mode", "DCR") == "DCR":
+    if node.require("mode", "DCR", "CRD") == "DCR":
         split = x.reshape(batch, block, block, channels // block**2, height, width).transpose(0, 3, 4, 1, 5, 2)
     else:
         split = x.reshape(batch, channels // block**2, block, block, height, width).transpose(0, 1, 4, 2, 5, 3)
@@ -192,16 +194,16 @@ def _space_to_depth(node, x):
 
 @operator("Trilu", known=(1,))
 def _trilu(node, x, k=None):
-    return (jnp.triu if node.get("upper", 1) else jnp.tril)(x, 0 if k is None else int(k))
+    return (jnp.triu if node.flag("upper", True) else jnp.tril)(x, 0 if k is None else int(k))
 
 
 @operator("CumSum", known=(1,))
 def _cumulative_sum(node, x, axis):
     axis = int(np.asarray(axis).item())
-    backwards = node.get("reverse", 0)
+    backwards = node.flag("reverse")
     values = jnp.flip(x, axis) if backwards else x
     total = jnp.cumsum(values, axis)
-    total = total - values if node.get("exclusive", 0) else total
+    total = total - values if node.flag("exclusive") else total
     return jnp.flip(total, axis) if backwards else total
 
 
@@ -287,7 +289,7 @@ def _interpolation(points: np.ndarray, size: int, mode: str, node) -> np.ndarray
     matrix = np.zeros((points.size, size))
     for offset, weight in zip(offsets, weights, strict=True):
         place = base + offset
-        if node.get("exclude_outside", 0):
+        if node.flag("exclude_outside"):
             weight = np.where((place < 0) | (place >= size), 0, weight)
         np.add.at(matrix, (np.arange(points.size), np.clip(place, 0, size - 1)), weight)
-    return matrix / matrix.sum(1, keepdims=True) if node.get("exclude_outside", 0) else matrix
+    return matrix / matrix.sum(1, keepdims=True) if node.flag("exclude_outside") else matrix

@@ -28,11 +28,16 @@ class Node:
         """An attribute, or its default."""
         return self.attributes.get(name, default)
 
-    def require(self, name: str, *values: Any) -> None:
-        """Refuse an attribute with a value that is none of these; absent is allowed."""
+    def flag(self, name: str, default: bool = False) -> bool:
+        """An attribute that is 0 or 1."""
+        return bool(self.require(name, int(default), int(not default)))
+
+    def require(self, name: str, *values: Any) -> Any:
+        """An attribute that is one of these values, by default the first; any other is refused."""
         given = self.attributes.get(name, values[0])
         if given not in values:
             raise errors.ArgumentError(f"{name}={given!r} cannot be read; only {' or '.join(map(repr, values))} can")
+        return given
 
 
 class Operator(NamedTuple):
