@@ -23,6 +23,11 @@ HEAD = """; two inputs and two outputs
 (assert (>= X_1 -1)) (assert (<= X_1 0.1))
 """
 
+SECOND = """(vnnlib-version <2.0>)
+(declare-network N
+  (declare-input X float32 [1, 2]) (declare-output Y float32 [2]))
+"""
+
 
 def _evaluate(text: str, values: dict[str, Fraction]) -> bool:
     """The assertions, word by word, by another reader than the one that is tested."""
@@ -107,6 +112,13 @@ def test_decimal_coefficients_are_exact():
     assert Fraction(row.outputs[0, 0]) * 7 == Fraction(row.outputs[0, 1]) and row.offsets[0] * 2 == row.outputs[0, 1]
 
 
+def test_version_two_says_the_same_as_version_one():
+    ends = "(assert (and (>= X[0,0] -1.5) (<= X[0, 0] 1.5) (>= X[0,1] -1.0) (<= X[0,1] 0.1)))\n"
+    regions, prop = jb.vnnlib.loads(SECOND + ends + "(assert (or (<= Y[0] Y[1]) (> (* 2.0 Y[1]) (+ X[0,0] 3.0))))")
+    first = HEAD + "(assert (or (<= Y_0 Y_1) (>= (* 2 Y_1) (+ X_0 3))))"
+    assert jb.vnnlib.dumps(regions, prop) == jb.vnnlib.dumps(*jb.vnnlib.loads(first))
+
+
 def test_clauses_of_several_boxes_say_where_they_count():
     text = "(assert (or (and (<= X_0 0) (<= Y_0 0)) (and (>= X_0 0) (<= Y_0 1))))"
     regions, prop = jb.vnnlib.loads(HEAD + text)
@@ -143,12 +155,15 @@ def test_files_plain_and_gzipped(tmp_path):
         (HEAD + "(declare-const X_0 Real)", "line 7: X_0 is declared again; it was in line 2"),
         (HEAD + "(declare-const X_3 Real)", "line 7: 3 variables X_i are declared, but not X_2"),
         (HEAD + "(declare-const Z_3 Real)", "line 7: (declare-const Z_3 Real) does not declare a real X_i or Y_i"),
-        (HEAD + "(prove Y_0)", "line 7: (prove Y_0) is not a command of VNN-LIB 1.0"),
+        (HEAD + "(prove Y_0)", "line 7: (prove Y_0) is not a command of VNN-LIB"),
         (HEAD + "(assert (<= X_0 -2))", "line 1: no input satisfies the assertions"),
         (HEAD.replace("(assert (<= X_1 0.1))", ""), "line 1: X_1 has no upper bound"),
         ("(assert (<= X_0 1))", "line 1: 'X_0' is neither a number nor a declared variable"),
         ("", "line 1: no variable X_i is declared"),
-        ("(vnnlib-version <2.0>)", "line 1: this is VNN-LIB 2, and 1.0 is read"),
+        ("(vnnlib-version <3.0>)", "line 1: (vnnlib-version <3.0>): only versions <1.0> and <2.0> can be read"),
+        ("(declare-network N (declare-input X int8 [1]) (declare-output Y Real [1]))", "line 1: X is not declared as an"),
+        ("(declare-network N (declare-input X Real [1]))", "line 1: only one network of one input and one output can"),
+        (SECOND + "(assert (<= X[0,5] 0))", "line 4: 'X[0,5]' is neither a number nor a declared variable"),
         (HEAD + "(assert (<= (+ (* 0.12345678901234567891 Y_0) (* 0.3 Y_1)) 0))", "line 7: the coefficients have too"),
         (HEAD + "(assert (or (<= Y_0 0) (<= Y_1 0)))\n" * 20, "combinations of `or`"),
     ],

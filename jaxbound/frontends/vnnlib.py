@@ -1,8 +1,9 @@
-"""VNN-LIB 1.0: properties of networks as files, read and written.
+"""VNN-LIB: properties of networks as files, 1.0 read and written, 2.0 read where it speaks of one network.
 
 Length: one small language, its reader and its writer.
 
-A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., and asserts what a *counterexample* satisfies:
+A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., or in 2.0 a network with an input and an output
+array, whose entries `X[0,1]` are numbered in row-major order. It asserts what a *counterexample* satisfies:
 comparisons of linear terms, joined by `and` and `or`. Reading brings the assertions into a disjunction of conjunctions.
 In each conjunction the rows of one input make a box, and the others a `Clause` (see `properties`).
 
@@ -30,11 +31,16 @@ from jaxbound import errors
 from jaxbound.properties import Clause, Property
 from jaxbound.regions import Box
 
-_TOKEN = re.compile(r"[()]|[^\s()]+")
+_TOKEN = re.compile(r"[()]|[^\s()\[\]]+(?:\s*\[[^\]()]*\])?|\S")
+_ARRAY = re.compile(r"(\w+)\s*\[([\d\s,]{0,200})\]", re.ASCII)
+_FLOATS = ("Real", "float16", "float32", "float64", "bfloat16")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE]([-+]?\d{1,6}))?", re.ASCII)
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
-_DEEPEST, _LONGEST_NUMBER, _LARGEST_EXPONENT, _MOST_CLAUSES = 64, 2000, 400, 20_000
+_DEEPEST, _LONGEST_NUMBER, _LARGEST_EXPONENT, _MOST_CLAUSES, _MOST_VARIABLES = 64, 2000, 400, 20_000, 10_000_000
+
+_Declared = dict[str, tuple[str, int]]
+"""From what the file calls a variable to `X_i` or `Y_i`, and the line that declares it."""
 
 
 class _Row(NamedTuple):
@@ -58,7 +64,7 @@ _Rows = list[_Row | _End]
 
 
 def load(path: str | Path) -> tuple[list[Box], Property]:
-    """Read a VNN-LIB file, plain or gzipped.
+    """Read a VNN-LIB file, 1.0 or 2.0, plain or gzipped.
 
     Every x and y that satisfy the file's assertions have x in one of the regions and `Property.violated(x, y)`, so
     what is verified over all regions is verified of the file.
@@ -71,7 +77,7 @@ def load(path: str | Path) -> tuple[list[Box], Property]:
         their own, the clauses say in which box they count.
 
     Raises:
-        ArgumentError: the file is not VNN-LIB 1.0; with the line and the reason.
+        ArgumentError: the file is not VNN-LIB, or of several networks or arrays; with the line and the reason.
 
     Rounding: outward.
 
@@ -98,7 +104,7 @@ def loads(text: str) -> tuple[list[Box], Property]:
     >>> regions[0].upper, prop.violated(x=[0.5], y=[2.0])
     (array([0.5]), True)
     """
-    declared: dict[str, int] = {}
+    declared: _Declared = {}
     common: _Rows = []
     choices: list[list[_Rows]] = []
     for form in _forms(text):
@@ -108,10 +114,13 @@ def loads(text: str) -> tuple[list[Box], Property]:
             common.extend(alternatives[0]) if len(alternatives) == 1 else choices.append(alternatives)
         elif command in ("declare-const", "declare-fun"):
             _declare(form, declared)
-        elif command in ("vnnlib-version", "declare-network"):
-            _refuse(line, "this is VNN-LIB 2, and 1.0 is read; write it with declare-const and X_i, Y_i")
+        elif command == "declare-network":
+            _declare_network(form, declared)
+        elif command == "vnnlib-version":
+            if form[2:] not in (["<1.0>"], ["<2.0>"]):
+                _refuse(line, f"{_shown(form)}: only versions <1.0> and <2.0> can be read")
         elif command not in _IGNORED:
-            _refuse(line, f"{_shown(form)} is not a command of VNN-LIB 1.0")
+            _refuse(line, f"{_shown(form)} is not a command of VNN-LIB")
     inputs, outputs = (_count(declared, letter) for letter in "XY")
     if math.prod(map(len, choices)) > _MOST_CLAUSES:
         raise errors.ArgumentError(f"line {choices[-1][0][0].line}: more than {_MOST_CLAUSES} combinations of `or`")
@@ -143,7 +152,7 @@ def _forms(text: str) -> Iterator[list]:
                 else:
                     yield form
             else:
-                open_forms[-1].append(token)
+                open_forms[-1].append(re.sub(r"\s", "", token) if "[" in token else token)
     if open_forms:
         _refuse(open_forms[0][0], "a parenthesis is opened and not closed")
 
@@ -154,19 +163,37 @@ def _shown(form) -> str:
     return str(form)[:40]
 
 
-def _declare(form: list, declared: dict[str, int]) -> None:
+def _declare(form: list, declared: _Declared) -> None:
     line, command, *rest = form
     wanted = 3 if command == "declare-fun" else 2
     name = rest[0] if len(rest) == wanted and isinstance(rest[0], str) else ""
     if not _VARIABLE.fullmatch(name) or rest[-1] != "Real" or (wanted == 3 and (not isinstance(rest[1], list))):
         _refuse(line, f"{_shown(form)} does not declare a real X_i or Y_i")
     if name in declared:
-        _refuse(line, f"{name} is declared again; it was in line {declared[name]}")
-    declared[name] = line
+        _refuse(line, f"{name} is declared again; it was in line {declared[name][1]}")
+    declared[name] = name, line
 
 
-def _count(declared: dict[str, int], letter: str) -> int:
-    names = {name: line for name, line in declared.items() if name[0] == letter}
+def _declare_network(form: list, declared: _Declared) -> None:
+    """The entries of the one input and the one output of a network, as 2.0 declares them."""
+    line, _, _, *parts = [*form, None]
+    kinds = [part[1] if isinstance(part, list) and len(part) > 1 else part for part in parts[:-1]]
+    if kinds != ["declare-input", "declare-output"] or declared:
+        _refuse(line, "only one network of one input and one output can be read")
+    for (line, _, *declaration), letter in zip(parts, "XY", strict=False):
+        name, kind, *rest = [*declaration, "", ""]
+        array = _ARRAY.fullmatch(kind) if isinstance(kind, str) else None
+        if not array or not isinstance(name, str) or any(rest[:-2]) or array[1] not in _FLOATS:
+            _refuse(line, f"{name} is not declared as an array of floating-point numbers")
+        shape = [int(size) for size in array[2].split(",") if size.strip()]
+        if math.prod(shape) > _MOST_VARIABLES:
+            _refuse(line, f"{name} has more than {_MOST_VARIABLES} entries")
+        for number, index in enumerate(np.ndindex(*shape)):
+            declared[f"{name}[{','.join(map(str, index))}]" if shape else name] = f"{letter}_{number}", line
+
+
+def _count(declared: _Declared, letter: str) -> int:
+    names = {name: line for name, line in declared.values() if name[0] == letter}
     for number in range(len(names)):
         if f"{letter}_{number}" not in names:
             _refuse(max(names.values()), f"{len(names)} variables {letter}_i are declared, but not {letter}_{number}")
@@ -175,7 +202,7 @@ def _count(declared: dict[str, int], letter: str) -> int:
     return len(names)
 
 
-def _alternatives(form, line: int, declared: dict[str, int]) -> list[_Rows]:
+def _alternatives(form, line: int, declared: _Declared) -> list[_Rows]:
     """A formula as a disjunction of conjunctions of rows; [[]] is true, [] is false."""
     if not isinstance(form, list) or len(form) < 2 or not isinstance(form[1], str):
         _refuse(line, f"{_shown(form)} is not a formula")
@@ -185,7 +212,7 @@ def _alternatives(form, line: int, declared: dict[str, int]) -> list[_Rows]:
             _refuse(line, f"{_shown(form)} compares {len(parts)} terms, not 2")
         if operator != "=" and _is_simple(parts, declared):  # nearly all rows of large files
             side = 1 if operator[0] == "<" else -1
-            return [[_End(parts[0], side, _decimal(parts[1], side, line), line)]]
+            return [[_End(declared[parts[0]][0], side, _decimal(parts[1], side, line), line)]]
         left, right = (_linear(part, line, declared) for part in parts)
         ways = {"<": [(left, right)], ">": [(right, left)], "=": [(left, right), (right, left)]}
         return [[_difference(low, high, line) for low, high in ways[operator[0]]]]
@@ -200,22 +227,22 @@ def _alternatives(form, line: int, declared: dict[str, int]) -> list[_Rows]:
     return _refuse(line, f"{_shown(form)} is not a comparison by <= or >=, nor `and` or `or` of some")
 
 
-def _is_simple(parts: list, declared: dict[str, int]) -> bool:
+def _is_simple(parts: list, declared: _Declared) -> bool:
     """Whether an input is compared with a number."""
     name, number = parts
     if not (isinstance(name, str) and isinstance(number, str)):
         return False
-    return name[0] == "X" and name in declared and number not in declared
+    return name in declared and declared[name][0][0] == "X" and number not in declared
 
 
 _Linear = tuple[dict[str, Fraction], Fraction]
 
 
-def _linear(term, line: int, declared: dict[str, int]) -> _Linear:
+def _linear(term, line: int, declared: _Declared) -> _Linear:
     """A term as coefficients and a constant."""
     if isinstance(term, str):
         if term in declared:
-            return {term: Fraction(1)}, Fraction(0)
+            return {declared[term][0]: Fraction(1)}, Fraction(0)
         return {}, _number(term, line)
     if len(term) < 3 or term[1] not in ("+", "-", "*"):
         _refuse(line, f"{_shown(term)} is not a sum, difference or product of terms")
