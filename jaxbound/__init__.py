@@ -22,6 +22,7 @@ from jaxbound.errors import (
 )
 from jaxbound.exact import LP, MILP
 from jaxbound.explanation import Explanation
+from jaxbound.frontends import onnx, vnnlib
 from jaxbound.jacobian import (
     FastLip,
     LipschitzIntegral,
@@ -32,8 +33,10 @@ from jaxbound.jacobian import (
     spectral_lipschitz,
 )
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
+from jaxbound.model import Model
 from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
 from jaxbound.polytope import ConvexPolytope
+from jaxbound.properties import Clause, Property
 from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
@@ -51,6 +54,7 @@ __all__ = [
     "Attack",
     "Best",
     "Box",
+    "Clause",
     "ConvexPolytope",
     "Crown",
     "CrownIBP",
@@ -66,9 +70,11 @@ __all__ = [
     "LinearBounds",
     "LpBall",
     "Method",
+    "Model",
     "MiscompilationError",
     "MiscompilationWarning",
     "Report",
+    "Property",
     "SoundnessError",
     "UnsupportedError",
     "bound",
@@ -100,4 +106,6 @@ __all__ = [
     "landscape_radius",
     "lipschitz",
     "spectral_lipschitz",
+    "onnx",
+    "vnnlib",
 ]

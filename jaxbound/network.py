@@ -30,6 +30,7 @@ from jaxbound import _compat, domains, errors, independence, regions
 from jaxbound.bounds import Estimate, Interval
 from jaxbound.functions import ARRAY, Applied, Chain, Linen, Merged, Rebuilt, Specified, Stateless
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
+from jaxbound.model import Model
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
 from jaxbound.sharding import anywhere
@@ -71,7 +72,7 @@ def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, ce
 
     Args:
         params: a variables dict, a bare parameter tree, a `TrainState`; a bound Linen module, an NNX module, a callable
-            pytree of one example (Equinox), a Keras model; or Dense layers: a list of `(kernel, bias)` or
+            pytree of one example (Equinox), a Keras model, a `Model`; or Dense layers: a list of `(kernel, bias)` or
             `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
         x: the input, array or region.
         apply_fn: a Linen module or its `apply` (bare trees are wrapped as `{"params": ...}`), or any
@@ -89,6 +90,8 @@ def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, ce
     """
     if any(map(is_region, jax.tree.leaves(params, is_leaf=is_region))):
         raise errors.argument("params", "hold regions", "bound a function of its weights by jaxbound.bound(fn, method)")
+    if isinstance(params, Model):
+        return _of_model(params, regions.leaf_struct(x).shape if is_region(x) else np.shape(x), apply_fn)
     network = _module(params, x, apply_fn)
     if network is None:
         return _chain(_plain(params), x, activation, certificate)
@@ -170,6 +173,12 @@ def _chain(params, x, activation, certificate: str) -> Network:
     raise errors.ArgumentError(
         f"x has shape {shape}, but the first kernel takes {size} numbers: pass x of shape (batch, {size}) or ({size},)"
     )
+
+
+def _of_model(model: Model, shape: tuple[int, ...], apply_fn: Callable | None) -> Network:
+    if apply_fn is not None:
+        raise errors.argument("apply_fn", "is given beside a Model, which is a function already", "leave it out")
+    return Network(model.fn, model.params, model.is_batch(shape))
 
 
 def _evaluation_view(module):
@@ -412,8 +421,8 @@ def bound_network(
 
     Args:
         method: how to bound.
-        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `resolve`.
-        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
+        params: variables dict, bare parameters, `TrainState`, module, `Model` or Dense layers; see `resolve`.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain or `Model`; or a region, and then no eps.
         eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
             axes as x.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.

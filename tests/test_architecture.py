@@ -23,7 +23,7 @@ ROOMS = (
     ("programs", "independence"),
     ("balls",),
     ("regions",),
-    ("bounds",),
+    ("bounds", "properties"),
     ("primitives",),
     ("operations",),
     ("values",),
@@ -43,13 +43,14 @@ ROOMS = (
     ("tuning",),
     ("polytope", "quadratic"),
     ("exact",),
-    ("functions",),
+    ("functions", "model"),
     ("network",),
     ("attack", "records", "report"),
     ("certify",),
     ("radius",),
     ("jacobian",),
     ("training",),
+    ("frontends",),
     ("",),  # jaxbound/__init__.py
 )
 NETWORK = ROOMS.index(("functions",))
