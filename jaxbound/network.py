@@ -440,7 +440,7 @@ def bound_network(
     Raises:
         ArgumentError, ArgumentTypeError, UnsupportedError: with what to do instead.
 
-    Rounding: up to that of the computation; see docs/rounding.md.
+    Rounding: up to that of the computation; see docs/guarantee.md.
     """
     if sides not in ("both", "lower"):
         raise errors.unknown_option("sides", sides, ("both", "lower"))
