@@ -119,7 +119,7 @@ class _Reader:
         kept = {o.content for step in program.steps for o in step.operands if o.kind == "parameter"}
         return Model(
             program,
-            {name: jnp.array(array) for name, array in self._params.items() if name in kept},
+            jax.device_put({name: array for name, array in self._params.items() if name in kept}),
             shape[1:] if batched else shape,
             sizes[0] if len(sizes) == 1 else tuple(sizes),  # pyright: ignore[reportArgumentType]
             source.name,
