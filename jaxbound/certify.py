@@ -39,7 +39,7 @@ from jax.typing import ArrayLike
 from jaxbound import _compat, errors, records, regions
 from jaxbound.attack import Attack
 from jaxbound.functions import on_batch
-from jaxbound.methods import Forward, Method
+from jaxbound.methods import Forward, Method, rounding_mode
 from jaxbound.network import (
     MEMORY_LIMIT,
     Network,
@@ -165,14 +165,14 @@ def margins(
 
 
 def _lower_bounds(
-    network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool
+    network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
 ) -> tuple[jax.Array, jax.Array]:
     """Lower bounds of margins, not widened, and their rounding errors."""
     batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     spec = margin_spec(labels, logits.shape[0]).astype(logits.dtype)
-    problem = problem_of(network, region, spec, rounding=outward)
+    problem = problem_of(network, region, spec, rounding=bool(outward))
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
     empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
     return jnp.where(empty[..., None], -jnp.inf, found.lower), found.lower_rounding
@@ -232,8 +232,9 @@ def certify(
         method: how to bound; its guarantee is "certified".
         batch_size: examples at once on a device; by default what fits into the memory limit, at most 256.
         memory_limit: bytes that the coefficients of a backward pass may take, per device.
-        rounding: "outward" to demand margins above a bound on the rounding error of the computation; None for margins
-            above 0 as computed.
+        rounding: "outward" (or "exact") to demand margins above a bound on the rounding error of the computation;
+            "execution" for margins of the logits that the network gives when it runs (docs/guarantee.md); None for
+            margins above 0 as computed.
         results: a file for partial results, written after every batch. A later call with the same arguments continues
             after the last finished batch (functions inside a method count by their names).
         progress: show a bar (tqdm, or lines where it is not installed) on the standard error.
@@ -257,8 +258,7 @@ def certify(
     array([ True, False])
     """
     _check_certified(method)
-    if rounding not in ("outward", None):
-        raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
+    mode = rounding_mode(rounding)
     labels = np.asarray(labels)
     network = resolve(params, x, apply_fn, activation, certificate="certify")
     region = _host_region(network, x, eps, norm, clip)
@@ -276,7 +276,7 @@ def certify(
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
     program = Traced(network.function, network.variables, example_of(network, region)).digest
     size = min(batch_size, total)
-    work = _Work(network, program, region, labels, logits, method, size, memory_limit, rounding == "outward")
+    work = _Work(network, program, region, labels, logits, method, size, memory_limit, mode)
     path = None if results is None else Path(results)
     done, mark = Record.empty(logits), ""
     if path is not None:
@@ -349,7 +349,7 @@ class _Work(NamedTuple):
     method: Method
     batch_size: int
     memory_limit: int | None
-    outward: bool
+    outward: bool | str
 
 
 def _check_certified(method: Method) -> None:

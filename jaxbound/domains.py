@@ -28,7 +28,7 @@ from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph, Node
 from jaxbound.methods import IBP, Bounded, Ends, Method, Request, output_nodes
-from jaxbound.relaxations import affine, enclosures, interval
+from jaxbound.relaxations import affine, enclosures, execution, interval
 from jaxbound.relaxations.enclosures import scalar
 from jaxbound.values import Inexact
 
@@ -45,8 +45,46 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
         and any(isinstance(constant, Inexact) for constant in graph.constants)
     ):
         raise errors.inexact_constants(type(method).__name__)
+    if request.rounding == execution.MODE:
+        check_executed(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def check_executed(method: Method, graph: Graph) -> None:
+    """Refuse what is not bounded as it is executed.
+
+    Raises:
+        UnsupportedError: the method, a node, a rewritten expression, or the way in which matrices are multiplied.
+    """
+    if not method.charges_execution:
+        raise errors.not_executed(f"{type(method).__name__} does not bound it", "use Crown, CrownIBP or IBP")
+    if jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_matmul_precision", None) not in (
+        "highest",
+        "float32",
+    ):
+        raise errors.not_executed("matrices may be multiplied in less than float32", "set jax_default_matmul_precision")
+    if graph.structure.rewritten:
+        raise errors.not_executed(f"{', '.join(graph.structure.rewritten)} is bounded in another form than it runs in")
+    for node in graph.nodes:
+        reason = execution.refusal(node.op)
+        scaled = node.op.name in ("mul", "div") and any(
+            graph.nodes[source].op.name in ("mul", "div") for source in _moved_from(graph, node)
+        )
+        if scaled:
+            reason = "the compiler may merge consecutive multiplications"
+        if reason:
+            raise errors.not_executed(f"{reason} ({node.name}{node.source and ' at ' + node.source})")
+
+
+def _moved_from(graph: Graph, node: Node) -> list[int]:
+    """What an affine node reads, before it was moved or repeated."""
+    found = []
+    for source in node.inputs:
+        while graph.nodes[source].op.kind == "affine" and affine.moves(graph.nodes[source].op):
+            source = graph.nodes[source].inputs[0]
+        found.append(source)
+    return found
 
 
 def planes(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[tuple]:

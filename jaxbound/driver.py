@@ -23,7 +23,7 @@ import numpy as np
 from jaxbound import regions
 from jaxbound._compat import check_backend, eager_jit, is_tracer
 from jaxbound.graph import NONLINEAR, Block, Graph
-from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
+from jaxbound.relaxations import backward, coefficients, enclosures, execution, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Freedom, Planes, spread
 
@@ -52,7 +52,8 @@ class Run:
 
     `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, `tables[i]`
     holds planes to choose from, and `pairs[i]` are linear functions of the region around it, at which a pass may stop
-    instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass.
+    instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass; "execution"
+    for the same of the network as it runs.
     `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
     """
 
@@ -61,7 +62,7 @@ class Run:
         graph: Graph,
         leaves: Sequence[regions.Region],
         *,
-        outward: bool = False,
+        outward: bool | str = False,
         max_rows: int = ROWS,
         budget: float | None = None,
     ):
@@ -274,7 +275,7 @@ class Run:
         if index is None:
             index = np.arange(op.size, dtype=np.int32)
             index = jnp.asarray(index if self.batch is None else np.broadcast_to(index, (self.batch, op.size)))
-        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, self.outward), ((), ()), index)
+        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, bool(self.outward)), ((), ()), index)
         return {number: identity}, carry
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
@@ -301,7 +302,8 @@ class Run:
         if self.outward:
             known = tuple(self.ends[k] for k in block.outer), tuple(self.ends[k] for k in inside)
         state = incoming, carry, self.planes.get(block.start), known
-        outgoing, stopped, carry = self.call(_pull, block.template, self.constants(block), *state)
+        static = block.template, self.outward == execution.MODE
+        outgoing, stopped, carry = self.call(_pull, static, self.constants(block), *state)
         rows = {k: part for k, part in rows.items() if k not in inside}
         for k, part in zip((*block.outer, block.start), (*outgoing, stopped), strict=True):
             if part is not None:
@@ -400,8 +402,9 @@ def _begin(static, _constants, index):
     return coefficients.Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
 
 
-def _pull(template, constants, incoming, carry, planes, ends):
-    return backward.pull(template, constants, incoming, carry, planes, ends)
+def _pull(static, constants, incoming, carry, planes, ends):
+    template, executed = static
+    return backward.pull(template, constants, incoming, carry, planes, ends, executed=executed)
 
 
 def _densify(_static, _constants, rows):

@@ -71,6 +71,11 @@ def inexact_constants(method: str) -> UnsupportedError:
     )
 
 
+def not_executed(reason: str, way_out: str = 'ask for rounding="exact"') -> UnsupportedError:
+    """What cannot be bounded as it is executed."""
+    return UnsupportedError(f'rounding="execution": {reason}; {way_out}')
+
+
 def unsupported(
     primitive: str,
     shapes: Sequence[tuple[int, ...]],

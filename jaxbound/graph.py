@@ -181,6 +181,8 @@ class Structure:
     out_tree: Any
     constants: ConstantProgram = field(repr=False)
     """Evaluates the graph's constants."""
+    rewritten: tuple[str, ...] = ()
+    """The primitives of the function that are evaluated in another way here: equal as real numbers alone."""
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

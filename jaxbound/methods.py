@@ -36,10 +36,23 @@ class Request(NamedTuple):
 
     sides: str = "both"
     """"both", or "lower" for lower bounds only."""
-    rounding: bool = False
-    """Bounds that hold in exact arithmetic, up to a rounding error that is returned."""
+    rounding: bool | str = False
+    """Bounds that hold in exact arithmetic, up to a rounding error that is returned; "execution" for those of the
+    network as it runs (`relaxations.execution`)."""
     max_rows: int = ROWS
     """The most rows that one step may carry."""
+
+
+def rounding_mode(value: bool | str | None) -> bool | str:
+    """What a user's `rounding` asks for: False, True (real arithmetic) or "execution".
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    modes = {None: False, False: False, True: True, "outward": True, "exact": True, "execution": "execution"}
+    if not isinstance(value, bool | str | None) or value not in modes:
+        raise errors.argument("rounding", f"is {value!r}", 'pass "exact", "execution" or None')
+    return modes[value]
 
 
 class Bounded(NamedTuple):
@@ -71,6 +84,11 @@ class Method:
     @property
     def charges_constants(self) -> bool:
         """Whether it counts, with rounding, the errors of constants that the function computes (`values.Inexact`)."""
+        return False
+
+    @property
+    def charges_execution(self) -> bool:
+        """Whether it bounds the network as it is executed, too (`relaxations.execution`)."""
         return False
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
@@ -113,6 +131,11 @@ class IBP(Method):
 
     @property
     def charges_constants(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def charges_execution(self) -> bool:
         """It does."""
         return True
 
@@ -231,6 +254,11 @@ class Crown(Method):
     def charges_constants(self) -> bool:
         """It does, if the method that bounds the inputs of nonlinearities does."""
         return self.pre_activation is None or self.pre_activation.charges_constants
+
+    @property
+    def charges_execution(self) -> bool:
+        """It does, with one interval per value, from a method that does."""
+        return self.intersect and (self.pre_activation is None or self.pre_activation.charges_execution)
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""

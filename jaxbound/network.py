@@ -401,7 +401,9 @@ def _check_spec(network: Network, region: Region, shape: tuple[int, ...]) -> Non
         raise errors.ArgumentError(f"spec has shape {shape}, but x has {batch[0] if batch else 'no'} examples")
 
 
-def request_of(problem: Problem, memory_limit: int | None, *, sides: str = "both", rounding: bool = False) -> Request:
+def request_of(
+    problem: Problem, memory_limit: int | None, *, sides: str = "both", rounding: bool | str = False
+) -> Request:
     """How many rows fit into the memory limit."""
     limit = MEMORY_LIMIT if memory_limit is None else memory_limit
     graph = problem.graph

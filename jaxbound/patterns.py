@@ -212,6 +212,12 @@ def _fast_variance(_params: dict, operands: Sequence) -> Rewrite | None:
     return lambda x: jnp.mean(jax.lax.square(x - jnp.mean(x, axes, keepdims=True)), axes), [first[0]]
 
 
+SAME_ARITHMETIC = frozenset({
+    "broadcast_in_dim", "cond", "conv_general_dilated", "cummax", "cummin", "dot_general", "gather", "pad",
+    "reduce_window_max", "reshape", "scan", "scatter", "sort", "split", "top_k", "unstack",
+})  # fmt: skip
+"""Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
+
 _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "reshape": [rewrites.reshape],
     "broadcast_in_dim": [rewrites.broadcast],

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer, is_tracing
 from jaxbound.certify import logits_struct, margin_spec, refuse_half_precision
-from jaxbound.methods import Crown, Method, check_method
+from jaxbound.methods import Crown, Method, check_method, rounding_mode
 from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import LpBall
 from jaxbound.sharding import anywhere
@@ -79,8 +79,8 @@ def certified_radius(
         initial: the first one, () or (batch,), in the given norm.
         tolerance: an example is done when `failed - held <= tolerance * failed`.
         memory_limit: bytes that the coefficients of a backward pass may take.
-        rounding: "outward" to demand margins above a bound on the rounding error of the computation; None for margins
-            above 0 as computed.
+        rounding: "outward" (or "exact") to demand margins above a bound on the rounding error of the computation;
+            "execution" for those of the network as it runs; None for margins above 0 as computed.
 
     Returns:
         (batch,), or () for one example, in the dtype of the computation: radii that were evaluated and held. 0 where
@@ -121,8 +121,8 @@ def certified_radius(
     logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)
     if not (isinstance(targets, str) and targets == "all"):
         spec = _targeted(spec, labels, _classes(targets, logits, labels, key))
-    problem = problem_of(network, region, spec.astype(logits.dtype), rounding=rounding is not None)
-    request = request_of(problem, memory_limit, sides="lower", rounding=rounding is not None)
+    problem = problem_of(network, region, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
+    request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))
 
     def holds(radius: jax.Array) -> jax.Array:
         (ball,) = problem.leaves
@@ -238,8 +238,7 @@ def _check(x, method, targets, key, steps, initial, tolerance, rounding) -> None
         raise errors.argument("initial", f"is {initial}", "pass finite radii above 0")
     if not is_tracer(tolerance) and not tolerance >= 0:
         raise errors.argument("tolerance", f"is {tolerance}", "pass a relative width of 0 or more")
-    if rounding not in ("outward", None):
-        raise errors.argument("rounding", f"is {rounding!r}", 'pass "outward" or None')
+    rounding_mode(rounding)
 
 
 def _check_targets(targets: ArrayLike, labels: jax.Array, count: int) -> None:

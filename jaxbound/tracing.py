@@ -42,6 +42,7 @@ class _Builder:
         self.labels: list[str] = []
         self.path = ""
         self.source = ""
+        self.rewritten: set[str] = set()
 
     # --- reading equations ------------------------------------------------------------------------------------------
 
@@ -161,6 +162,8 @@ class _Builder:
         rewrite = None if narrowed else patterns.match(primitive, params, operands)
         if rewrite is not None:
             function, arguments = rewrite
+            if primitive.name not in patterns.SAME_ARITHMETIC:
+                self.rewritten.add(primitive.name)
             return self.inline(function, *arguments)
         if primitive.name in ELEMENTWISE and not narrowed:
             return [self._elementwise(primitive, params, operands, avals[0])]
@@ -312,7 +315,8 @@ def _assemble(builder: _Builder, inputs: list[Value], outputs: list, out_tree) -
         kind = ("node", output.node) if isinstance(output, Value) else ("constant", builder.constants.slot(output))
         results.append(kind)
     builder.constants.prune()
-    return Structure(tuple(nodes), len(inputs), tuple(results), out_tree, builder.constants)
+    rewritten = tuple(sorted(builder.rewritten))
+    return Structure(tuple(nodes), len(inputs), tuple(results), out_tree, builder.constants, rewritten)
 
 
 def _ordered(inputs: list[Value], plans: dict[Value, tuple[Op, list]]) -> list[Value]:
@@ -398,6 +402,7 @@ def _plan(builder: _Builder, value: Value) -> tuple[Op, list]:
         return _op("affine", value), list(value.operands)
     parts = patterns.parts(name, value.params, value.operands)
     if parts is not None:
+        builder.rewritten.add(name)
         return _plan(builder, builder.replaced(value, *parts))
     if name in NONLINEAR:
         return _op(NONLINEAR[name], value), list(value.operands)

@@ -27,7 +27,7 @@ from jaxbound.bounds import Estimate, Interval, LinearBounds
 from jaxbound.explanation import Explanation
 from jaxbound.explanation import explain as _explain
 from jaxbound.graph import Graph, Structure
-from jaxbound.methods import Bounded, Method, Request, check_method
+from jaxbound.methods import Bounded, Method, Request, check_method, rounding_mode
 from jaxbound.programs import Recent, Traced
 from jaxbound.regions import is_region
 from jaxbound.sharding import anywhere
@@ -122,7 +122,7 @@ def _parts(fn: Callable) -> list[Callable]:
 _STRUCTURES, _WATCHED = Recent(256), Recent(256)
 
 
-def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
+def bound(fn: Callable, method: Method, *, rounding: bool | str = False) -> Callable:
     """Transform a function of points into a function of regions.
 
     `lower <= fn(x) <= upper` for every `x` in the regions, elementwise.
@@ -131,7 +131,8 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
         fn: any JAX function of pytrees.
         method: how to bound it, e.g. `jaxbound.Crown()`.
         rounding: widen the result by a bound on the rounding errors of the computation, so that it holds for exact
-            arithmetic on the given (floating-point) parameters. Without it, up to rounding.
+            arithmetic on the given (floating-point) parameters. Without it, up to rounding. "exact" is True;
+            "execution" is for every value that fn can give when it runs in its dtype (docs/guarantee.md).
 
     Returns:
         A function of fn's arguments, by place or by keyword, in which any leaf may be a `Box` or an `LpBall`, that
@@ -152,8 +153,9 @@ def bound(fn: Callable, method: Method, *, rounding: bool = False) -> Callable:
         check_method("method", method)
         validate(args)
         validate(kwargs)
-        problem = prepare(fn, args, kwargs=kwargs, rounding=rounding)
-        results = iter(domains.bound(method, problem.graph, problem.leaves, Request(rounding=rounding)))
+        mode = rounding_mode(rounding)
+        problem = prepare(fn, args, kwargs=kwargs, rounding=bool(mode))
+        results = iter(domains.bound(method, problem.graph, problem.leaves, Request(rounding=mode)))
         return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(*ends_of(c)))
 
     return bounded

@@ -115,7 +115,7 @@ class Frown(Method):
         """What `Run.bound_rows` returns, tuned, and the slopes."""
         shared = self.groups if isinstance(self.groups, int) else {"neuron": 1, "layer": None}[self.groups]
         optimizer = ascent.default_optimizer() if self.optimizer is None else self.optimizer
-        graph, settings = run.graph, ascent.Settings(optimizer, shared, self.early_stop, sides, run.outward)
+        graph, settings = run.graph, ascent.Settings(optimizer, shared, self.early_stop, sides, bool(run.outward))
         constants = (*graph.constants, jnp.asarray(self.steps)), None if graph.axes is None else (*graph.axes, None)
         reached = _reached(graph, number)
         ends = {k: run.ends[k] for k in _asked_for(graph, reached)}

@@ -11,7 +11,8 @@ the region.
 
 With `outward`, a bound on the rounding error of the pass itself is summed beside the intercept: for every product
 `gamma_n |C| |L| |x|`, from the magnitudes of the values (Higham 2002, section 3.5), each factor with room for underflow
-(see `affine`). A coefficient that underflows is charged where it is made, times the magnitude of its value.
+(see `affine`); for the network as it runs, its own errors, too (see `execution`). A coefficient that underflows is
+charged where it is made, times the magnitude of its value.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound.graph import Op, Template
-from jaxbound.relaxations import affine, coefficients, enclosures, interval
+from jaxbound.relaxations import affine, coefficients, enclosures, execution, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, times
 
@@ -51,6 +52,8 @@ def pull(
     carry: Carry,
     planes: Planes | None,
     ends: tuple[Sequence[Ends], Sequence[Ends]] | None,
+    *,
+    executed: bool = False,
 ) -> tuple[list[Coefficients | None], Coefficients | None, Carry]:
     """Move a pass back over one block.
 
@@ -61,6 +64,7 @@ def pull(
         carry: what was collected after the block.
         planes: of the nonlinear node that begins the block; without them the rows stop there.
         ends: bounds of the values that the block reads and of its nodes; only used to bound rounding.
+        executed: whether the errors of the executed network are charged as well (see `execution`).
 
     Returns:
         Coefficients of the values that the block reads, those that stopped at its first node (None if it has planes or
@@ -76,9 +80,13 @@ def pull(
             read = [constants[k] for k in used]
             parts = coefficients.pull(op, rows, read)
             tally.add_affine(op, rows, read, [tally.magnitude(source) for source in inputs])
+            if executed:
+                tally.add_execution(op, rows, read, inputs)
         elif planes is None:
             return tally.outer, rows, Carry(tally.intercept, tally.rounding)
         else:
+            if executed:
+                tally.add_execution(op, rows, [constants[k] for k in used], inputs)
             parts = tally.add_planes(op, rows, planes, inputs)
         for source, part in zip(inputs, parts, strict=False):
             tally.deliver(source, part)
@@ -133,6 +141,12 @@ class _Tally:
         carried = None if self.rounding is None else affine.inexactness(op, magnitudes, constants)
         if self.rounding is not None and carried is not None:
             self.rounding += coefficients.charge(rows, carried)
+
+    def add_execution(self, op: Op, rows: Coefficients, constants, sources: Sequence) -> None:
+        known = [self.magnitude(source) for source in sources]
+        if self.rounding is not None:
+            size = execution.error(op, [magnitude for magnitude in known if magnitude is not None], constants)
+            self.rounding += 1.01 * coefficients.charge(rows, size)
 
     def add_planes(self, op: Op, rows: Coefficients, planes: Planes, sources: Sequence) -> list[Coefficients]:
         shift = coefficients.total(rows, planes.lower_intercept, planes.upper_intercept)

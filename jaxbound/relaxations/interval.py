@@ -1,7 +1,8 @@
 """Interval propagation: bounds of every node of a block from bounds of what the block reads.
 
 Nonlinear nodes by their enclosure, affine ones by the one affine rule. With `outward`, every affine result is widened
-by the bound on its own rounding error, so that the intervals hold for exact arithmetic.
+by the bound on its own rounding error, so that the intervals hold for exact arithmetic; with "execution" by the error
+of the network that runs as well (see `execution`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op, Template
-from jaxbound.relaxations import affine, enclosures
+from jaxbound.relaxations import affine, enclosures, execution
 
 Ends = tuple[jax.Array, jax.Array]
 
 
-def propagate(template: Template, outer: Sequence[Ends], constants: Sequence, *, outward: bool) -> list[Ends]:
+def propagate(template: Template, outer: Sequence[Ends], constants: Sequence, *, outward: bool | str) -> list[Ends]:
     """Bounds of the block's nodes, in order; `None` stands for region leaves, which have their own."""
     ends: list[Ends] = []
     for op, inputs, used in template.nodes:
@@ -26,17 +27,20 @@ def propagate(template: Template, outer: Sequence[Ends], constants: Sequence, *,
     return ends
 
 
-def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool) -> Ends:
+def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool | str) -> Ends:
     """Bounds of one node from bounds of its inputs."""
     low, high = (_affine if op.kind == "affine" else _nonlinear)(op, inputs, constants, outward)
+    if outward == execution.MODE:
+        error = execution.error(op, [magnitude(ends) for ends in inputs], constants)
+        return low - error, high + error
     return (jnp.where(low < 0, 0, low) if op.nonnegative else low), high
 
 
-def _nonlinear(op: Op, inputs: Sequence[Ends], constants: Sequence, _outward: bool) -> Ends:
+def _nonlinear(op: Op, inputs: Sequence[Ends], constants: Sequence, _outward: bool | str) -> Ends:
     return enclosures.of(op).interval(op, inputs, constants)
 
 
-def _affine(op: Op, inputs: Sequence[Ends], constants: Sequence, outward: bool) -> Ends:
+def _affine(op: Op, inputs: Sequence[Ends], constants: Sequence, outward: bool | str) -> Ends:
     low, high = affine.interval(op, inputs, constants)
     if outward:
         error = affine.rounding(op, [magnitude(ends) for ends in inputs], constants)

@@ -1,0 +1,148 @@
+"""`rounding="execution"`: every value that the network may give when it runs lies within the bounds."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbound as jb
+
+pytestmark = pytest.mark.fast
+
+SIZES = (6, 9, 9, 3)
+
+
+def network(params, x):
+    for kernel, bias in params[:-1]:
+        x = jax.nn.relu(x @ kernel + bias)
+    kernel, bias = params[-1]
+    return x @ kernel + bias
+
+
+def _params(seed: int, decades: float):
+    """Weights over many decades, whose sums cancel: the last term of each product undoes the others, nearly."""
+    rng = np.random.default_rng(seed)
+    params = []
+    for inside, outside in itertools.pairwise(SIZES):
+        kernel = rng.normal(size=(inside, outside)) * 10 ** rng.uniform(-decades, decades, (inside, outside))
+        kernel[-1] = -kernel[:-1].sum(0) * (1 + 1e-6 * rng.normal(size=outside))
+        bias = rng.normal(size=outside) * 10 ** rng.uniform(-decades, decades, outside)
+        params.append((kernel.astype(np.float32), bias.astype(np.float32)))
+    return params
+
+
+def _summed(terms: list, rng) -> np.ndarray:
+    """A sum in single precision along a random tree."""
+    terms = list(terms)
+    while len(terms) > 1:
+        i, j = rng.choice(len(terms), 2, replace=False)
+        total = np.float32(terms[i] + terms[j])
+        terms = [t for k, t in enumerate(terms) if k not in (i, j)] + [total]
+    return terms[0]
+
+
+def _run(params, x, rng, fused: bool) -> np.ndarray:
+    """The network in single precision: products rounded and summed along trees, or added one by one, fused."""
+    for layer, (kernel, bias) in enumerate(params):
+        made = []
+        for j in range(kernel.shape[1]):
+            if fused:
+                order, total = rng.permutation(len(x)), np.float32(0)
+                for i in order:
+                    total = np.float32(np.float64(x[i]) * np.float64(kernel[i, j]) + np.float64(total))
+                made.append(np.float32(total + bias[j]))
+            else:
+                made.append(_summed([*(x * kernel[:, j]), bias[j]], rng))
+        x = np.array(made, np.float32)
+        x = np.maximum(x, 0) if layer < len(params) - 1 else x
+    return x
+
+
+@pytest.mark.parametrize("method", [jb.Crown(), jb.IBP()], ids=lambda m: type(m).__name__)
+def test_every_order_of_sums(method):
+    rng, bounded = np.random.default_rng(0), jb.bound(network, method, rounding="execution")
+    outside = 0
+    for seed in range(30):
+        params = _params(seed, decades=seed / 5)
+        x = rng.uniform(0.9, 1.1, SIZES[0]).astype(np.float32)
+        found = bounded(params, jb.Box(x, x))
+        real = jb.bound(network, method, rounding=True)(params, jb.Box(x, x))
+        runs = [_run(params, x, rng, fused) for fused in (False, True) for _ in range(10)]
+        runs += [network(params, x), jax.jit(network)(params, x)]
+        runs += [jax.vmap(functools.partial(network, params))(np.stack([x] * 5))[3]]
+        for run in runs:
+            run = np.asarray(run)
+            assert np.all(found.lower <= run) and np.all(run <= found.upper), seed
+            outside += np.any((run < real.lower) | (run > real.upper))
+        assert np.all(found.lower <= real.lower) and np.all(real.upper <= found.upper)
+    assert outside > 0  # bounds of the real function promise nothing about these
+
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+BOUNDED = {
+    "convolution and pooling": lambda x: jax.lax.reduce_window(
+        jax.lax.conv_general_dilated(
+            x.reshape(1, 4, 4, 1), jnp.arange(18, dtype=x.dtype).reshape(3, 3, 1, 2) / 3 - 2.9, (1, 1), "SAME",
+            dimension_numbers=LAYOUT), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+    "leaky": lambda x: jax.nn.leaky_relu(x - x.mean(), 0.3),
+    "scaled and shifted": lambda x: (x / 255 - 0.5) / 0.2,
+    "absolute": lambda x: jnp.abs(x[:8] - x[8:]),
+}  # fmt: skip
+REFUSED = {
+    "a curve": (jnp.tanh, "tanh"),
+    "a product": (lambda x: x * x[::-1], "product"),
+    "a jump": (lambda x: jnp.where(x > 0, 1.0, 0.0), "select_n"),
+    "a product that decides": (lambda x: jnp.where(0.3 * x > 1, 0.3 * x - 1, 0.0), "not a choice"),
+    "a rewritten expression": (jax.nn.softmax, "another form"),
+    "multiplications that may merge": (lambda x: (x * 1e30) * 1e30, "consecutive"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_what_is_bounded_as_it_runs(name):
+    fn, rng = BOUNDED[name], np.random.default_rng(1)
+    for scale in (1.0, 1e-38):
+        x = (scale * rng.normal(size=16)).astype(np.float32)
+        radius = np.float32(0.01 * scale)
+        found = jb.bound(fn, jb.Crown(), rounding="execution")(jb.Box(x - radius, x + radius))
+        for _ in range(20):
+            at = np.clip((x + radius * rng.uniform(-1, 1, 16)).astype(np.float32), x - radius, x + radius)
+            for run in (fn(jnp.asarray(at)), jax.jit(fn)(at)):
+                assert np.all(found.lower <= run) and np.all(run <= found.upper)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_is_refused(name):
+    fn, reason = REFUSED[name]
+    with pytest.raises(jb.UnsupportedError, match=f'rounding="execution".*{reason}'):
+        jb.bound(fn, jb.Crown(), rounding="execution")(jb.Box(np.ones(4, np.float32), np.ones(4, np.float32)))
+
+
+def test_methods_that_do_not_bound_it_and_unknown_modes():
+    box = jb.Box(np.ones(6, np.float32), np.ones(6, np.float32))
+    with pytest.raises(jb.UnsupportedError, match="Forward does not bound it"):
+        jb.bound(network, jb.Forward(), rounding="execution")(_params(0, 1), box)
+    with pytest.raises(jb.ArgumentError, match="rounding is 'exactly'"):
+        jb.bound(network, jb.IBP(), rounding="exactly")(_params(0, 1), box)
+    exact = jb.bound(network, jb.IBP(), rounding="exact")(_params(0, 1), box)
+    true = jb.bound(network, jb.IBP(), rounding=True)(_params(0, 1), box)
+    np.testing.assert_array_equal(exact.lower, true.lower)
+
+
+def test_certificates_of_the_network_that_runs():
+    """Real logits .5 and 0; as it runs, 1e8 + .5 - 1e8 is 0 or 8, and the certificate says so."""
+    apply = lambda p, x: jnp.stack([(x[:, 0] + p["a"]) - p["a"], 0 * x[:, 0]], -1)  # noqa: E731
+    params, x = {"a": jnp.float32(1e6)}, np.full((1, 1), 0.5, np.float32)
+    verdicts = {}
+    for rounding in ("exact", "execution"):
+        report = jb.certify(
+            params, x, np.array([0]), 0.1, method=jb.Crown(), apply_fn=apply, rounding=rounding, norm=jnp.inf
+        )
+        verdicts[rounding] = report.margins[0, 0] - report.rounding[0, 0]
+    assert verdicts["execution"] < verdicts["exact"]
+    assert verdicts["execution"] < 0.4 - 0.03  # (x + 1e6) is a multiple of 1/16
