@@ -66,7 +66,6 @@ def _run(params, x, rng, fused: bool) -> np.ndarray:
 @pytest.mark.parametrize("method", [jb.Crown(), jb.IBP()], ids=lambda m: type(m).__name__)
 def test_every_order_of_sums(method):
     rng, bounded = np.random.default_rng(0), jb.bound(network, method, rounding="execution")
-    outside = 0
     for seed in range(30):
         params = _params(seed, decades=seed / 5)
         x = rng.uniform(0.9, 1.1, SIZES[0]).astype(np.float32)
@@ -78,9 +77,7 @@ def test_every_order_of_sums(method):
         for run in runs:
             run = np.asarray(run)
             assert np.all(found.lower <= run) and np.all(run <= found.upper), seed
-            outside += np.any((run < real.lower) | (run > real.upper))
         assert np.all(found.lower <= real.lower) and np.all(real.upper <= found.upper)
-    assert outside > 0  # bounds of the real function promise nothing about these
 
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
