@@ -1,0 +1,1 @@
+"""Branch and bound: the search that turns bounds into verdicts."""

@@ -1,0 +1,115 @@
+"""Input splits: a box is bisected where the bounds' planes are steepest, until every part is proved.
+
+The domains of a batch are bounded by full backward passes each (`passes.bound_boxes`). Coordinates are chosen by slope
+times width, several at once while there are fewer domains than a batch holds. Parts share the split point, a float of
+the region's dtype, so that together they are the whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.search.goals import Goal
+from jaxbound.search.passes import Skeleton, bound_boxes
+
+Array = np.ndarray
+
+_CACHED = 1 << 21
+"""How many coefficients a batch may hold on a value, so that passes stay in the processor's caches."""
+
+
+class InputSplits:
+    """The domains that are left, each a box with the clauses already refuted on it."""
+
+    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], known: dict, batch=None):
+        self.skeleton, self.constants, self.goal, self.known = skeleton, constants, goal, known
+        self.shape = box[0].shape
+        self.batch = batch or self._fitting()
+        rows = goal[:3]
+        self.rows = [None if r is None else jnp.broadcast_to(jnp.asarray(r), (self.batch, *r.shape)) for r in rows]
+        self.known = jax.tree.map(lambda end: jnp.broadcast_to(end, (self.batch, *end.shape)), known)
+        self.low, self.high = (end.reshape(1, -1) for end in box)
+        self.refuted = np.zeros((1, goal.count), bool)
+        self.level = np.full(1, -np.inf)
+        self.nodes = 0
+        self.stuck = False
+        """Whether a domain that is not proved cannot be split any more."""
+
+    def _fitting(self) -> int:
+        nodes = self.skeleton.nodes
+        largest = max((nodes[k].op.size for k in self.skeleton.loose), default=len(self.goal.offsets))
+        per_domain = 2 * largest * max(node.op.size for node in nodes)
+        return int(2 ** np.clip(np.log2(_CACHED / per_domain), 2, 9) // 1)
+
+    @property
+    def lower(self) -> float:
+        """A lower bound of the property's margin over the whole region: that of the worst domain left."""
+        return float(self.level.min(initial=np.inf))
+
+    @property
+    def left(self) -> int:
+        """How many domains are not proved yet."""
+        return len(self.level)
+
+    def step(self) -> Array:
+        """Bound a batch of the worst domains and split what is not proved; returns points that may be counterexamples."""
+        count = min(self.batch, self.left)
+        order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
+        taken, rest = order[:count], order[count:]
+        low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
+        padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
+        box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
+        found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), self.known, self.rows, outward=True)
+        lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
+        self.nodes += count
+        refuted = refuted | self.goal.refuted(lower)
+        level = np.where(refuted, np.inf, self.goal.best(lower))
+        open_ = ~refuted.all(axis=1)
+        low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
+        lower, slopes = lower[open_], slopes[open_].reshape(int(open_.sum()), len(self.goal.offsets), -1)
+        worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
+        own = self.goal.clause[None] == worst[:, None]
+        row = np.where(own, lower, -np.inf).argmax(axis=1)
+        slope = slopes[np.arange(len(row)), row]
+        points = np.where(slope > 0, low, high)
+        parts = self._split(low, high, slope, refuted, level.min(axis=1, initial=np.inf), self.left - count)
+        self.low, self.high, self.refuted, self.level = (
+            np.concatenate([old[rest], new])
+            for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
+        )
+        return points
+
+    def _split(self, low, high, slope, refuted, level, others: int):
+        """The halves, quarters, ... of boxes."""
+        if not len(low):
+            return low, high, refuted, level
+        width = high - low
+        middle = (low / 2 + high / 2).astype(low.dtype)
+        divisible = (low < middle) & (middle < high)
+        score = np.abs(slope)
+        score = np.where(divisible, np.maximum(score, 1e-3 * score.max(axis=1, keepdims=True)) * width, -1)
+        self.stuck |= bool((~divisible.any(axis=1)).any())
+        fill = self.batch / max(1, len(low) + others)
+        times = int(np.clip(np.log2(max(fill, 2)), 1, min(low.shape[1], 6)))
+        chosen = np.argsort(-score, axis=1)[:, :times]
+        low, high = low[None], high[None]
+        index = np.arange(len(chosen))
+        for k in range(times):
+            axis = chosen[:, k]
+            usable = divisible[index, axis] & (score[index, axis] > 0)
+            parts = []
+            for one, other in itertools.product(zip(low, high, strict=True), (0, 1)):
+                ends = [one[0].copy(), one[1].copy()]
+                ends[1 - other][index[usable], axis[usable]] = middle[index[usable], axis[usable]]
+                if not usable.all() and other:  # nothing to halve: an empty twin, taken out below
+                    ends[0][index[~usable]] = np.nan
+                parts.append(ends)
+            low, high = np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
+        count = len(low)
+        low, high = low.reshape(-1, low.shape[-1]), high.reshape(-1, high.shape[-1])
+        kept = ~np.isnan(low).any(axis=1)
+        return low[kept], high[kept], np.tile(refuted, (count, 1))[kept], np.tile(level, count)[kept]
