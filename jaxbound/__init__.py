@@ -20,6 +20,7 @@ from jaxbound.errors import (
 )
 from jaxbound.exact import LP, MILP
 from jaxbound.explanation import Explanation
+from jaxbound.frontends import onnx, vnnlib
 from jaxbound.jacobian import (
     FastLip,
     LipschitzIntegral,
@@ -30,8 +31,10 @@ from jaxbound.jacobian import (
     spectral_lipschitz,
 )
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
+from jaxbound.model import Model
 from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
 from jaxbound.polytope import ConvexPolytope
+from jaxbound.properties import Clause, Property
 from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
@@ -47,6 +50,7 @@ __all__ = [
     "Attack",
     "Best",
     "Box",
+    "Clause",
     "ConvexPolytope",
     "Crown",
     "CrownIBP",
@@ -61,9 +65,11 @@ __all__ = [
     "LinearBounds",
     "LpBall",
     "Method",
+    "Model",
     "MiscompilationError",
     "MiscompilationWarning",
     "Report",
+    "Property",
     "SoundnessError",
     "UnsupportedError",
     "bound",
@@ -95,4 +101,6 @@ __all__ = [
     "landscape_radius",
     "lipschitz",
     "spectral_lipschitz",
+    "onnx",
+    "vnnlib",
 ]

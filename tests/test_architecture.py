@@ -23,7 +23,7 @@ ROOMS = (
     ("programs",),
     ("balls",),
     ("regions",),
-    ("bounds",),
+    ("bounds", "properties"),
     ("primitives",),
     ("operations",),
     ("values",),
@@ -41,12 +41,14 @@ ROOMS = (
     ("tuning",),
     ("polytope", "quadratic"),
     ("exact",),
+    ("model",),
     ("network",),
     ("attack", "records"),
     ("certify",),
     ("radius",),
     ("jacobian",),
     ("training",),
+    ("frontends",),
     ("",),  # jaxbound/__init__.py
 )
 NETWORK = ROOMS.index(("network",))

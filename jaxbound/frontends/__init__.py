@@ -1,0 +1,1 @@
+"""Networks and properties that were written elsewhere: ONNX and VNN-LIB."""

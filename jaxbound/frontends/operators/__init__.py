@@ -1,0 +1,6 @@
+"""The operators of ONNX, as JAX: a table from an operator's name to a function."""
+
+from jaxbound.frontends.operators import elementwise, products, recurrent, reductions, shapes
+from jaxbound.frontends.operators.table import OPERATORS, Node, Operator
+
+__all__ = ["OPERATORS", "Node", "Operator", "elementwise", "products", "recurrent", "reductions", "shapes"]

@@ -1,0 +1,102 @@
+"""Recurrent operators: RNN, GRU and LSTM, unrolled step by step."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.frontends.operators.table import operator
+
+_ACTIVATIONS = {
+    "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu, "Softsign": jax.nn.soft_sign,
+    "Softplus": jax.nn.softplus, "Affine": lambda x: x, "HardSigmoid": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
+    "Elu": jax.nn.elu, "LeakyRelu": lambda x: jax.nn.leaky_relu(x, 0.01),
+}  # fmt: skip
+
+
+@operator("RNN", known=(4,))
+def _rnn(node, x, w, r, bias=None, lengths=None, hidden=None):
+    def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
+        (h,) = state
+        return (functions[0](value @ weights.T + input_bias + h @ recurrent.T + state_bias),)
+
+    return _recurrent(node, x, w, r, bias, lengths, (hidden,), None, ["Tanh"], step)
+
+
+@operator("GRU", known=(4,))
+def _gru(node, x, w, r, bias=None, lengths=None, hidden=None):
+    reset_after = node.get("linear_before_reset", 0)
+
+    def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
+        (h,), (gate, new) = state, functions
+        z, reset, candidate = jnp.split(value @ weights.T + input_bias, 3, -1)
+        of_z, of_reset, of_candidate = jnp.split(recurrent, 3)
+        bias_z, bias_reset, bias_candidate = jnp.split(state_bias, 3)
+        z, reset = gate(z + h @ of_z.T + bias_z), gate(reset + h @ of_reset.T + bias_reset)
+        if reset_after:
+            inner = reset * (h @ of_candidate.T + bias_candidate)
+        else:
+            inner = (reset * h) @ of_candidate.T + bias_candidate
+        candidate = new(candidate + inner)
+        return (candidate + z * (h - candidate),)
+
+    return _recurrent(node, x, w, r, bias, lengths, (hidden,), None, ["Sigmoid", "Tanh"], step)
+
+
+@operator("LSTM", known=(4,))
+def _lstm(node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peephole=None):
+    node.require("input_forget", 0)
+
+    def step(state, value, weights, recurrent, input_bias, state_bias, functions, peephole):
+        (h, c), (gate, new, last) = state, functions
+        i, o, f, g = jnp.split(value @ weights.T + input_bias + h @ recurrent.T + state_bias, 4, -1)
+        if peephole is not None:
+            of_i, of_o, of_f = jnp.split(peephole, 3)
+            i, f = i + of_i * c, f + of_f * c
+        c = gate(f) * c + gate(i) * new(g)
+        o = o if peephole is None else o + of_o * c
+        return gate(o) * last(c), c
+
+    return _recurrent(node, x, w, r, bias, lengths, (hidden, cell), peephole, ["Sigmoid", "Tanh", "Tanh"], step)
+
+
+def _recurrent(node, x, w, r, bias, lengths, state, peephole, defaults, step):
+    """All directions over all steps: the outputs (steps, directions, batch, hidden), then the last of each state."""
+    node.require("clip", 0.0)
+    if node.get("activation_alpha") or node.get("activation_beta"):
+        raise errors.ArgumentError("activation_alpha and activation_beta cannot be read")
+    layout, directions, size = node.get("layout", 0), w.shape[0], r.shape[-1]
+    x = jnp.swapaxes(x, 0, 1) if layout else x
+    count, batch = x.shape[:2]
+    if lengths is not None and np.any(lengths != count):
+        raise errors.ArgumentError("sequence_lens shorter than the sequence cannot be read")
+    names = list(node.get("activations", defaults * directions))
+    if unknown := [name for name in names if name not in _ACTIVATIONS]:
+        raise errors.ArgumentError(f"the activation {unknown[0]!r} cannot be read")
+    outputs, last = [], []
+    for direction in range(directions):
+        functions = [_ACTIVATIONS[name] for name in names[direction * len(defaults) : (direction + 1) * len(defaults)]]
+        biases = jnp.zeros(2 * w.shape[1], x.dtype) if bias is None else bias[direction]
+        input_bias, state_bias = jnp.split(biases, 2)
+        now = tuple(_initial(part, direction, layout, (batch, size), x.dtype) for part in state)
+        backwards = direction == 1 or node.get("direction", "forward") == "reverse"
+        found: list = [None] * count
+        for place in reversed(range(count)) if backwards else range(count):
+            now = step(
+                now, x[place], w[direction], r[direction], input_bias, state_bias, functions,
+                None if peephole is None else peephole[direction],
+            )  # fmt: skip
+            found[place] = now[0]
+        outputs.append(jnp.stack(found))
+        last.append(now)
+    states = [jnp.stack(parts, 1 if layout else 0) for parts in zip(*last, strict=True)]
+    results = (jnp.stack(outputs, 2 if layout else 1), *states)
+    return (jnp.swapaxes(results[0], 0, 1), *states) if layout else results
+
+
+def _initial(state, direction: int, layout: int, shape: tuple[int, int], dtype):
+    if state is None:
+        return jnp.zeros(shape, dtype)
+    return state[:, direction] if layout else state[direction]

@@ -1,0 +1,155 @@
+"""Operators over axes: sums and their kin, normalisations, the largest entries."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxbound.frontends.operators.table import OPERATORS, Operator, axes_of, operator
+
+_REDUCTIONS = {
+    "ReduceSum": jnp.sum, "ReduceMean": jnp.mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
+    "ReduceSumSquare": lambda x, axis, keepdims: jnp.sum(x * x, axis, keepdims=keepdims),
+    "ReduceL1": lambda x, axis, keepdims: jnp.sum(jnp.abs(x), axis, keepdims=keepdims),
+    "ReduceL2": lambda x, axis, keepdims: jnp.sqrt(jnp.sum(x * x, axis, keepdims=keepdims)),
+    "ReduceLogSum": lambda x, axis, keepdims: jnp.log(jnp.sum(x, axis, keepdims=keepdims)),
+    "ReduceLogSumExp": lambda x, axis, keepdims: jax.nn.logsumexp(x, axis, keepdims=keepdims),
+}  # fmt: skip
+
+
+def _enter(name: str, function) -> None:
+    def reduce(node, x, axes=None):
+        chosen = axes_of(node, axes, x.ndim)
+        if not chosen and node.get("noop_with_empty_axes", 0):
+            return x
+        return function(x, axis=chosen or None, keepdims=bool(node.get("keepdims", 1)))
+
+    OPERATORS[name] = Operator(reduce, known=(1,))
+
+
+for _name, _function in _REDUCTIONS.items():
+    _enter(_name, _function)
+
+
+@operator("ArgMax")
+def _argmax(node, x):
+    return _place_of(node, x, jnp.argmax)
+
+
+@operator("ArgMin")
+def _argmin(node, x):
+    return _place_of(node, x, jnp.argmin)
+
+
+def _place_of(node, x, function):
+    axis = node.get("axis", 0)
+    if node.get("select_last_index", 0):
+        found = x.shape[axis] - 1 - function(jnp.flip(x, axis), axis, keepdims=True)
+    else:
+        found = function(x, axis, keepdims=True)
+    return found if node.get("keepdims", 1) else jnp.squeeze(found, axis)
+
+
+@operator("TopK", known=(1,))
+def _top_k(node, x, k):
+    axis, count = node.get("axis", -1), int(np.asarray(k).item())
+    sign = 1 if node.get("largest", 1) else -1
+    values, places = lax.top_k(jnp.moveaxis(sign * x, axis, -1), count)
+    return jnp.moveaxis(sign * values, -1, axis), jnp.moveaxis(places, -1, axis)
+
+
+@operator("BatchNormalization")
+def _batch_norm(node, x, scale, bias, mean, variance):
+    node.require("training_mode", 0)
+    node.require("spatial", 1)
+    scale, bias, mean, variance = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias, mean, variance))
+    return (x - mean) * (scale * lax.rsqrt(variance + node.get("epsilon", 1e-5))) + bias
+
+
+def _standardized(x, axes: tuple[int, ...], epsilon: float):
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(centred * centred, axes, keepdims=True) + epsilon)
+
+
+@operator("InstanceNormalization")
+def _instance_norm(node, x, scale, bias):
+    scale, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias))
+    return scale * _standardized(x, tuple(range(2, x.ndim)), node.get("epsilon", 1e-5)) + bias
+
+
+@operator("GroupNormalization")
+def _group_norm(node, x, scale, bias):
+    groups = node.get("num_groups")
+    split = x.reshape(x.shape[0], groups, -1)
+    value = _standardized(split, (2,), node.get("epsilon", 1e-5)).reshape(x.shape)
+    if node.opset < 21:  # one number per group
+        scale, bias = (jnp.repeat(part, x.shape[1] // groups) for part in (scale, bias))
+    scale, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias))
+    return scale * value + bias
+
+
+@operator("LayerNormalization")
+def _layer_norm(node, x, scale, bias=None):
+    axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
+    value = _standardized(x, axes, node.get("epsilon", 1e-5)) * scale
+    return value if bias is None else value + bias
+
+
+@operator("RMSNormalization")
+def _rms_norm(node, x, scale):
+    axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
+    return x * lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + node.get("epsilon", 1e-5)) * scale
+
+
+@operator("MeanVarianceNormalization")
+def _mean_variance_norm(node, x):
+    return _standardized(x, tuple(node.get("axes", (0, 2, 3))), 1e-9)
+
+
+@operator("LpNormalization")
+def _lp_norm(node, x):
+    axis = node.get("axis", -1)
+    if node.get("p", 2) == 1:
+        return x / jnp.sum(jnp.abs(x), axis, keepdims=True)
+    return x / jnp.sqrt(jnp.sum(x * x, axis, keepdims=True))
+
+
+@operator("LRN")
+def _local_response_norm(node, x):
+    size = node.get("size")
+    before = (size - 1) // 2
+    pads = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]
+    around = lax.reduce_window(x * x, 0.0, lax.add, (1, size, *(1,) * (x.ndim - 2)), (1,) * x.ndim, pads)
+    inner = node.get("bias", 1.0) + node.get("alpha", 1e-4) / size * around
+    return x * inner ** -node.get("beta", 0.75)
+
+
+@operator("QuantizeLinear", known=(1, 2))
+def _quantize(node, x, scale, zero=None):
+    """Integers as floating-point numbers, so that the steps are bounded as steps."""
+    node.require("block_size", 0)
+    node.require("saturate", 1)
+    dtype = np.dtype(np.uint8) if zero is None else zero.dtype
+    if dtype not in (np.uint8, np.int8, np.uint16, np.int16):
+        node.require("output_dtype", f"an integer type of 8 or 16 bits, not {dtype}")
+    ends = np.iinfo(dtype)
+    scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
+    return jnp.clip(jnp.round(x / scale) + zero, float(ends.min), float(ends.max))
+
+
+@operator("DequantizeLinear", known=(1, 2))
+def _dequantize(node, x, scale, zero=None):
+    node.require("block_size", 0)
+    scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
+    return (x - zero) * scale
+
+
+def _along_axis(node, x, values: np.ndarray):
+    if values.size == 1:
+        return values.item()
+    axis = node.get("axis", 1) % x.ndim
+    return values.reshape(*(1,) * axis, math.prod(values.shape), *(1,) * (x.ndim - axis - 1))

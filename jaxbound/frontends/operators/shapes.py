@@ -1,0 +1,300 @@
+"""Operators that move entries: shapes, slices, indices, padding, resizing."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.frontends.operators.table import axes_of, operator
+
+
+@operator("Shape")
+def _shape(node, x):
+    return np.array(np.shape(x)[slice(node.get("start", 0), node.get("end"))], np.int64)
+
+
+@operator("Size")
+def _size(_node, x):
+    return np.array(np.size(x), np.int64)
+
+
+@operator("EyeLike")
+def _eye_like(node, x):
+    return np.eye(*x.shape, k=node.get("k", 0), dtype=np.float32)
+
+
+@operator("Reshape", known=(1,))
+def _reshape(node, x, shape):
+    shape = [int(size) for size in shape]
+    if not node.get("allowzero", 0):
+        shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
+    return jnp.reshape(x, shape)
+
+
+@operator("Flatten")
+def _flatten(node, x):
+    axis = node.get("axis", 1)
+    axis = axis + x.ndim if axis < 0 else axis
+    return jnp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+@operator("Transpose")
+def _transpose(node, x):
+    return jnp.transpose(x, node.get("perm"))
+
+
+@operator("Squeeze", known=(1,))
+def _squeeze(node, x, axes=None):
+    return jnp.squeeze(x, axes_of(node, axes, x.ndim))
+
+
+@operator("Unsqueeze", known=(1,))
+def _unsqueeze(node, x, axes=None):
+    given = node.get("axes") if axes is None else axes
+    return jnp.expand_dims(x, tuple(int(axis) for axis in given))
+
+
+@operator("Expand", known=(1,))
+def _expand(_node, x, shape):
+    return jnp.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(size) for size in shape)))
+
+
+@operator("Tile", known=(1,))
+def _tile(_node, x, repeats):
+    return jnp.tile(x, tuple(int(times) for times in repeats))
+
+
+@operator("Concat")
+def _concat(node, *inputs):
+    return jnp.concatenate([jnp.asarray(x) for x in inputs], node.get("axis", 1))
+
+
+@operator("Split", known=(1,))
+def _split(node, x, sizes=None):
+    axis = node.get("axis", 0)
+    sizes = node.get("split") if sizes is None else sizes
+    if sizes is None:
+        each = -(-x.shape[axis] // node.outputs)
+        places = [each * (number + 1) for number in range(node.outputs - 1)]
+    else:
+        places = [int(place) for place in np.cumsum(sizes)[:-1]]
+    return tuple(jnp.split(x, places, axis))
+
+
+@operator("Slice", known=(1, 2, 3, 4))
+def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
+    starts, ends = (node.get(name) if given is None else given for name, given in (("starts", starts), ("ends", ends)))
+    axes = node.get("axes", range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    index = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        size, start, end, step = x.shape[int(axis)], int(start), int(end), int(step)
+        start, end = (place + size if place < 0 else place for place in (start, end))
+        if step > 0:
+            index[int(axis)] = slice(min(max(start, 0), size), min(max(end, 0), size), step)
+        else:  # a stop before the first entry is None to Python
+            last = min(max(end, -1), size - 1)
+            index[int(axis)] = slice(min(max(start, 0), size - 1), None if last < 0 else last, step)
+    return x[tuple(index)]
+
+
+@operator("Gather")
+def _gather(node, x, indices):
+    axis = node.get("axis", 0) % x.ndim
+    if isinstance(indices, np.ndarray):
+        _check_indices(indices, x.shape[axis])
+        indices = np.where(indices < 0, indices + x.shape[axis], indices)
+        if indices.ndim == 0:
+            return x[(slice(None),) * axis + (int(indices),)]
+    return jnp.take(x, indices, axis, mode="clip")
+
+
+def _check_indices(indices: np.ndarray, size: int) -> None:
+    if np.any(indices < -size) or np.any(indices >= size):
+        raise errors.ArgumentError(f"its indices reach beyond an axis of size {size}")
+
+
+@operator("GatherElements", known=(1,))
+def _gather_elements(node, x, indices):
+    axis = node.get("axis", 0) % x.ndim
+    return x[_along(indices, axis, x.shape)]
+
+
+@operator("GatherND", known=(1,))
+def _gather_nd(node, x, indices):
+    count = node.get("batch_dims", 0)
+    before = np.indices(indices.shape[:-1], sparse=True)[:count]
+    return x[(*before, *_coordinates(indices, x.shape[count:]))]
+
+
+@operator("Scatter", "ScatterElements", known=(1,))
+def _scatter_elements(node, x, indices, updates):
+    axis = node.get("axis", 0) % x.ndim
+    return _scattered(node, x, _along(indices, axis, x.shape), updates)
+
+
+@operator("ScatterND", known=(1,))
+def _scatter_nd(node, x, indices, updates):
+    return _scattered(node, x, _coordinates(indices, x.shape), updates)
+
+
+def _along(indices: np.ndarray, axis: int, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Full coordinates of entries that differ from their own in one axis."""
+    _check_indices(indices, shape[axis])
+    places: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
+    places[axis] = np.where(indices < 0, indices + shape[axis], indices)
+    return tuple(np.broadcast_to(place, indices.shape) for place in places)
+
+
+def _coordinates(indices: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Leading coordinates, one in each entry of the last axis."""
+    columns = [indices[..., i] for i in range(indices.shape[-1])]
+    for column, size in zip(columns, shape, strict=False):
+        _check_indices(column, size)
+    return tuple(np.where(column < 0, column + size, column) for column, size in zip(columns, shape, strict=False))
+
+
+def _scattered(node, x, places, updates):
+    node.require("reduction", "none", "add", "mul")
+    entries = x.at[places]
+    return {"none": entries.set, "add": entries.add, "mul": entries.multiply}[node.get("reduction", "none")](updates)
+
+
+@operator("Pad", known=(1, 2, 3))
+def _pad(node, x, pads=None, value=None, axes=None):
+    pads = node.get("pads", node.get("paddings")) if pads is None else pads
+    value = node.get("value", 0.0) if value is None else np.asarray(value).item()
+    axes = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
+    widths = [(0, 0)] * x.ndim
+    for place, axis in enumerate(axes):
+        widths[axis] = int(pads[place]), int(pads[place + len(pads) // 2])
+    cut = tuple(slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(widths, x.shape, strict=True))
+    widths = [(max(low, 0), max(high, 0)) for low, high in widths]
+    mode = node.get("mode", "constant")
+    if mode == "constant":
+        return jnp.pad(x[cut], widths, constant_values=value)
+    return jnp.pad(x[cut], widths, mode={"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode])
+
+
+@operator("DepthToSpace")
+def _depth_to_space(node, x):
+    block, (batch, channels, height, width) = node.get("blocksize"), x.shape
+    if node.get("mode", "DCR") == "DCR":
+        split = x.reshape(batch, block, block, channels // block**2, height, width).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        split = x.reshape(batch, channels // block**2, block, block, height, width).transpose(0, 1, 4, 2, 5, 3)
+    return split.reshape(batch, channels // block**2, height * block, width * block)
+
+
+@operator("SpaceToDepth")
+def _space_to_depth(node, x):
+    block, (batch, channels, height, width) = node.get("blocksize"), x.shape
+    split = x.reshape(batch, channels, height // block, block, width // block, block).transpose(0, 3, 5, 1, 2, 4)
+    return split.reshape(batch, channels * block**2, height // block, width // block)
+
+
+@operator("Trilu", known=(1,))
+def _trilu(node, x, k=None):
+    return (jnp.triu if node.get("upper", 1) else jnp.tril)(x, 0 if k is None else int(k))
+
+
+@operator("CumSum", known=(1,))
+def _cumulative_sum(node, x, axis):
+    axis = int(np.asarray(axis).item())
+    backwards = node.get("reverse", 0)
+    values = jnp.flip(x, axis) if backwards else x
+    total = jnp.cumsum(values, axis)
+    total = total - values if node.get("exclusive", 0) else total
+    return jnp.flip(total, axis) if backwards else total
+
+
+@operator("Upsample", known=(1,))
+def _upsample(node, x, scales=None):
+    scales = node.get("scales") if scales is None else scales
+    return _resized(node, x, range(x.ndim), None, scales, "asymmetric")
+
+
+@operator("Resize", known=(1, 2, 3))
+def _resize(node, x, roi=None, scales=None, sizes=None):
+    if node.opset < 11:  # the inputs are x and scales
+        return _resized(node, x, range(x.ndim), None, roi, "asymmetric")
+    node.require("keep_aspect_ratio_policy", "stretch")
+    node.require("antialias", 0)
+    axes = [int(axis) % x.ndim for axis in node.get("axes", range(x.ndim))]
+    scales = None if scales is None or np.size(scales) == 0 else scales
+    transformation = node.get("coordinate_transformation_mode", "half_pixel")
+    return _resized(node, x, axes, sizes, scales, transformation)
+
+
+def _resized(node, x, axes, sizes, scales, transformation: str):
+    """Axis by axis: nearest entries are taken; linear and cubic interpolation is a product with a matrix."""
+    for place, axis in enumerate(axes):
+        old = x.shape[axis]
+        scale = float(scales[place]) if sizes is None else int(sizes[place]) / old
+        new = math.floor(old * scale) if sizes is None else int(sizes[place])
+        if (new, scale) == (old, 1.0):
+            continue
+        points = _positions(transformation, old, new, scale)
+        mode = node.get("mode", "nearest")
+        if mode == "nearest":
+            x = jnp.take(x, _nearest(points, node, old), axis)
+            continue
+        matrix = _interpolation(points, old, mode, node)
+        x = jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ matrix.T.astype(x.dtype), -1, axis)
+    return x
+
+
+def _positions(transformation: str, old: int, new: int, scale: float) -> np.ndarray:
+    """Where each new entry lies among the old ones."""
+    place = np.arange(new, dtype=np.float64)
+    length = scale * old
+    if transformation == "half_pixel":
+        return (place + 0.5) / scale - 0.5
+    if transformation == "pytorch_half_pixel":
+        return (place + 0.5) / scale - 0.5 if length > 1 else np.zeros(new)
+    if transformation == "half_pixel_symmetric":
+        return old / 2 * (1 - new / length) + (place + 0.5) / scale - 0.5
+    if transformation == "align_corners":
+        return place * (old - 1) / (length - 1) if length > 1 else np.zeros(new)
+    if transformation == "asymmetric":
+        return place / scale
+    raise errors.ArgumentError(f"coordinate_transformation_mode={transformation!r} cannot be read")
+
+
+def _nearest(points: np.ndarray, node, size: int) -> np.ndarray:
+    points = points.astype(np.float32)
+    if node.opset < 11:
+        found = np.floor(points)
+    else:
+        found = {
+            "round_prefer_floor": lambda: np.ceil(points - np.float32(0.5)),
+            "round_prefer_ceil": lambda: np.floor(points + np.float32(0.5)),
+            "floor": lambda: np.floor(points),
+            "ceil": lambda: np.ceil(points),
+        }[node.get("nearest_mode", "round_prefer_floor")]()
+    return np.clip(found, 0, size - 1).astype(np.int32)
+
+
+def _interpolation(points: np.ndarray, size: int, mode: str, node) -> np.ndarray:
+    """The matrix (new, old) of linear or cubic interpolation; entries beyond the border are those at it."""
+    base = np.floor(points).astype(int)
+    part = points - base
+    if mode == "linear":
+        offsets, weights = (0, 1), [1 - part, part]
+    elif mode == "cubic":
+        a = node.get("cubic_coeff_a", -0.75)
+        near = [((a + 2) * t - (a + 3)) * t * t + 1 for t in (part, 1 - part)]
+        far = [((a * t - 5 * a) * t + 8 * a) * t - 4 * a for t in (1 + part, 2 - part)]
+        offsets, weights = (-1, 0, 1, 2), [far[0], near[0], near[1], far[1]]
+    else:
+        raise errors.ArgumentError(f"mode={mode!r} cannot be read")
+    matrix = np.zeros((points.size, size))
+    for offset, weight in zip(offsets, weights, strict=True):
+        place = base + offset
+        if node.get("exclude_outside", 0):
+            weight = np.where((place < 0) | (place >= size), 0, weight)
+        np.add.at(matrix, (np.arange(points.size), np.clip(place, 0, size - 1)), weight)
+    return matrix / matrix.sum(1, keepdims=True) if node.get("exclude_outside", 0) else matrix

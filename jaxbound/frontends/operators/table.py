@@ -1,0 +1,67 @@
+"""The table of operators, and what a row of it is.
+
+An operator is a function `(node, *inputs) -> output or tuple of outputs`. Inputs are JAX arrays, Python numbers
+(constants without axes, so that elementwise chains fuse), NumPy arrays (constants at the places that the row names as `known`, and
+integers) or None (optional and left out). An output that is a NumPy array is a constant: a shape, for instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxbound import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One node of a file: what an operator may know of it beside its inputs."""
+
+    operator: str
+    attributes: Mapping[str, Any]
+    opset: int
+    outputs: int
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default."""
+        return self.attributes.get(name, default)
+
+    def require(self, name: str, *values: Any) -> None:
+        """Refuse an attribute with a value that is none of these; absent is allowed."""
+        given = self.attributes.get(name, values[0])
+        if given not in values:
+            raise errors.ArgumentError(f"{name}={given!r} cannot be read; only {' or '.join(map(repr, values))} can")
+
+
+class Operator(NamedTuple):
+    """A row: the function, and the places of inputs that must be constants (all, where `known` is None)."""
+
+    function: Callable[..., Any]
+    known: tuple[int, ...] = ()
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def operator(*names: str, known: tuple[int, ...] = ()) -> Callable[[Callable], Callable]:
+    """Enter a function into the table under these names."""
+
+    def enter(function: Callable) -> Callable:
+        for name in names:
+            OPERATORS[name] = Operator(function, known)
+        return function
+
+    return enter
+
+
+def elementwise(**functions: Callable[..., Any]) -> None:
+    """Enter functions of inputs alone, without attributes."""
+    for name, function in functions.items():
+        OPERATORS[name] = Operator(lambda _node, *inputs, function=function: function(*inputs))
+
+
+def axes_of(node: Node, given: Any, rank: int) -> tuple[int, ...] | None:
+    """The axes that an attribute names or, in newer operator sets, an input does; counted from the front."""
+    axes = node.get("axes") if given is None else given
+    return None if axes is None else tuple(int(axis) % rank for axis in axes)

@@ -1,0 +1,449 @@
+"""VNN-LIB 1.0: properties of networks as files, read and written.
+
+Length: one small language, its reader and its writer.
+
+A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., and asserts what a *counterexample* satisfies:
+comparisons of linear terms, joined by `and` and `or`. Reading brings the assertions into a disjunction of conjunctions.
+In each conjunction the rows of one input make a box, and the others a `Clause` (see `properties`).
+
+Rounding is outward, always to the side where there are more counterexamples: what is verified of the result holds for
+the decimal numbers in the file. Ends of boxes and offsets are the nearest float64 numbers outside; coefficients are
+exact, or refused. Strict comparisons count as non-strict.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.properties import Clause, Property
+from jaxbound.regions import Box
+
+_TOKEN = re.compile(r"[()]|[^\s()]+")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE]([-+]?\d{1,6}))?", re.ASCII)
+_VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
+_IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
+_DEEPEST, _LONGEST_NUMBER, _LARGEST_EXPONENT, _MOST_CLAUSES = 64, 2000, 400, 20_000
+
+
+class _Row(NamedTuple):
+    """`sum(coefficient * variable) <= offset`, from a line of the file."""
+
+    coefficients: dict[str, Fraction]
+    offset: Fraction
+    line: int
+
+
+class _End(NamedTuple):
+    """One end of an input: `variable <= value` for side 1, `variable >= value` for side -1; rounded outward."""
+
+    variable: str
+    side: int
+    value: float
+    line: int
+
+
+_Rows = list[_Row | _End]
+
+
+def load(path: str | Path) -> tuple[list[Box], Property]:
+    """Read a VNN-LIB file, plain or gzipped.
+
+    Every x and y that satisfy the file's assertions have x in one of the regions and `Property.violated(x, y)`, so
+    what is verified over all regions is verified of the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The input boxes, float64 of shape (inputs,), and the property over them. Where the boxes have properties of
+        their own, the clauses say in which box they count.
+
+    Raises:
+        ArgumentError: the file is not VNN-LIB 1.0; with the line and the reason.
+
+    Rounding: outward.
+
+    Reference: Demarchi, Guidotti, Pulina and Tacchella 2023, "Supporting standardization of neural networks
+    verification with VNNLIB and CoCoNet".
+    """
+    try:
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error) as fault:
+        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass a VNN-LIB file") from fault
+    try:
+        return loads(text)
+    except errors.ArgumentError as fault:
+        raise errors.ArgumentError(f"{Path(path).name}, {fault}") from None
+
+
+def loads(text: str) -> tuple[list[Box], Property]:
+    """Read VNN-LIB from a text; see `load`.
+
+    >>> regions, prop = loads('''
+    ... (declare-const X_0 Real) (declare-const Y_0 Real)
+    ... (assert (>= X_0 -1)) (assert (<= X_0 0.5)) (assert (<= Y_0 (+ X_0 2)))''')
+    >>> regions[0].upper, prop.violated(x=[0.5], y=[2.0])
+    (array([0.5]), True)
+    """
+    declared: dict[str, int] = {}
+    common: _Rows = []
+    choices: list[list[_Rows]] = []
+    for form in _forms(text):
+        line, command = form[0], form[1] if len(form) > 1 else ""
+        if command == "assert" and len(form) == 3:
+            alternatives = _alternatives(form[2], line, declared)
+            common.extend(alternatives[0]) if len(alternatives) == 1 else choices.append(alternatives)
+        elif command in ("declare-const", "declare-fun"):
+            _declare(form, declared)
+        elif command in ("vnnlib-version", "declare-network"):
+            _refuse(line, "this is VNN-LIB 2, and 1.0 is read; write it with declare-const and X_i, Y_i")
+        elif command not in _IGNORED:
+            _refuse(line, f"{_shown(form)} is not a command of VNN-LIB 1.0")
+    inputs, outputs = (_count(declared, letter) for letter in "XY")
+    if math.prod(map(len, choices)) > _MOST_CLAUSES:
+        raise errors.ArgumentError(f"line {choices[-1][0][0].line}: more than {_MOST_CLAUSES} combinations of `or`")
+    return _joined(common, [list(itertools.chain(*choice)) for choice in itertools.product(*choices)], inputs, outputs)
+
+
+# --- from text to rows ------------------------------------------------------------------------------------------------
+
+
+def _refuse(line: int, reason: str) -> NoReturn:
+    raise errors.ArgumentError(f"line {line}: {reason}")
+
+
+def _forms(text: str) -> Iterator[list]:
+    """The parenthesised forms, as nested lists, each beginning with its line."""
+    open_forms: list[list] = []
+    for line, written in enumerate(text.splitlines(), 1):
+        for token in _TOKEN.findall(written.partition(";")[0]):
+            if token == "(":
+                if len(open_forms) == _DEEPEST:
+                    _refuse(line, f"parentheses are nested deeper than {_DEEPEST}")
+                open_forms.append([line])
+            elif not open_forms:
+                _refuse(line, f"{token[:40]!r} stands outside of parentheses")
+            elif token == ")":
+                form = open_forms.pop()
+                if open_forms:
+                    open_forms[-1].append(form)
+                else:
+                    yield form
+            else:
+                open_forms[-1].append(token)
+    if open_forms:
+        _refuse(open_forms[0][0], "a parenthesis is opened and not closed")
+
+
+def _shown(form) -> str:
+    if isinstance(form, list):
+        return f"({' '.join(_shown(part) if isinstance(part, str) else '(...)' for part in form[1:4])[:60]})"
+    return str(form)[:40]
+
+
+def _declare(form: list, declared: dict[str, int]) -> None:
+    line, command, *rest = form
+    wanted = 3 if command == "declare-fun" else 2
+    name = rest[0] if len(rest) == wanted and isinstance(rest[0], str) else ""
+    if not _VARIABLE.fullmatch(name) or rest[-1] != "Real" or (wanted == 3 and (not isinstance(rest[1], list))):
+        _refuse(line, f"{_shown(form)} does not declare a real X_i or Y_i")
+    if name in declared:
+        _refuse(line, f"{name} is declared again; it was in line {declared[name]}")
+    declared[name] = line
+
+
+def _count(declared: dict[str, int], letter: str) -> int:
+    names = {name: line for name, line in declared.items() if name[0] == letter}
+    for number in range(len(names)):
+        if f"{letter}_{number}" not in names:
+            _refuse(max(names.values()), f"{len(names)} variables {letter}_i are declared, but not {letter}_{number}")
+    if not names:
+        _refuse(1, f"no variable {letter}_i is declared")
+    return len(names)
+
+
+def _alternatives(form, line: int, declared: dict[str, int]) -> list[_Rows]:
+    """A formula as a disjunction of conjunctions of rows; [[]] is true, [] is false."""
+    if not isinstance(form, list) or len(form) < 2 or not isinstance(form[1], str):
+        _refuse(line, f"{_shown(form)} is not a formula")
+    line, operator, *parts = form
+    if operator in ("<=", ">=", "<", ">", "="):
+        if len(parts) != 2:
+            _refuse(line, f"{_shown(form)} compares {len(parts)} terms, not 2")
+        if operator != "=" and _is_simple(parts, declared):  # nearly all rows of large files
+            side = 1 if operator[0] == "<" else -1
+            return [[_End(parts[0], side, _decimal(parts[1], side, line), line)]]
+        left, right = (_linear(part, line, declared) for part in parts)
+        ways = {"<": [(left, right)], ">": [(right, left)], "=": [(left, right), (right, left)]}
+        return [[_difference(low, high, line) for low, high in ways[operator[0]]]]
+    if operator in ("and", "or") and parts:
+        found = [_alternatives(part, line, declared) for part in parts]
+        size = math.prod(map(len, found)) if operator == "and" else sum(map(len, found))
+        if size > _MOST_CLAUSES:
+            _refuse(line, f"more than {_MOST_CLAUSES} combinations of `or`")
+        if operator == "or":
+            return list(itertools.chain(*found))
+        return [list(itertools.chain(*choice)) for choice in itertools.product(*found)]
+    return _refuse(line, f"{_shown(form)} is not a comparison by <= or >=, nor `and` or `or` of some")
+
+
+def _is_simple(parts: list, declared: dict[str, int]) -> bool:
+    """Whether an input is compared with a number."""
+    name, number = parts
+    if not (isinstance(name, str) and isinstance(number, str)):
+        return False
+    return name[0] == "X" and name in declared and number not in declared
+
+
+_Linear = tuple[dict[str, Fraction], Fraction]
+
+
+def _linear(term, line: int, declared: dict[str, int]) -> _Linear:
+    """A term as coefficients and a constant."""
+    if isinstance(term, str):
+        if term in declared:
+            return {term: Fraction(1)}, Fraction(0)
+        return {}, _number(term, line)
+    if len(term) < 3 or term[1] not in ("+", "-", "*"):
+        _refuse(line, f"{_shown(term)} is not a sum, difference or product of terms")
+    line, operator, *parts = term
+    coefficients, constant = _linear(parts[0], line, declared)
+    if operator == "-" and len(parts) == 1:
+        return _scaled(coefficients, constant, Fraction(-1))
+    for part in parts[1:]:
+        others, number = _linear(part, line, declared)
+        if operator == "*":
+            if coefficients and others:
+                _refuse(line, f"{_shown(term)} multiplies variables: only linear terms can be read")
+            coefficients, constant = (
+                _scaled(coefficients, constant, number) if coefficients else _scaled(others, number, constant)
+            )
+        else:
+            sign = 1 if operator == "+" else -1
+            coefficients = dict(coefficients)
+            for name, value in others.items():
+                coefficients[name] = coefficients.get(name, Fraction(0)) + sign * value
+            constant += sign * number
+    return coefficients, constant
+
+
+def _scaled(coefficients: dict[str, Fraction], constant: Fraction, factor: Fraction) -> _Linear:
+    return {name: factor * value for name, value in coefficients.items()}, factor * constant
+
+
+def _number(text: str, line: int) -> Fraction:
+    _check_number(text, line)
+    return Fraction(text)
+
+
+def _decimal(text: str, side: int, line: int) -> float:
+    """A number rounded up (side 1) or down (side -1) to float64."""
+    _check_number(text, line)
+    near = float(text)
+    exact, rounded = Decimal(text), Decimal(near)
+    return near if rounded == exact or (rounded > exact) == (side > 0) else math.nextafter(near, side * math.inf)
+
+
+def _check_number(text: str, line: int) -> None:
+    match = _NUMBER.fullmatch(text)
+    if not match:
+        _refuse(line, f"{text[:40]!r} is neither a number nor a declared variable")
+    if len(text) > _LONGEST_NUMBER or abs(int(match[1] or 0)) > _LARGEST_EXPONENT:
+        _refuse(line, f"the number {text[:40]!r} is out of range")
+
+
+def _difference(low: _Linear, high: _Linear, line: int) -> _Row | _End:
+    """`low <= high` as a row, with variables on the left and the constant on the right."""
+    coefficients = dict(low[0])
+    for name, value in high[0].items():
+        coefficients[name] = coefficients.get(name, Fraction(0)) - value
+    coefficients, offset = {name: value for name, value in coefficients.items() if value}, high[1] - low[1]
+    if len(coefficients) == 1:
+        ((name, value),) = coefficients.items()
+        if name[0] == "X":
+            side = 1 if value > 0 else -1
+            return _End(name, side, _rounded(offset / value, side), line)
+    return _Row(coefficients, offset, line)
+
+
+# --- from rows to regions and a property ------------------------------------------------------------------------------
+
+
+def _joined(common: _Rows, choices: list[_Rows], inputs: int, outputs: int) -> tuple[list[Box], Property]:
+    """Boxes, and the clauses over them: one for each conjunction that some input can satisfy."""
+    everywhere = np.full(inputs, -np.inf), np.full(inputs, np.inf)
+    shared = _narrow(common, everywhere)
+    groups: dict[bytes, tuple[tuple[np.ndarray, np.ndarray], dict[bytes, Clause]]] = {}
+    for choice in choices if shared is not None else []:
+        box = everywhere
+        if any(isinstance(row, _End) for row in choice):
+            box = everywhere[0].copy(), everywhere[1].copy()
+        rows = _narrow(choice, box)
+        if rows is None or np.any(box[0] > box[1]):
+            continue
+        clause = _clause([*(shared or []), *rows], inputs, outputs)
+        group = groups.setdefault(_key(*box), (box, {}))
+        group[1].setdefault(_key(clause.outputs, clause.inputs, clause.offsets), clause)
+    if not groups:
+        raise errors.ArgumentError("line 1: no input satisfies the assertions, so there is nothing to verify")
+    for box, _ in groups.values():
+        _check_box(*box)
+    boxes = [Box(*box) for box, _ in groups.values()]
+    if len({frozenset(clauses) for _, clauses in groups.values()}) == 1:
+        return boxes, Property(tuple(next(iter(groups.values()))[1].values()))
+    within = [(clause, box) for box, clauses in groups.values() for clause in clauses.values()]
+    return boxes, Property(tuple(Clause(clause.outputs, clause.offsets, clause.inputs, box) for clause, box in within))
+
+
+def _key(*arrays) -> bytes:
+    return b"|".join(b"" if array is None else array.tobytes() for array in arrays)
+
+
+def _narrow(rows: _Rows, box: tuple[np.ndarray, np.ndarray]) -> list[_Row] | None:
+    """The rows that are no ends of the box, which becomes narrower; None if a row without variables is false."""
+    left = []
+    lower, upper = box
+    for row in rows:
+        if isinstance(row, _End):
+            place = int(row.variable[2:])
+            if row.side < 0:
+                lower[place] = max(lower[place], row.value)
+            else:
+                upper[place] = min(upper[place], row.value)
+        elif row.coefficients:
+            left.append(row)
+        elif row.offset < 0:
+            return None
+    return left
+
+
+def _check_box(lower: np.ndarray, upper: np.ndarray) -> None:
+    for end, word in ((lower, "lower"), (upper, "upper")):
+        if np.isinf(end).any():
+            name = f"X_{int(np.flatnonzero(np.isinf(end))[0])}"
+            raise errors.ArgumentError(f"line 1: {name} has no {word} bound: every input must lie in a box")
+
+
+def _rounded(value: Fraction, side: int) -> float:
+    """The nearest float64 that is not below (side 1) or not above (side -1) a number."""
+    try:
+        near = float(value)
+    except OverflowError:
+        near = math.inf if value > 0 else -math.inf
+    return math.nextafter(near, side * math.inf) if side * near < side * value else near
+
+
+def _clause(rows: list[_Row], inputs: int, outputs: int) -> Clause:
+    matrix, offsets = np.zeros((len(rows), inputs + outputs)), np.zeros(len(rows))
+    for number, row in enumerate(rows):
+        values = list(row.coefficients.values())
+        # A row may be multiplied by any positive number; decimals then become integers.
+        scale = 1 / abs(values[0]) if len(values) == 1 else Fraction(1)
+        if not all(_is_exact(scale * value) for value in values):
+            scale = Fraction(
+                math.lcm(*(value.denominator for value in values)), math.gcd(*(v.numerator for v in values))
+            )
+        if not all(_is_exact(scale * value) for value in values):
+            _refuse(row.line, "the coefficients have too many digits for float64; write them with 15 at most")
+        for name, value in row.coefficients.items():
+            place = int(name[2:]) + (inputs if name[0] == "Y" else 0)
+            matrix[number, place] = float(scale * value)
+        offsets[number] = _rounded(scale * row.offset, 1)
+    of_inputs = matrix[:, :inputs]
+    return Clause(matrix[:, inputs:].copy(), offsets, of_inputs.copy() if of_inputs.any() else None)
+
+
+def _is_exact(value: Fraction) -> bool:
+    try:
+        return Fraction(float(value)) == value
+    except OverflowError:
+        return False
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def dump(path: str | Path, regions: Box | Sequence[Box], prop: Property) -> None:
+    """Write regions and a property as a VNN-LIB 1.0 file, gzipped where its name ends in `.gz`; see `dumps`."""
+    content = dumps(regions, prop).encode()
+    Path(path).write_bytes(gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
+
+
+def dumps(regions: Box | Sequence[Box], prop: Property) -> str:
+    """Regions and a property as VNN-LIB 1.0, number by number exact: `loads` reads the same set.
+
+    Args:
+        regions: a `Box`, or several, with finite ends.
+        prop: the property over them.
+
+    Raises:
+        ArgumentError: an end is not finite, or there is no clause or region, which VNN-LIB cannot say.
+
+    >>> print(dumps(Box(np.zeros(1), np.ones(1)), Property.robust(0, 2)))
+    (declare-const X_0 Real)
+    (declare-const Y_0 Real)
+    (declare-const Y_1 Real)
+    (assert (>= X_0 0))
+    (assert (<= X_0 1))
+    (assert (<= (+ (* 1 Y_0) (* -1 Y_1)) 0))
+    """
+    boxes = [regions] if isinstance(regions, Box) else list(regions)
+    if not boxes or not prop.clauses:
+        raise errors.ArgumentError("VNN-LIB cannot state a property without regions or without clauses")
+    sizes = [np.size(boxes[0].lower), prop.clauses[0].outputs.shape[1]]
+    lines = [
+        f"(declare-const {letter}_{i} Real)" for letter, size in zip("XY", sizes, strict=True) for i in range(size)
+    ]
+    if any(clause.box is not None for clause in prop.clauses):
+        pieces = [(box, clause) for region in boxes for box, part in prop.parts(region) for clause in part.clauses]
+        lines += _asserted([_box_rows(box) + _clause_rows(clause) for box, clause in pieces])
+    else:
+        lines += _asserted([_box_rows(box) for box in boxes])
+        lines += _asserted([_clause_rows(clause) for clause in prop.clauses])
+    return "\n".join(lines)
+
+
+def _asserted(alternatives: list[list[str]]) -> list[str]:
+    if len(alternatives) == 1:
+        return [f"(assert {row})" for row in alternatives[0]]
+    return ["(assert (or", *(f"  (and {' '.join(rows)})" for rows in alternatives), "))"]
+
+
+def _box_rows(box: Box) -> list[str]:
+    ends = zip(np.ravel(np.asarray(box.lower)), np.ravel(np.asarray(box.upper)), strict=True)
+    return [
+        f"({sign} X_{number} {_written(end)})"
+        for number, pair in enumerate(ends)
+        for sign, end in zip((">=", "<="), pair, strict=True)
+    ]
+
+
+def _clause_rows(clause: Clause) -> list[str]:
+    rows = []
+    for number, offset in enumerate(clause.offsets):
+        terms = [f"(* {_written(clause.outputs[number, i])} Y_{i})" for i in np.flatnonzero(clause.outputs[number])]
+        if clause.inputs is not None:
+            terms += [f"(* {_written(clause.inputs[number, i])} X_{i})" for i in np.flatnonzero(clause.inputs[number])]
+        left = f"(+ {' '.join(terms)})" if len(terms) > 1 else terms[0] if terms else "0"
+        rows.append(f"(<= {left} {_written(offset)})")
+    return rows or ["(<= 0 0)"]
+
+
+def _written(number: float) -> str:
+    """All digits of a float64."""
+    if not np.isfinite(number):
+        raise errors.ArgumentError(f"VNN-LIB cannot state the number {number}")
+    return str(Decimal(float(number)))
