@@ -32,10 +32,6 @@ class Goal(NamedTuple):
         """How many clauses there are."""
         return int(self.clause.max(initial=-1)) + 1
 
-    def refuted(self, lower: Array) -> Array:
-        """Which clauses lower bounds (..., rows) refute, (..., clauses)."""
-        return self.best(lower) > 0
-
     def best(self, lower: Array) -> Array:
         """The largest lower bound of every clause's rows, (..., clauses); NaN counts for nothing."""
         lower = np.where(np.isnan(lower), -np.inf, lower)

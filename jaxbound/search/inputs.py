@@ -36,6 +36,7 @@ class InputSplits:
         self.refuted = np.zeros((1, goal.count), bool)
         self.level = np.full(1, -np.inf)
         self.nodes = 0
+        self.proved = np.inf
         self.stuck = False
         """Whether a domain that is not proved cannot be split any more."""
 
@@ -48,14 +49,14 @@ class InputSplits:
     @property
     def lower(self) -> float:
         """A lower bound of the property's margin over the whole region: that of the worst domain left."""
-        return float(self.level.min(initial=np.inf))
+        return float(min(self.level.min(initial=np.inf), self.proved))
 
     @property
     def left(self) -> int:
         """How many domains are not proved yet."""
         return len(self.level)
 
-    def step(self) -> Array:
+    def step(self, stop) -> Array:
         """Bound a batch of the worst domains and split what is not proved; returns points that may be counterexamples."""
         count = min(self.batch, self.left)
         order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
@@ -66,11 +67,13 @@ class InputSplits:
         found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), self.known, self.rows, outward=True)
         lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
         self.nodes += count
-        refuted = refuted | self.goal.refuted(lower)
-        level = np.where(refuted, np.inf, self.goal.best(lower))
+        best = self.goal.best(lower)
+        self.proved = min(self.proved, np.where(~refuted & (best > 0), best, np.inf).min(initial=np.inf))
+        refuted = refuted | (best > 0)
+        level = np.where(refuted, np.inf, best)
         open_ = ~refuted.all(axis=1)
         low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
-        lower, slopes = lower[open_], slopes[open_].reshape(int(open_.sum()), len(self.goal.offsets), -1)
+        lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
         worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
         own = self.goal.clause[None] == worst[:, None]
         row = np.where(own, lower, -np.inf).argmax(axis=1)
@@ -92,7 +95,13 @@ class InputSplits:
         divisible = (low < middle) & (middle < high)
         score = np.abs(slope)
         score = np.where(divisible, np.maximum(score, 1e-3 * score.max(axis=1, keepdims=True)) * width, -1)
-        self.stuck |= bool((~divisible.any(axis=1)).any())
+        alive = divisible.any(axis=1)
+        self.stuck |= not alive.all()
+        low, high, middle, divisible, score, refuted, level = (
+            part[alive] for part in (low, high, middle, divisible, score, refuted, level)
+        )
+        if not len(low):
+            return low, high, refuted, level
         fill = self.batch / max(1, len(low) + others)
         times = int(np.clip(np.log2(max(fill, 2)), 1, min(low.shape[1], 6)))
         chosen = np.argsort(-score, axis=1)[:, :times]

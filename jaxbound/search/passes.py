@@ -85,9 +85,14 @@ class Skeleton:
         return tuple(number for number in self.targets if not self._is_exact(number))
 
     @property
-    def rectified(self) -> tuple[int, ...]:
-        """The inputs of ReLUs, where a search may split."""
-        return tuple(sorted({n.inputs[0] for n in self.nodes if is_rectifier(n.op)}))
+    def rectifiers(self) -> tuple[int, ...]:
+        """The ReLUs."""
+        return tuple(number for number, node in enumerate(self.nodes) if is_rectifier(node.op))
+
+    @property
+    def rectified_inputs(self) -> tuple[int, ...]:
+        """What the ReLUs read, one for each: where a search may split."""
+        return tuple(self.nodes[number].inputs[0] for number in self.rectifiers)
 
     def _is_exact(self, number: int) -> bool:
         node = self.nodes[number]
