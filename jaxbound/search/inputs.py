@@ -18,6 +18,8 @@ from jaxbound.search.passes import Skeleton, bound_boxes
 
 Array = np.ndarray
 
+_FLOOR = 0.05
+"""Steepness counts for at least this part of the steepest one's: at a large box slopes say little of smaller ones."""
 _CACHED = 1 << 21
 """How many coefficients a batch may hold on a value, so that passes stay in the processor's caches."""
 
@@ -78,23 +80,24 @@ class InputSplits:
         own = self.goal.clause[None] == worst[:, None]
         row = np.where(own, lower, -np.inf).argmax(axis=1)
         slope = slopes[np.arange(len(row)), row]
+        steep = np.abs(slopes * own[..., None]).sum(axis=1)
         points = np.where(slope > 0, low, high)
-        parts = self._split(low, high, slope, refuted, level.min(axis=1, initial=np.inf), self.left - count)
+        parts = self._split(low, high, steep, refuted, level.min(axis=1, initial=np.inf), self.left - count)
         self.low, self.high, self.refuted, self.level = (
             np.concatenate([old[rest], new])
             for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
         )
         return points
 
-    def _split(self, low, high, slope, refuted, level, others: int):
+    def _split(self, low, high, steep, refuted, level, others: int):
         """The halves, quarters, ... of boxes."""
         if not len(low):
             return low, high, refuted, level
         width = high - low
         middle = (low / 2 + high / 2).astype(low.dtype)
         divisible = (low < middle) & (middle < high)
-        score = np.abs(slope)
-        score = np.where(divisible, np.maximum(score, 1e-3 * score.max(axis=1, keepdims=True)) * width, -1)
+        steep = np.maximum(steep, _FLOOR * steep.max(axis=1, keepdims=True))
+        score = np.where(divisible, steep * width, -1)
         alive = divisible.any(axis=1)
         self.stuck |= not alive.all()
         low, high, middle, divisible, score, refuted, level = (

@@ -92,7 +92,7 @@ class ReluSplits:
         self.nodes += count
         open_ = np.flatnonzero(~(lower > 0))
         self.proved = min(self.proved, lower[lower > 0].min(initial=np.inf))
-        points = np.asarray(found.points)[open_].reshape(len(open_), -1)
+        points = np.asarray(found.points).reshape(self.batch, -1)[open_]
         scores = np.where(self.unstable & (signs == 0), np.asarray(found.scores), -1)
         fresh: list = []
         final = scores[open_].max(axis=1, initial=-1) < 0
