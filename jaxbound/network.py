@@ -27,6 +27,7 @@ from flax import nnx
 from jaxbound import _compat, errors, regions
 from jaxbound.bounds import Estimate, Interval
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request
+from jaxbound.model import Model
 from jaxbound.polytope import ConvexPolytope
 from jaxbound.regions import LpBall, Region, is_region
 from jaxbound.transform import Problem, prepare
@@ -132,8 +133,8 @@ def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "
     """Find out what a network is.
 
     Args:
-        params: a variables dict, a bare parameter tree, a `TrainState`, an NNX module, or Dense layers: a list of
-            `(kernel, bias)` or `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
+        params: a variables dict, a bare parameter tree, a `TrainState`, an NNX module, a `Model`, or Dense layers: a
+            list of `(kernel, bias)` or `{"kernel", "bias"}`, or a tree of layers named with one prefix and an integer.
         x: the input, array or region.
         apply_fn: a Linen `module.apply` (bare trees are wrapped as `{"params": ...}`), or any `f(params, batch)`.
         activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable.
@@ -141,6 +142,8 @@ def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "
     Raises:
         ArgumentError: the parameters are ambiguous; the message says what to pass.
     """
+    if isinstance(params, Model):
+        return _of_model(params, regions.leaf_struct(x).shape if is_region(x) else np.shape(x), apply_fn)
     if isinstance(params, nnx.Module):
         viewed = _evaluation_view(params)
         definition, state = nnx.split(viewed)
@@ -162,6 +165,12 @@ def resolve(params, x, apply_fn: Callable | None, activation: str | Callable = "
     raise errors.ArgumentError(
         f"x has shape {shape}, but the first kernel takes {size} numbers: pass x of shape (batch, {size}) or ({size},)"
     )
+
+
+def _of_model(model: Model, shape: tuple[int, ...], apply_fn: Callable | None) -> Network:
+    if apply_fn is not None:
+        raise errors.argument("apply_fn", "is given beside a Model, which is a function already", "leave it out")
+    return Network(model.fn, model.params, model.is_batch(shape))
 
 
 def _evaluation_view(module):
@@ -368,8 +377,8 @@ def bound_network(
 
     Args:
         method: how to bound.
-        params: variables dict, bare parameters, `TrainState`, NNX module or Dense layers; see `resolve`.
-        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
+        params: variables dict, bare parameters, `TrainState`, NNX module, `Model` or Dense layers; see `resolve`.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain or `Model`; or a region, and then no eps.
         eps: radius in the given norm, shape () or (batch,).
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
         activation: between Dense layers where there is no apply_fn.

@@ -10,13 +10,11 @@ Reference: the ONNX specification, https://onnx.ai/onnx/operators; operator sets
 
 from __future__ import annotations
 
-import gzip
-import hashlib
+import dataclasses
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxbound import errors
-from jaxbound.frontends.operators import OPERATORS, Node
+from jaxbound.frontends import files
+from jaxbound.frontends.operators import IDLE_ATTRIBUTES, OPERATORS, Node
+from jaxbound.frontends.program import Operand, Program, Step
 from jaxbound.model import Model
 
 if TYPE_CHECKING:
     import onnx
-
-_LARGEST = 1 << 28  # entries of one value: what a broken file asks for beyond it is refused, not allocated
 
 
 def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: DTypeLike | None = None) -> Model:
@@ -54,104 +52,29 @@ def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: D
 
     Reference: Bai, Lu, Zhang et al. 2019, "ONNX: Open Neural Network Exchange".
     """
-    model = _parsed(Path(path))
+    model = files.parsed(Path(path))
     try:
         return _Reader(model, dtype).read(input_shape)
-    except errors.JaxboundError as fault:
-        if isinstance(fault, errors.UnsupportedError):
-            raise
-        raise errors.ArgumentError(f"{Path(path).name}: {fault}") from fault
-
-
-def _parsed(path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        import onnx.inliner
-        from google.protobuf.message import DecodeError
-        from onnx.external_data_helper import load_external_data_for_model, uses_external_data
-    except ImportError as missing:
-        raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        model = onnx.load_model_from_string(content)
-        if any(map(uses_external_data, model.graph.initializer)):
-            load_external_data_for_model(model, str(path.parent))
-    except (OSError, EOFError, zlib.error, DecodeError, ValueError, onnx.checker.ValidationError) as fault:
-        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass an ONNX file") from fault
-    if not model.graph.node and not model.graph.output:
-        raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-# --- what is read -----------------------------------------------------------------------------------------------------
-
-
-class _Operand(NamedTuple):
-    """Where a step takes an input from: "value" of an earlier step, "parameter", "constant" or "nothing"."""
-
-    kind: str
-    content: Any = None
-
-
-class _Step(NamedTuple):
-    node: Node
-    operands: tuple[_Operand, ...]
-    results: tuple[int, ...]
-
-
-class Program:
-    """The steps of a network; equal where the steps are, so that what is compiled for one serves the other."""
-
-    def __init__(self, steps: Sequence[_Step], outputs: Sequence[int], shape: tuple[int, ...], batched: bool):
-        self._steps, self._outputs, self._shape, self._batched = tuple(steps), tuple(outputs), shape, batched
-        text = hashlib.sha256(repr((self._outputs, shape, batched)).encode())
-        for step in self._steps:
-            text.update(_described((step.node.operator, step.node.opset, step.node.outputs, step.results)))
-            text.update(_described(sorted(step.node.attributes.items())))
-            text.update(_described(step.operands))
-        self._digest = text.hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._digest == other._digest
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
-
-    def __call__(self, params: Mapping[str, jax.Array], x: jax.Array) -> Any:
-        """The outputs for one example."""
-        values: dict[int, Any] = {0: jnp.reshape(x, self._shape)}
-        with jax.default_matmul_precision("highest"):
-            for step in self._steps:
-                operands = [_taken(operand, values, params) for operand in step.operands]
-                with jax.named_scope(step.node.operator):
-                    found = OPERATORS[step.node.operator].function(step.node, *operands)
-                found = found if isinstance(found, tuple) else (found,)
-                values.update(zip(step.results, found, strict=False))
-        outputs = [values[place][0] if self._batched else values[place] for place in self._outputs]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _taken(operand: _Operand, values: Mapping[int, Any], params: Mapping[str, Any]) -> Any:
-    if operand.kind == "value":
-        return values[operand.content]
-    return params[operand.content] if operand.kind == "parameter" else operand.content
-
-
-def _described(value: Any) -> bytes:
-    """Bytes that are equal for equal values."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}".encode() + value.tobytes()
-    if isinstance(value, tuple | list):
-        return b"(" + b",".join(map(_described, value)) + b")"
-    return repr(value).encode()
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
+    except errors.UnsupportedError:
+        raise
+    except Exception as fault:  # a broken file may be broken anywhere
+        raise errors.ArgumentError(f"{Path(path).name}: {_first_line(fault)}") from fault
 
 
 class _Missing:
     """What a step that cannot be read would have given."""
+
+
+class _Watched(dict):
+    """Attributes that know which were asked for: what is not asked for cannot have been obeyed."""
+
+    def __init__(self, attributes: Mapping[str, Any]):
+        super().__init__(attributes)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
 
 
 class _Reader:
@@ -161,7 +84,7 @@ class _Reader:
         self._model, self._dtype = model, None if dtype is None else jnp.dtype(dtype)
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
         self._places: dict[str, int] = {}
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
         self._params: dict[str, np.ndarray] = {}
         self._named: dict[int, tuple[str, np.ndarray]] = {}  # by identity, with the array, so that it stays
         self._refusals: list[str] = []
@@ -174,7 +97,7 @@ class _Reader:
             names = ", ".join(value.name for value in inputs) or "none"
             raise errors.ArgumentError(f"the network's inputs are {names}: networks of one input can be read")
         (source,) = inputs
-        shape, first_is_free = _shape_of(source, input_shape)
+        shape, first_is_free = files.input_shape_of(source, input_shape)
         dtype = self._input_dtype(source)
         names = [value.name for value in graph.output]
 
@@ -193,7 +116,7 @@ class _Reader:
         batched = first_is_free and len(shape) > 1 and all(value.shape[:1] == (1,) for value in traced)
         sizes = [value.shape[1:] if batched else value.shape for value in traced]
         program = Program(self._used(names), [self._places[name] for name in names], shape, batched)
-        kept = {o.content for step in program._steps for o in step.operands if o.kind == "parameter"}
+        kept = {o.content for step in program.steps for o in step.operands if o.kind == "parameter"}
         return Model(
             program,
             {name: jnp.array(array) for name, array in self._params.items() if name in kept},
@@ -235,7 +158,7 @@ class _Reader:
             )
         return dtype
 
-    def _used(self, names: Sequence[str]) -> list[_Step]:
+    def _used(self, names: Sequence[str]) -> list[Step]:
         """The steps that outputs depend on, in order."""
         wanted = {self._places[name] for name in names}
         kept = []
@@ -253,17 +176,14 @@ class _Reader:
         for node in graph.node:
             absent = [name for name in node.input if name and name not in values]
             if absent:
-                raise errors.ArgumentError(f"{_titled(node)} takes {absent[0]!r}, which nothing gives")
+                raise errors.ArgumentError(f"{files.titled(node)} takes {absent[0]!r}, which nothing gives")
             operands = [values[name] if name else None for name in node.input]
             try:
                 found = self._step(node, operands, values)
             except errors.UnsupportedError:
                 raise
             except Exception as fault:  # whatever operators say about operands that do not fit
-                reason = str(fault).strip().splitlines()
-                raise errors.ArgumentError(
-                    f"{_titled(node)}: {reason[0] if reason else type(fault).__name__}"
-                ) from fault
+                raise errors.ArgumentError(f"{files.titled(node)}: {_first_line(fault)}") from fault
             values.update(zip(node.output, found, strict=False))
         return values
 
@@ -272,72 +192,74 @@ class _Reader:
             return self._branch(node, bool(operands[0].item()), values)
         row = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if all(operand is None or isinstance(operand, np.ndarray) for operand in operands):
+            if node.op_type == "DequantizeLinear":  # of which the reference knows new operator sets only
+                with jax.ensure_compile_time_eval():
+                    return [np.asarray(OPERATORS[node.op_type].function(self._short(node), *operands))]
             return self._folded(node, operands)
         if row is None:
             domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
             opset = self._opsets.get(node.domain, self._opsets.get("", 0))
-            self._refusals.append(f"{_titled(node)}: the operator {domain}{node.op_type} (set {opset}) cannot be read")
+            self._refusals.append(
+                f"{files.titled(node)}: the operator {domain}{node.op_type} (set {opset}) cannot be read"
+            )
         if row is None or any(isinstance(operand, _Missing) for operand in operands):
             return [_Missing()] * len(node.output)
         for place in row.known:
             if place < len(operands) and not (operands[place] is None or isinstance(operands[place], np.ndarray)):
                 raise errors.ArgumentError(f"its input {node.input[place]!r} depends on the network's input")
-        short = Node(
-            node.op_type, _attributes(node), self._opsets.get("", self._opsets.get("ai.onnx", 1)), len(node.output)
-        )
-        return self._recorded(node, short, operands, row.known)
+        return self._recorded(node, self._short(node), operands, row.known)
+
+    def _short(self, node: onnx.NodeProto) -> Node:
+        opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
+        return Node(node.op_type, files.attributes(node), opset, len(node.output))
 
     def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
-        references = tuple(
-            self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)
-        )
-        arrays = {
-            reference.content: operand
-            for reference, operand in zip(references, operands, strict=True)
-            if reference.kind == "parameter"
-        }
-        arrays = {name: jnp.asarray(self._params[name]) for name in arrays}
-        values = {
-            self._places[name]: operand
-            for name, operand in zip(node.input, operands, strict=True)
-            if name in self._places
-        }
-        found = OPERATORS[node.op_type].function(
-            short, *(_taken(reference, values, arrays) for reference in references)
-        )
+        references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
+        watched = _Watched(short.attributes)
+        watching = dataclasses.replace(short, attributes=watched)
+        found = OPERATORS[node.op_type].function(watching, *map(self._given, references, operands))
+        if unread := sorted(watched.keys() - watched.asked - IDLE_ATTRIBUTES):
+            raise errors.ArgumentError(f"its attribute {unread[0]!r} cannot be read")
         found = found if isinstance(found, tuple) else (found,)
-        if any(math.prod(np.shape(value)) > _LARGEST for value in found):
-            raise errors.ArgumentError(f"a result of more than {_LARGEST} entries")
+        if any(math.prod(np.shape(value)) > files.LARGEST for value in found):
+            raise errors.ArgumentError(f"a result of more than {files.LARGEST} entries")
         if all(isinstance(value, np.ndarray) for value in found):
             return found
         results = []
         for name in node.output[: len(found)]:
             self._places[name] = len(self._places)
             results.append(self._places[name])
-        self._steps.append(_Step(short, references, tuple(results)))
+        self._steps.append(Step(short, tuple(references), tuple(results)))
         return found
 
-    def _operand(self, node, place: int, operand: Any, known: bool) -> _Operand:
+    def _operand(self, node, place: int, operand: Any, known: bool) -> Operand:
         if operand is None:
-            return _Operand("nothing")
+            return Operand("nothing")
         if not isinstance(operand, np.ndarray):
-            return _Operand("value", self._places[node.input[place]])
+            return Operand("value", self._places[node.input[place]])
         if known or not jnp.issubdtype(operand.dtype, jnp.floating):
-            return _Operand("constant", operand)
+            return Operand("constant", operand)
         if operand.ndim == 0:
-            return _Operand("constant", operand.item())
+            return Operand("constant", operand.item())
         if id(operand) not in self._named:
-            name = f"{len(self._steps):03d}/{node.op_type}/{place}"
+            name = f"{len(self._steps):03d}/{node.op_type}/{files.operand_name(node, place)}"
             self._named[id(operand)] = name, operand
             self._params[name] = operand.astype(self._floating(operand.dtype), copy=False)
-        return _Operand("parameter", self._named[id(operand)][0])
+        return Operand("parameter", self._named[id(operand)][0])
+
+    def _given(self, reference: Operand, operand: Any) -> Any:
+        return (
+            jnp.asarray(self._params[reference.content])
+            if reference.kind == "parameter"
+            else (operand if reference.kind == "value" else reference.content)
+        )
 
     def _folded(self, node: onnx.NodeProto, operands: list[Any]) -> Sequence[np.ndarray]:
         """What depends on no input, by ONNX's reference."""
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        _check_size(node, operands)
+        files.check_size(node, operands)
         names = [f"i{place}" if name else "" for place, name in enumerate(node.input)]
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -363,6 +285,10 @@ class _Reader:
         return [inner[value.name] for value in graph.output]
 
 
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
 def _kept(array: np.ndarray) -> np.ndarray:
     """An array of its own, of a type that NumPy has."""
     return np.array(array)
@@ -372,64 +298,3 @@ def _abstract(value: Any, name: str) -> jax.ShapeDtypeStruct:
     if isinstance(value, np.ndarray):
         raise errors.ArgumentError(f"the output {name!r} does not depend on the input")
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
-
-
-def _titled(node: onnx.NodeProto) -> str:
-    return f"node {node.name or '/'.join(node.output)!r} ({node.op_type})"
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    from onnx import helper, numpy_helper
-
-    found = {}
-    for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        elif hasattr(value, "raw_data"):
-            value = numpy_helper.to_array(value)
-        elif isinstance(value, str | int | float):
-            pass
-        else:
-            value = tuple(part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in value)
-        found[attribute.name] = value
-    return found
-
-
-def _shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
-    """The input's shape with one example, and whether its first axis may be a batch."""
-    if not source.type.tensor_type.HasField("shape") and given is None:
-        raise errors.ArgumentError(f"the file does not give the shape of {source.name!r}: pass input_shape")
-    sizes = [axis.dim_value for axis in source.type.tensor_type.shape.dim]  # 0 where open
-    if given is not None:
-        if sizes and (
-            len(given) != len(sizes) or any(size not in (0, got) for size, got in zip(sizes, given, strict=True))
-        ):
-            raise errors.argument(
-                "input_shape", f"is {tuple(given)}", f"the file says {tuple(s or None for s in sizes)}"
-            )
-        return tuple(int(size) for size in given), bool(given) and given[0] == 1
-    free = bool(sizes) and sizes[0] <= 1
-    shape = tuple([1, *sizes[1:]] if free and len(sizes) > 1 else sizes)
-    if any(size <= 0 for size in shape) or math.prod(shape) > _LARGEST:
-        raise errors.ArgumentError(f"the shape of {source.name!r} is {shape}, 0 where it is open: pass input_shape")
-    return shape, free
-
-
-def _check_size(node: onnx.NodeProto, operands: list[Any]) -> None:
-    """Refuse what would make a huge array of small ones."""
-    if node.op_type in (
-        "ConstantOfShape",
-        "Expand",
-        "Tile",
-        "Range",
-        "Resize",
-        "Upsample",
-        "Pad",
-        "OneHot",
-        "Constant",
-    ):
-        sizes = [operand for operand in operands if operand is not None and operand.size <= 16 and operand.size]
-        numbers = [np.abs(np.asarray(size, np.float64)) for size in sizes if size.dtype.kind in "iuf"]
-        if any(np.prod(np.maximum(number, 1)) > _LARGEST for number in numbers):
-            raise errors.ArgumentError(f"a result of more than {_LARGEST} entries")

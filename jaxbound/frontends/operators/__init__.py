@@ -1,6 +1,16 @@
 """The operators of ONNX, as JAX: a table from an operator's name to a function."""
 
 from jaxbound.frontends.operators import elementwise, products, recurrent, reductions, shapes
-from jaxbound.frontends.operators.table import OPERATORS, Node, Operator
+from jaxbound.frontends.operators.table import IDLE_ATTRIBUTES, OPERATORS, Node, Operator
 
-__all__ = ["OPERATORS", "Node", "Operator", "elementwise", "products", "recurrent", "reductions", "shapes"]
+__all__ = [
+    "IDLE_ATTRIBUTES",
+    "OPERATORS",
+    "Node",
+    "Operator",
+    "elementwise",
+    "products",
+    "recurrent",
+    "reductions",
+    "shapes",
+]

@@ -33,10 +33,9 @@ def _einsum(node, *inputs):
 
 def paddings(node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
     """The padding before and after each spatial axis."""
-    mode = node.get("auto_pad", "NOTSET")
-    rank = len(sizes)
+    mode, rank = node.get("auto_pad", "NOTSET"), len(sizes)
+    pads = node.get("pads", (0,) * 2 * rank)
     if mode in ("NOTSET", ""):
-        pads = node.get("pads", (0,) * 2 * rank)
         return [(pads[axis], pads[axis + rank]) for axis in range(rank)]
     if mode == "VALID":
         return [(0, 0)] * rank
@@ -79,11 +78,11 @@ def _conv_transpose(node, x, kernel, bias=None):
 def _transposed_paddings(node, full, sizes, strides) -> list[tuple[int, int]]:
     """What is cut from both ends of each axis."""
     rank, mode = len(full), node.get("auto_pad", "NOTSET")
-    wanted = node.get("output_shape")
+    wanted, pads = node.get("output_shape"), node.get("pads", (0,) * 2 * rank)
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)]
     if wanted is None:
-        pads = node.get("pads", (0,) * 2 * rank) if mode in ("NOTSET", "") else (0,) * 2 * rank
+        pads = pads if mode in ("NOTSET", "") else (0,) * 2 * rank
         return [(pads[axis], pads[axis + rank]) for axis in range(rank)]
     totals = [size - want for size, want in zip(full, wanted[-rank:], strict=True)]
     halves = [(total // 2, total - total // 2) for total in totals]

@@ -145,11 +145,12 @@ def _quantize(node, x, scale, zero=None):
 def _dequantize(node, x, scale, zero=None):
     node.require("block_size", 0)
     scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
-    return (x - zero) * scale
+    return (jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) - zero) * scale
 
 
 def _along_axis(node, x, values: np.ndarray):
+    axis = node.get("axis", 1)
     if values.size == 1:
         return values.item()
-    axis = node.get("axis", 1) % x.ndim
+    axis %= x.ndim
     return values.reshape(*(1,) * axis, math.prod(values.shape), *(1,) * (x.ndim - axis - 1))

@@ -21,11 +21,6 @@ def _size(_node, x):
     return np.array(np.size(x), np.int64)
 
 
-@operator("EyeLike")
-def _eye_like(node, x):
-    return np.eye(*x.shape, k=node.get("k", 0), dtype=np.float32)
-
-
 @operator("Reshape", known=(1,))
 def _reshape(node, x, shape):
     shape = [int(size) for size in shape]
@@ -104,57 +99,56 @@ def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
 @operator("Gather")
 def _gather(node, x, indices):
     axis = node.get("axis", 0) % x.ndim
-    if isinstance(indices, np.ndarray):
-        _check_indices(indices, x.shape[axis])
-        indices = np.where(indices < 0, indices + x.shape[axis], indices)
-        if indices.ndim == 0:
-            return x[(slice(None),) * axis + (int(indices),)]
+    indices = _from_front(indices, x.shape[axis])
+    if isinstance(indices, np.ndarray) and indices.ndim == 0:
+        return x[(slice(None),) * axis + (int(indices),)]
     return jnp.take(x, indices, axis, mode="clip")
 
 
-def _check_indices(indices: np.ndarray, size: int) -> None:
+def _from_front(indices, size: int):
+    """Indices counted from the front; those that are constants are checked."""
+    if not isinstance(indices, np.ndarray):
+        return jnp.where(indices < 0, indices + size, indices)
     if np.any(indices < -size) or np.any(indices >= size):
         raise errors.ArgumentError(f"its indices reach beyond an axis of size {size}")
+    return np.where(indices < 0, indices + size, indices)
 
 
-@operator("GatherElements", known=(1,))
+@operator("GatherElements")
 def _gather_elements(node, x, indices):
     axis = node.get("axis", 0) % x.ndim
     return x[_along(indices, axis, x.shape)]
 
 
-@operator("GatherND", known=(1,))
+@operator("GatherND")
 def _gather_nd(node, x, indices):
     count = node.get("batch_dims", 0)
     before = np.indices(indices.shape[:-1], sparse=True)[:count]
     return x[(*before, *_coordinates(indices, x.shape[count:]))]
 
 
-@operator("Scatter", "ScatterElements", known=(1,))
+@operator("Scatter", "ScatterElements")
 def _scatter_elements(node, x, indices, updates):
     axis = node.get("axis", 0) % x.ndim
     return _scattered(node, x, _along(indices, axis, x.shape), updates)
 
 
-@operator("ScatterND", known=(1,))
+@operator("ScatterND")
 def _scatter_nd(node, x, indices, updates):
     return _scattered(node, x, _coordinates(indices, x.shape), updates)
 
 
-def _along(indices: np.ndarray, axis: int, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def _along(indices, axis: int, shape: tuple[int, ...]) -> tuple:
     """Full coordinates of entries that differ from their own in one axis."""
-    _check_indices(indices, shape[axis])
-    places: list[np.ndarray] = list(np.indices(indices.shape, sparse=True))
-    places[axis] = np.where(indices < 0, indices + shape[axis], indices)
-    return tuple(np.broadcast_to(place, indices.shape) for place in places)
+    places: list = list(np.indices(indices.shape, sparse=True))
+    places[axis] = _from_front(indices, shape[axis])
+    return tuple(places)
 
 
-def _coordinates(indices: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def _coordinates(indices, shape: tuple[int, ...]) -> tuple:
     """Leading coordinates, one in each entry of the last axis."""
     columns = [indices[..., i] for i in range(indices.shape[-1])]
-    for column, size in zip(columns, shape, strict=False):
-        _check_indices(column, size)
-    return tuple(np.where(column < 0, column + size, column) for column, size in zip(columns, shape, strict=False))
+    return tuple(_from_front(column, size) for column, size in zip(columns, shape, strict=False))
 
 
 def _scattered(node, x, places, updates):
@@ -231,6 +225,7 @@ def _resize(node, x, roi=None, scales=None, sizes=None):
 
 def _resized(node, x, axes, sizes, scales, transformation: str):
     """Axis by axis: nearest entries are taken; linear and cubic interpolation is a product with a matrix."""
+    mode = node.get("mode", "nearest")
     for place, axis in enumerate(axes):
         old = x.shape[axis]
         scale = float(scales[place]) if sizes is None else int(sizes[place]) / old
@@ -238,7 +233,6 @@ def _resized(node, x, axes, sizes, scales, transformation: str):
         if (new, scale) == (old, 1.0):
             continue
         points = _positions(transformation, old, new, scale)
-        mode = node.get("mode", "nearest")
         if mode == "nearest":
             x = jnp.take(x, _nearest(points, node, old), axis)
             continue
@@ -250,15 +244,14 @@ def _resized(node, x, axes, sizes, scales, transformation: str):
 def _positions(transformation: str, old: int, new: int, scale: float) -> np.ndarray:
     """Where each new entry lies among the old ones."""
     place = np.arange(new, dtype=np.float64)
-    length = scale * old
     if transformation == "half_pixel":
         return (place + 0.5) / scale - 0.5
     if transformation == "pytorch_half_pixel":
-        return (place + 0.5) / scale - 0.5 if length > 1 else np.zeros(new)
+        return (place + 0.5) / scale - 0.5 if new > 1 else np.zeros(new)
     if transformation == "half_pixel_symmetric":
-        return old / 2 * (1 - new / length) + (place + 0.5) / scale - 0.5
+        return old / 2 * (1 - new / (scale * old)) + (place + 0.5) / scale - 0.5
     if transformation == "align_corners":
-        return place * (old - 1) / (length - 1) if length > 1 else np.zeros(new)
+        return place * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
     if transformation == "asymmetric":
         return place / scale
     raise errors.ArgumentError(f"coordinate_transformation_mode={transformation!r} cannot be read")

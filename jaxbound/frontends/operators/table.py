@@ -1,8 +1,9 @@
 """The table of operators, and what a row of it is.
 
-An operator is a function `(node, *inputs) -> output or tuple of outputs`. Inputs are JAX arrays, Python numbers
-(constants without axes, so that elementwise chains fuse), NumPy arrays (constants at the places that the row names as `known`, and
-integers) or None (optional and left out). An output that is a NumPy array is a constant: a shape, for instance.
+An operator is a function `(node, *inputs) -> output or tuple of outputs`. Inputs are JAX arrays; Python numbers, which
+are constants without axes, so that elementwise chains fuse; NumPy arrays, which are integers, and constants at the
+places that the row names as `known`; or None, which is optional and left out. An output that is a NumPy array is a
+constant: a shape, for instance.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class Operator(NamedTuple):
 
 
 OPERATORS: dict[str, Operator] = {}
+
+IDLE_ATTRIBUTES = {
+    "kernel_shape", "hidden_size", "num_outputs",  # said by the operands and outputs, too
+    "momentum", "ratio", "seed", "consumed_inputs",  # of training
+    "sorted", "storage_order", "stash_type",  # of order and precision within
+    "cubic_coeff_a", "nearest_mode", "exclude_outside", "extrapolation_value",  # of modes of Resize that do not ask
+}  # fmt: skip
+"""Attributes that change no number where a row does not ask for them."""
 
 
 def operator(*names: str, known: tuple[int, ...] = ()) -> Callable[[Callable], Callable]:

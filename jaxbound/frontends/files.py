@@ -1,0 +1,118 @@
+"""What an ONNX file says: its protocol buffer, and names, attributes and shapes in it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxbound import errors
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGEST = 1 << 28
+"""Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
+
+
+def parsed(path: Path) -> onnx.ModelProto:
+    """The protocol buffer in a file, with data beside it, and functions inlined."""
+    try:
+        import onnx
+        import onnx.inliner
+        from google.protobuf.message import DecodeError
+        from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+    except ImportError as missing:
+        raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        model = onnx.load_model_from_string(content)
+        if any(map(uses_external_data, model.graph.initializer)):
+            load_external_data_for_model(model, str(path.parent))
+    except (OSError, EOFError, zlib.error, DecodeError, ValueError, onnx.checker.ValidationError) as fault:
+        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass an ONNX file") from fault
+    if not model.graph.node and not model.graph.output:
+        raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if not 7 <= opset <= onnx.defs.onnx_opset_version():
+        newest = onnx.defs.onnx_opset_version()
+        raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", f"7 to {newest} can be read")
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def titled(node: onnx.NodeProto) -> str:
+    """How messages name a node."""
+    return f"node {node.name or '/'.join(node.output)!r} ({node.op_type})"
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes as Python values: strings, numbers, tuples of them, and NumPy arrays."""
+    from onnx import helper, numpy_helper
+
+    found = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        elif hasattr(value, "raw_data"):
+            value = numpy_helper.to_array(value)
+        elif isinstance(value, str | int | float):
+            pass
+        else:
+            value = tuple(part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in value)
+        found[attribute.name] = value
+    return found
+
+
+def input_shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
+    """The input's shape with one example, and whether its first axis may be a batch."""
+    if not source.type.tensor_type.HasField("shape") and given is None:
+        raise errors.ArgumentError(f"the file does not give the shape of {source.name!r}: pass input_shape")
+    sizes = [axis.dim_value for axis in source.type.tensor_type.shape.dim]  # 0 where open
+    if given is not None:
+        if sizes and (
+            len(given) != len(sizes) or any(size not in (0, got) for size, got in zip(sizes, given, strict=True))
+        ):
+            raise errors.argument(
+                "input_shape", f"is {tuple(given)}", f"the file says {tuple(s or None for s in sizes)}"
+            )
+        return tuple(int(size) for size in given), bool(given) and given[0] == 1
+    free = bool(sizes) and sizes[0] <= 1
+    shape = tuple([1, *sizes[1:]] if free and len(sizes) > 1 else sizes)
+    if any(size <= 0 for size in shape) or math.prod(shape) > LARGEST:
+        raise errors.ArgumentError(f"the shape of {source.name!r} is {shape}, 0 where it is open: pass input_shape")
+    return shape, free
+
+
+def check_size(node: onnx.NodeProto, operands: list[Any]) -> None:
+    """Refuse what would make a huge array of small ones."""
+    if node.op_type in (
+        "ConstantOfShape",
+        "Expand",
+        "Tile",
+        "Range",
+        "Resize",
+        "Upsample",
+        "Pad",
+        "OneHot",
+        "Constant",
+    ):
+        sizes = [operand for operand in operands if operand is not None and operand.size <= 16 and operand.size]
+        numbers = [np.abs(np.asarray(size, np.float64)) for size in sizes if size.dtype.kind in "iuf"]
+        if any(np.prod(np.maximum(number, 1)) > LARGEST for number in numbers):
+            raise errors.ArgumentError(f"a result of more than {LARGEST} entries")
+
+
+def operand_name(node: onnx.NodeProto, place: int) -> str:
+    """What ONNX calls an operand, or its place among any number of them."""
+    import onnx
+
+    inputs = onnx.defs.get_schema(node.op_type).inputs
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return inputs[place].name if place < len(inputs) and inputs[place].option != variadic else str(place)
