@@ -46,6 +46,7 @@ ROOMS = (
     ("attack", "records"),
     ("certify",),
     ("radius",),
+    ("search",),
     ("jacobian",),
     ("training",),
     ("frontends",),

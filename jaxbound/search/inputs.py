@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,20 +26,19 @@ _CACHED = 1 << 21
 class InputSplits:
     """The domains that are left, each a box with the clauses already refuted on it."""
 
-    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], known: dict, batch=None):
-        self.skeleton, self.constants, self.goal, self.known = skeleton, constants, goal, known
+    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True):
+        self.skeleton, self.constants, self.goal, self.outward = skeleton, constants, goal, outward
         self.shape = box[0].shape
         self.batch = batch or self._fitting()
         rows = goal[:3]
         self.rows = [None if r is None else jnp.broadcast_to(jnp.asarray(r), (self.batch, *r.shape)) for r in rows]
-        self.known = jax.tree.map(lambda end: jnp.broadcast_to(end, (self.batch, *end.shape)), known)
         self.low, self.high = (end.reshape(1, -1) for end in box)
         self.refuted = np.zeros((1, goal.count), bool)
         self.level = np.full(1, -np.inf)
         self.nodes = 0
         self.proved = np.inf
-        self.stuck = False
-        """Whether a domain that is not proved cannot be split any more."""
+        self.given_up = np.inf
+        """The least bound of a domain that is not proved and cannot be split any more."""
 
     def _fitting(self) -> int:
         nodes = self.skeleton.nodes
@@ -51,7 +49,7 @@ class InputSplits:
     @property
     def lower(self) -> float:
         """A lower bound of the property's margin over the whole region: that of the worst domain left."""
-        return float(min(self.level.min(initial=np.inf), self.proved))
+        return float(min(self.level.min(initial=np.inf), self.proved, self.given_up))
 
     @property
     def left(self) -> int:
@@ -66,7 +64,7 @@ class InputSplits:
         low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
         padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
         box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
-        found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), self.known, self.rows, outward=True)
+        found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), {}, self.rows, outward=self.outward)
         lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
         self.nodes += count
         best = self.goal.best(lower)
@@ -99,7 +97,7 @@ class InputSplits:
         steep = np.maximum(steep, _FLOOR * steep.max(axis=1, keepdims=True))
         score = np.where(divisible, steep * width, -1)
         alive = divisible.any(axis=1)
-        self.stuck |= not alive.all()
+        self.given_up = min(self.given_up, level[~alive].min(initial=np.inf))
         low, high, middle, divisible, score, refuted, level = (
             part[alive] for part in (low, high, middle, divisible, score, refuted, level)
         )

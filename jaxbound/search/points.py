@@ -61,7 +61,11 @@ def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array | None:
     return values[skeleton.output]
 
 
-class Search:
+Counterexample = tuple[Array, Array]
+"""A point and the network's outputs there."""
+
+
+class Attack:
     """Looks for counterexamples of one property over one region."""
 
     def __init__(self, fn: Callable, prop: Property, goal: Goal, ends: Ends, shape, skeleton: Skeleton, constants):
@@ -70,13 +74,13 @@ class Search:
         known = jax.eval_shape(lambda c: value(skeleton, c, jnp.zeros(shape, ends.lower.dtype)), constants)
         self.network = (skeleton, None) if known is not None else (None, fn)
 
-    def confirmed(self, point: Array) -> tuple[Array, Array] | None:
+    def confirmed(self, point: Array) -> Counterexample | None:
         """A point and the network's outputs there, if they violate the property; both of the network's dtype."""
         x = np.clip(point.reshape(self.shape), self.ends.lower, self.ends.upper).astype(self.ends.lower.dtype)
         y = np.asarray(self.fn(jnp.asarray(x)))
         return (x, y) if self.prop.violated(x, y) else None
 
-    def among(self, points: Array) -> tuple[Array, Array] | None:
+    def among(self, points: Array) -> Counterexample | None:
         """The first confirmed counterexample among some points, best first."""
         margins = np.asarray(_margins(*self.network, self.shape)(self.arrays, points, jnp.asarray(self.goal.clause)))
         for k in np.argsort(margins)[:3]:
@@ -86,7 +90,7 @@ class Search:
                     return found
         return None
 
-    def attack(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]) -> tuple[Array, Array] | None:
+    def descend(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]) -> Counterexample | None:
         """Descend from random points, some for every clause."""
         size = self.ends.lower.size
         clause = jnp.arange(starts) % self.goal.count

@@ -45,7 +45,8 @@ class Tuned(NamedTuple):
 class ReluSplits:
     """The domains that are left."""
 
-    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, steps: int, batch=None):
+    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, steps: int, *, batch=None, outward=True):
+        self.outward = outward
         self.skeleton, self.constants, self.goal, self.steps = skeleton, constants, goal, steps
         self.box = tuple(map(jnp.asarray, box))
         self.known = known
@@ -64,12 +65,13 @@ class ReluSplits:
         self.level = np.full(count, -np.inf)
         self.proved = np.inf
         self.nodes = 0
-        self.stuck = False
+        self.given_up = np.inf
+        """The least bound of a domain that is not proved and cannot be split any more."""
 
     @property
     def lower(self) -> float:
         """A lower bound of the property's margin over the whole region."""
-        return float(min(self.level.min(initial=np.inf), self.proved))
+        return float(min(self.level.min(initial=np.inf), self.proved, self.given_up))
 
     @property
     def left(self) -> int:
@@ -96,7 +98,7 @@ class ReluSplits:
         scores = np.where(self.unstable & (signs == 0), np.asarray(found.scores), -1)
         fresh: list = []
         final = scores[open_].max(axis=1, initial=-1) < 0
-        self.stuck |= bool(final.any())
+        self.given_up = min(self.given_up, lower[open_[final]].min(initial=np.inf))
         open_ = open_[~final]
         if len(open_):
             others = len(rest)
@@ -122,7 +124,7 @@ class ReluSplits:
                 break
             rate = jnp.asarray(_RATE * _DECAY**number, jnp.float32)
             state = _ascend(self.skeleton)(arrays, signs, rows, ready, state, rate)
-        return _certain(self.skeleton)(arrays, signs, rows, state.kept), state.kept
+        return _certain(self.skeleton, self.outward)(arrays, signs, rows, state.kept), state.kept
 
     def _order(self, clause, signs, tuned: Tuned, scores: Array, open_: Array, times: int) -> Array:
         """For every open domain, the neurons to fix: the best ones by trial or by score."""
@@ -136,7 +138,7 @@ class ReluSplits:
             for sign in (1, -1):
                 tried = signs.copy()
                 tried[open_, best[:, k]] = sign
-                lower = _certain(self.skeleton)(
+                lower = _certain(self.skeleton, self.outward)(
                     (self.constants, self.box, self.known), jnp.asarray(tried), rows, tuned
                 ).lower
                 sides.append(np.asarray(lower).max(axis=1)[open_])
@@ -241,7 +243,8 @@ def _lower(skeleton: Skeleton, arrays, signs, rows, ready: Ready, tuned: Tuned) 
 
 
 def _batched(function, axes):
-    return functools.cache(lambda skeleton: eager_jit(jax.vmap(functools.partial(function, skeleton), in_axes=axes)))
+    """A step for a batch of domains, compiled for every network and option."""
+    return functools.lru_cache(64)(lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes)))
 
 
 def _ready_one(skeleton, arrays, signs, rows, tuned):
@@ -279,10 +282,10 @@ def _ascend_one(skeleton, arrays, signs, rows, ready: Ready, state: State, rate)
     return State(moved, moments, jnp.where(better, lower, state.best), kept)
 
 
-def _certain_one(skeleton, arrays, signs, rows, tuned: Tuned):
+def _certain_one(skeleton, outward, arrays, signs, rows, tuned: Tuned):
     multipliers = jnp.where((signs != 0) & (tuned.multipliers >= 0), tuned.multipliers, 0)
     tuned = Tuned(tuned.slopes, multipliers)
-    domain = _made(skeleton, arrays, signs, tuned, outward=True)
+    domain = _made(skeleton, arrays, signs, tuned, outward=outward)
     found = domain.bound(*passes.started(skeleton, rows), _multipliers(skeleton, signs, multipliers), watch=True)
     best = jnp.argmax(found.lower)
     scores = []

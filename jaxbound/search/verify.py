@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import errors, regions
-from jaxbound.methods import IBP, Crown, Request
-from jaxbound.model import Model
+from jaxbound import _compat, errors, regions
+from jaxbound.methods import Crown, Method
 from jaxbound.properties import Property
-from jaxbound.regions import Box, Region
-from jaxbound.search.goals import goal_of
-from jaxbound.search.inputs import InputSplits
-from jaxbound.search.passes import Domain, Skeleton
-from jaxbound.search.points import Search, inward
-from jaxbound.search.relus import ReluSplits
-from jaxbound.transform import Problem, prepare
+from jaxbound.regions import Box, LpBall, Region
+from jaxbound.search.parts import Clock, Part
+from jaxbound.tuning import Frown
 
-PROVED = "real arithmetic on the given parameters, rounding counted"
-EXECUTED = "as executed: the function itself violates the property at this point"
-NEAREST = "; the region has no such float, and the point is the nearest one"
+SPLITS = ("auto", "relu", "input")
+PROVED = "real arithmetic on the given parameters and inputs, rounding counted"
+UNROUNDED = "up to rounding, which was not counted"
+EXECUTED = "as executed: the function, called at this point of the region, violates the property"
+NEAREST = "as executed at the floats nearest to a region that has no float in some coordinate"
 NOTHING = "nothing is claimed"
-_FEW = 20
-"""Inputs that are not fixed, up to which a search splits inputs."""
-_WIDE = 1024
-"""Values wider than this are bounded by a method that chooses rows."""
+_GRACE = 0.5
+"""Seconds past the deadline for a step that is under way."""
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BranchAndBound:
-    """How `verify` searches."""
+    """Branch and bound: how `verify` searches.
 
-    split: str = "auto"
-    steps: int = 20
-    batch: int | None = None
-    timeout: float | None = None
-    max_nodes: int | None = None
+    Args:
+        bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and multipliers
+            of ReLU splits; domains of input splits are bounded by CROWN.
+        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary or
+            the function has no ReLU.
+        batch: how many domains are bounded at once; None for what fits the processor's caches.
+        timeout: seconds, where `verify` is given none.
+        max_nodes: the most domains to bound.
+
+    Reference: Bunel et al. 2020, "Branch and bound for piecewise linear neural network verification"; Wang et al. 2021,
+    "Beta-CROWN".
+
+    >>> BranchAndBound(max_nodes=100).split
+    'auto'
+    """
+
+    bounder: Method = field(default_factory=Frown)
+    split: str = field(default="auto", metadata={"static": True})
+    batch: int | None = field(default=None, metadata={"static": True})
+    timeout: float | None = field(default=None, metadata={"static": True})
+    max_nodes: int | None = field(default=None, metadata={"static": True})
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of every domain."""
+        return self.bounder.steps if isinstance(self.bounder, Frown) else 0
 
 
 @dataclass(frozen=True)
@@ -55,10 +69,10 @@ class Verdict:
         status: "verified", "falsified" or "unknown".
         counterexample: a point of the region that violates the property, in the function's dtype; None if there is none.
         outputs: the function's outputs there.
-        lower: a lower bound of the property's margin over the region (see `Property.margin`): positive if verified.
+        lower: a lower bound of the property's margin (see `Property.margin`) over the region: positive if verified.
         nodes: how many domains were bounded.
-        seconds: how long it took, compiling included.
-        guarantee: what the verdict holds for.
+        seconds: how long it took, tracing and compiling included.
+        guarantee: what the verdict holds for, in words.
 
     >>> Verdict("unknown", None, None, -0.5, 3, 0.1, "nothing is claimed").status
     'unknown'
@@ -71,24 +85,6 @@ class Verdict:
     nodes: int
     seconds: float
     guarantee: str
-    margin: Any = dataclasses.field(default=None, repr=False, compare=False)
-
-
-class Clock:
-    """Until when a search may go on."""
-
-    def __init__(self, timeout: float | None):
-        self.start = time.monotonic()
-        self.deadline = None if timeout is None else self.start + timeout
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self.start
-
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 def verify(
@@ -96,7 +92,7 @@ def verify(
     region: Region | Sequence[Region],
     prop: Property,
     *,
-    method: BranchAndBound = BranchAndBound(),  # noqa: B008
+    method: BranchAndBound = BranchAndBound(),  # noqa: B008 - immutable
     timeout: float | None = None,
     key: jax.Array | None = None,
     attack: bool = True,
@@ -104,24 +100,147 @@ def verify(
     progress: bool = True,
     rounding: bool = True,
 ) -> Verdict:
-    """Decide whether a property holds over a region."""
+    """Decide whether a property holds over a region: proved, or refuted by a counterexample, or unknown in time.
+
+    If "verified", for every x of the region and every clause of the property, some row has
+    `outputs @ fn(x) + inputs @ x > offset`. If "falsified", `prop.violated(x, fn(x))` at the counterexample x, with
+    `fn(x)` as computed by calling fn at x.
+
+    Args:
+        fn: any JAX function of one example, or a `Model`.
+        region: a `Box`, a ball of the maximum norm, or several.
+        prop: what a counterexample satisfies.
+        method: how to search.
+        timeout: seconds, compiling included; None for the method's.
+        key: a PRNG key of the attack; None for key 0.
+        attack: whether to look for counterexamples.
+        certificate: none are written yet: None.
+        progress: show the domains bounded and left on the standard error.
+        rounding: whether bounds count rounding. Without it "verified" holds up to rounding.
+
+    Returns:
+        A `Verdict`. Interrupted from the keyboard, and where the time is up, the best that is known.
+
+    Raises:
+        ArgumentError: an empty or malformed region, a property without clauses or on other sizes than fn's.
+        UnsupportedError: fn cannot be bounded, or a certificate is asked for.
+
+    Rounding: the ends of a region are rounded outward for proofs, and inward for counterexamples. Where a region has no
+    float in some coordinate, counterexamples are at the nearest ones, and the guarantee says so.
+
+    Reference: `BranchAndBound`.
+
+    >>> import jax, jaxbound as jb
+    >>> box, prop = jb.Box(-jnp.ones(2), jnp.ones(2)), jb.Property.of([([1.0], -0.5)])
+    >>> verify(lambda x: jax.nn.relu(x).sum(keepdims=True), box, prop, progress=False).status
+    'verified'
+    """
+    if _compat.is_tracing():
+        raise errors.host_loop("verify", "bound")
     if certificate is not None:
-        raise errors.UnsupportedError("verify writes no certificates yet; leave certificate out")
-    timeout = method.timeout if timeout is None else timeout
-    clock = Clock(timeout)
-    parts = [part for one in _regions(region) for part in _checked(prop).parts(_as_box(one))]
+        raise errors.UnsupportedError("verify writes no certificates yet: leave certificate out")
+    _check(method, timeout)
+    clock = Clock(method.timeout if timeout is None else timeout)
+    boxes = [_as_box(one) for one in _several(region)]
+    own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
+    parts = [Part(fn, box, part, method, clock, outward=rounding) for box, part in own]
     key = jax.random.key(0) if key is None else key
-    nodes, lower, status = 0, np.inf, "verified"
-    for box, own in parts:
-        part = _Part(fn, box, own, method, clock, key, attack, rounding)
-        found = part.run()
-        nodes, lower = nodes + part.nodes, min(lower, part.lower)
-        if found is not None:
-            guarantee = EXECUTED + ("" if part.ends.inside else NEAREST)
-            return Verdict("falsified", *found, lower, nodes, clock.seconds, guarantee)
-        if not part.lower > 0:
-            status = "unknown"
-    return Verdict(status, None, None, lower, nodes, clock.seconds, PROVED if status == "verified" else NOTHING)
+    proved = 0
+    for number, part in enumerate(parts):
+        interrupted = _decide(part, jax.random.fold_in(key, number) if attack else None, clock, progress)
+        if part.found is not None:
+            return _verdict("falsified", parts, clock, EXECUTED if part.ends.inside else NEAREST, part.found)
+        proved += part.lower > 0
+        if interrupted:
+            break
+    if proved == len(parts):
+        return _verdict("verified", parts, clock, PROVED if rounding else UNROUNDED)
+    return _verdict("unknown", parts, clock, NOTHING)
+
+
+def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found=(None, None)) -> Verdict:
+    lower = min((part.lower for part in parts), default=np.inf)
+    return Verdict(status, *found, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
+
+
+def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool) -> bool:
+    """Search and attack in threads, so that time is kept also while programs compile; whether to stop here."""
+    ready, x64 = threading.Event(), jnp.result_type(float) == np.float64  # threads begin with the global setting
+    part.attacked = key is not None
+
+    def search() -> None:
+        with jax.enable_x64(x64):
+            try:
+                part.prepare()
+            finally:
+                ready.set()
+            part.run()
+
+    def descend() -> None:
+        ready.wait()
+        with jax.enable_x64(x64):
+            if key is not None and part.attack is not None:
+                part.descend(key)
+
+    pool, shown = ThreadPoolExecutor(2), _Shown(progress)
+    try:
+        pending: set[Future] = {pool.submit(search), pool.submit(descend)}
+        while pending and not part.decided:
+            left = clock.left
+            wanted = 0.5 if left is None else min(0.5, left) if left else _GRACE
+            done, pending = wait(pending, wanted, FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            shown.show(part)
+            if left == 0:
+                break
+    except KeyboardInterrupt:
+        clock.stopped = True
+    except BaseException:
+        clock.stopped = True
+        raise
+    finally:
+        shown.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return clock.over()
+
+
+class _Shown:
+    """A tqdm bar on the standard error, or nothing."""
+
+    def __init__(self, wanted: bool):
+        self.bar = None
+        if wanted:
+            try:
+                from tqdm import tqdm
+            except ModuleNotFoundError:
+                return
+            self.bar = tqdm(unit="domain", desc="verify")
+
+    def show(self, part: Part) -> None:
+        """How many domains were bounded, how many are left, and what is known so far."""
+        if self.bar is not None and part.splits is not None:
+            self.bar.set_postfix_str(f"{part.splits.left} left, margin >= {part.lower:.4g}", refresh=False)
+            self.bar.update(part.nodes - self.bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _check(method: object, timeout: float | None) -> None:
+    if not isinstance(method, BranchAndBound):
+        raise errors.argument_type("method", f"is {method!r}", "pass a jaxbound.BranchAndBound(...)")
+    if method.split not in SPLITS:
+        raise errors.unknown_option("split", method.split, SPLITS)
+    if not isinstance(method.bounder, Crown | Frown):
+        raise errors.argument("bounder", f"is {method.bounder!r}", "pass Crown(), or Frown(steps=...) to tune bounds")
+    for name, value in (("timeout", timeout), ("method.timeout", method.timeout), ("max_nodes", method.max_nodes)):
+        if value is not None and not value >= 0:
+            raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more, or None")
+    if method.batch is not None and not method.batch >= 1:
+        raise errors.argument("batch", f"is {method.batch!r}", "pass a number of 1 or more, or None")
 
 
 def _checked(prop: Property) -> Property:
@@ -132,138 +251,24 @@ def _checked(prop: Property) -> Property:
     return prop
 
 
-def _regions(region) -> list[Region]:
+def _several(region: Region | Sequence[Region]) -> list[Region]:
     found = list(region) if isinstance(region, list | tuple) else [region]
     if not found:
         raise errors.argument("region", "is an empty list", "pass a jaxbound.Box, or several")
+    for one in found:
+        if not regions.is_region(one):
+            raise errors.argument_type("region", f"is a {type(one).__name__}", "pass a jaxbound.Box, or several")
     return found
 
 
 def _as_box(region: Region) -> Box:
-    """The ends of a box in float64, and refusals."""
+    """The ends of a box in float64."""
     regions.validate(region, "region")
-    if isinstance(region, Box):
-        return Box(np.asarray(region.lower, np.float64), np.asarray(region.upper, np.float64))
     if not regions.is_box(region):
-        raise errors.argument("region", f"is a ball of norm {region.norm}", "pass a Box, or a ball with norm=jnp.inf")
-    low, high = regions.enclosing_box(region)
-    return Box(np.asarray(low, np.float64), np.asarray(high, np.float64))
-
-
-class _Part:
-    """One box with the clauses that count there."""
-
-    def __init__(self, fn, box: Box, prop: Property, method, clock: Clock, key, attack: bool, rounding: bool):
-        self.clock, self.key, self.method, self.attacked = clock, key, method, attack
-        dtype = jnp.result_type(float)
-        self.ends = inward(np.asarray(box.lower), np.asarray(box.upper), dtype)
-        problem = _problem(fn, Box(np.asarray(box.lower), np.asarray(box.upper)), dtype)
-        self.problem = problem
-        graph = problem.graph
-        self.skeleton, self.constants = Skeleton(graph.structure), graph.constants
-        self.box = tuple(np.asarray(end) for end in regions.enclosing_box(problem.leaves[0]))
-        sizes = self.box[0].size, self.skeleton.nodes[self.skeleton.output].op.size
-        _check_sizes(prop, sizes)
-        self.goal = goal_of(prop, dtype, sizes, self._reach(prop, dtype))
-        shape = self.box[0].shape
-        self.points = Search(fn, prop, self.goal, self.ends, shape, self.skeleton, self.constants)
-        self.splits: InputSplits | ReluSplits | None = None
-        self.found = None
-
-    @property
-    def nodes(self) -> int:
-        return 0 if self.splits is None else self.splits.nodes
-
-    @property
-    def lower(self) -> float:
-        if self.splits is None or self.splits.stuck:
-            return -np.inf
-        return self.splits.lower
-
-    def _reach(self, prop: Property, dtype):
-        exact = all(np.array_equal(a, a.astype(dtype)) for c in prop.clauses for a in (c.outputs, c.inputs) if a is not None)
-        inputs = np.maximum(*map(np.abs, self.box)).ravel().astype(np.float64)
-        if exact:
-            return inputs, np.zeros(self.skeleton.nodes[self.skeleton.output].op.size)
-        (found,) = IBP().bound(self.problem.graph, self.problem.leaves, Request(rounding=True))
-        ends = [np.asarray(found.lower - found.lower_rounding), np.asarray(found.upper + found.upper_rounding)]
-        return inputs, np.maximum(*map(np.abs, ends)).ravel().astype(np.float64) * (1 + 1e-6)
-
-    def run(self):
-        """Search until the property is proved, refuted, or the time is up; a counterexample or None."""
-        done = threading.Event()
-        stop = lambda: done.is_set() or self.clock.over()  # noqa: E731
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self._attack, stop) if self.attacked else None
-            try:
-                return self._search(future, stop)
-            finally:
-                done.set()
-
-    def _attack(self, stop):
-        keys = jax.random.split(self.key, 3)
-        for key, steps, starts in zip(keys, (20, 60, 120), (64, 128, 256), strict=True):
-            found = None if stop() else self.points.attack(key, steps, starts, stop)
-            if found is not None:
-                return found
-        return None
-
-    def _search(self, future, stop):
-        self.splits = self._started()
-        while self.splits.left and not self.clock.over():
-            if future is not None and future.done() and future.result() is not None:
-                return future.result()
-            if self.method.max_nodes is not None and self.nodes >= self.method.max_nodes:
-                break
-            points = self.splits.step(stop)
-            if len(points) and self.attacked and not stop():
-                found = self.points.among(points)
-                if found is not None:
-                    return found
-        if not self.splits.left and not self.splits.stuck:
-            return None
-        return None if future is None else future.result()
-
-    def _started(self):
-        free = int((self.box[1] > self.box[0]).sum())
-        split = self.method.split
-        if split == "auto":
-            split = "input" if free <= _FEW or not self.skeleton.rectifiers else "relu"
-        if split == "input":
-            return InputSplits(self.skeleton, self.constants, self.goal, self.box, {}, self.method.batch)
-        known = self._known()
-        return ReluSplits(
-            self.skeleton, self.constants, self.goal, self.box, known, self.method.steps, self.method.batch
-        )
-
-    def _known(self) -> dict:
-        """Bounds of everything over the whole region."""
-        largest = max((self.skeleton.nodes[k].op.size for k in self.skeleton.loose), default=0)
-        box = tuple(jnp.asarray(end)[None] for end in self.box)
-        domain = Domain(self.skeleton, self.constants, box, outward=True)
-        given = {}
-        if largest > _WIDE:
-            found = Crown().pre_activations(self.problem.graph, self.problem.leaves, Request(rounding=True))
-            given = {k: tuple(end[None] for end in ends) for k, ends in found.items()}
-        for block in self.skeleton.structure.blocks:
-            domain.add(block, given)
-            if not given:
-                for number in sorted(set(self.skeleton.loose) & set(range(block.start, block.stop))):
-                    domain.tighten(number)
-        return {k: (low[0], high[0]) for k, (low, high) in domain.ends.items() if k > 0}
-
-
-def _problem(fn, box: Box, dtype) -> Problem:
-    if isinstance(fn, Model):
-        return prepare(fn.fn, (fn.params, _cast(box, dtype)))
-    return prepare(fn, (_cast(box, dtype),))
-
-
-def _cast(box: Box, dtype) -> Box:
-    return Box(*regions.enclosing_box(box, dtype))
-
-
-def _check_sizes(prop: Property, sizes: tuple[int, int]) -> None:
-    for name, given, wanted in zip(("inputs", "outputs"), prop.sizes, sizes, strict=True):
-        if given is not None and given != wanted:
-            raise errors.argument("prop", f"speaks of {given} {name}", f"the function has {wanted} {name}")
+        norm = region.norm if isinstance(region, LpBall) else None
+        raise errors.argument("region", f"is a ball of norm {norm}", "pass a Box, or a ball with norm=jnp.inf")
+    ends = (region.lower, region.upper) if isinstance(region, Box) else regions.enclosing_box(region)
+    low, high = (np.asarray(end, np.float64) for end in ends)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise errors.argument("region", "has an infinite end", "pass a bounded Box")
+    return Box(low, high)
