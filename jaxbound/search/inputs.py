@@ -74,6 +74,9 @@ class InputSplits:
         open_ = ~refuted.all(axis=1)
         low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
         lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
+        low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
+        keep = ~refuted.all(axis=1)
+        low, high, refuted, level, lower, slopes = (p[keep] for p in (low, high, refuted, level, lower, slopes))
         worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
         own = self.goal.clause[None] == worst[:, None]
         row = np.where(own, lower, -np.inf).argmax(axis=1)
@@ -86,6 +89,31 @@ class InputSplits:
             for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
         )
         return points
+
+    def _clipped(self, low, high, lower, slopes, refuted):
+        """Boxes without what the planes of the rows exclude, and what that refutes.
+
+        With x* where the plane of a row is least, `row(x) >= lower + <slope, x - x*>`, and no term of the product is
+        negative. So where the row is at most 0, `|slope_i| |x_i - x*_i| <= -lower` for every coordinate. All rows of a
+        clause hold at its counterexamples; several clauses need the hull of their boxes.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reach = -np.minimum(lower, 0).astype(np.float64)[..., None] / np.abs(slopes.astype(np.float64))
+        reach = np.where((slopes == 0) | np.isnan(reach), np.inf, reach * (1 + 1e-12))
+        wide_low, wide_high = (end.astype(np.float64)[:, None] for end in (low, high))
+        above = np.where(slopes > 0, np.minimum(wide_low + reach, wide_high), wide_high)
+        below = np.where(slopes < 0, np.maximum(wide_high - reach, wide_low), wide_low)
+        lows, highs, refuted = [], [], refuted.copy()
+        for clause in range(self.goal.count):
+            own = self.goal.clause == clause
+            least, most = below[:, own].max(axis=1), above[:, own].min(axis=1)
+            least, most = _down(least, low.dtype), -_down(-most, low.dtype)
+            refuted[:, clause] |= (least > most).any(axis=1)
+            dead = refuted[:, clause, None]
+            lows.append(np.where(dead, np.inf, least).astype(low.dtype))
+            highs.append(np.where(dead, -np.inf, most).astype(low.dtype))
+        low = np.maximum(low, np.min(lows, axis=0))
+        return low, np.minimum(high, np.max(highs, axis=0)), refuted
 
     def _split(self, low, high, steep, refuted, level, others: int):
         """The halves, quarters, ... of boxes."""
@@ -123,3 +151,9 @@ class InputSplits:
         low, high = low.reshape(-1, low.shape[-1]), high.reshape(-1, high.shape[-1])
         kept = ~np.isnan(low).any(axis=1)
         return low[kept], high[kept], np.tile(refuted, (count, 1))[kept], np.tile(level, count)[kept]
+
+
+def _down(values: Array, dtype) -> Array:
+    """Float64 numbers in a dtype, rounded down."""
+    near = values.astype(dtype)
+    return np.where(near > values, np.nextafter(near, np.array(-np.inf, dtype)), near)

@@ -114,10 +114,10 @@ class Part:
         """Attack, ever harder."""
         assert self.attack is not None
         self.attacked = True
-        for own, (steps, starts) in zip(jax.random.split(key, len(_ATTACKS)), _ATTACKS, strict=True):
+        for number, (steps, starts) in enumerate(_ATTACKS):
             if self._over():
                 return
-            self.found = self.attack.descend(own, steps, starts, self._over) or self.found
+            self.found = self.attack.descend(jax.random.fold_in(key, number), steps, starts, self._over) or self.found
 
     def _over(self) -> bool:
         return self.decided or self.clock.over()

@@ -93,17 +93,18 @@ class Attack:
     def descend(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]) -> Counterexample | None:
         """Descend from random points, some for every clause."""
         size = self.ends.lower.size
-        clause = jnp.arange(starts) % self.goal.count
-        low, high = (jnp.asarray(end.reshape(size)) for end in self.ends[:2])
-        part = jax.random.uniform(key, (starts, size), low.dtype)
-        part = part.at[: self.goal.count].set(0.5)
-        x = jnp.clip(low + part * (high - low), low, high)
-        state = x, x, jnp.full(starts, jnp.inf, low.dtype)
+        clause = np.arange(starts) % self.goal.count
+        low, high = (end.reshape(size) for end in self.ends[:2])
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+        part = generator.random((starts, size))
+        part[: self.goal.count] = 0.5
+        x = jnp.asarray(np.clip(low + part * (high - low), low, high).astype(low.dtype))
+        state = x, x, np.full(starts, np.inf, low.dtype)
         step, rows = _descend(*self.network, self.shape), jnp.asarray(self.goal.clause)
         for number in range(steps):
             if stop():
                 break
-            length = jnp.asarray(0.25 * _SHORTEST ** (number / max(1, steps - 1)), low.dtype)
+            length = np.asarray(0.25 * _SHORTEST ** (number / max(1, steps - 1)), low.dtype)
             state = step(self.arrays, (low, high), rows, clause, length, state)
             if number % 10 == 9 or number == steps - 1:
                 best, margins = np.asarray(state[1]), np.asarray(state[2])

@@ -290,8 +290,9 @@ def _certain_one(skeleton, outward, arrays, signs, rows, tuned: Tuned):
     best = jnp.argmax(found.lower)
     scores = []
     for number in skeleton.rectifiers:
-        planes, row = domain.planes[number], jnp.take(found.met[number], best, axis=0)
-        scores.append(jnp.ravel(jnp.maximum(-row, 0) * planes.upper_intercept))
+        row, height = jnp.take(found.met[number], best, axis=0), domain.planes[number].upper_intercept
+        height = height if height.ndim == row.ndim else jnp.take(height, best, axis=0)  # rows have slopes of their own
+        scores.append(jnp.ravel(jnp.maximum(-row, 0) * height))
     slope = jnp.take(found.inputs, best, axis=0)
     return Result(found.lower, jnp.concatenate(scores), jnp.where(slope > 0, *arrays[1]))
 
