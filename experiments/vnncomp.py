@@ -3,8 +3,8 @@
     python -m experiments.vnncomp FOLDER [--instances FILE] [--timeout SECONDS] [--json] [--results FILE]
 
 The folder has `instances.csv` with the columns onnx, vnnlib, timeout (a first line of names is skipped) and perhaps the
-truth, a verifier's answer and its seconds after them; files may be gzipped and are relative to the folder. Seconds count
-loading and compiling. With `--results` each instance is written to a file as it is done, and one that is there is not
+truth, a verifier's answer and its seconds; files may be gzipped and are relative to the folder. Seconds count loading
+and compiling. With `--results` each instance is written to a file as it is done, and one that is there is not
 run again. With `--json` one line per instance goes to the standard output, the rest to the standard error:
 
     {"onnx", "vnnlib", "status", "seconds", "nodes", "counterexample": {"x": [...], "y": [...]} or null}
@@ -78,7 +78,7 @@ def decide(folder: Path, instance: Instance, timeout: float, *, progress: bool) 
         verdict = jb.verify(model, regions, prop, timeout=left, progress=progress)
     except (jb.JaxboundError, OSError) as fault:
         return found | {"seconds": time.monotonic() - start, "error": str(fault)}
-    if verdict.counterexample is not None:
+    if verdict.counterexample is not None and verdict.outputs is not None:
         point, outputs = (np.ravel(part).astype(float).tolist() for part in (verdict.counterexample, verdict.outputs))
         found["counterexample"] = {"x": point, "y": outputs}
     done = {"status": verdict.status, "nodes": verdict.nodes, "seconds": time.monotonic() - start}
@@ -115,7 +115,9 @@ def table(instances: list[Instance], results: list[dict]) -> str:
         lines.append(f"solved: {len(solved)}, seconds: median {np.median(solved):.1f}, most {solved[-1]:.1f}")
     rivals = [float(i.rival_seconds) for i in instances if i.rival in ("sat", "unsat") and _is_number(i.rival_seconds)]
     if rivals:
-        lines.append(f"the other verifier: {len(rivals)} solved, median {np.median(rivals):.1f} s, most {max(rivals):.1f}")
+        lines.append(
+            f"the other verifier: {len(rivals)} solved, median {np.median(rivals):.1f} s, most {max(rivals):.1f}"
+        )
     replays = Counter(str(found["replayed"]) for found in results if "replayed" in found)
     if replays:
         lines.append(f"counterexamples replayed by onnxruntime: {dict(replays)}")

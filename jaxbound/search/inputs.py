@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.search.goals import Goal
-from jaxbound.search.passes import Skeleton, bound_boxes
+from jaxbound.search.passes import bound_boxes
+from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
 
@@ -26,7 +27,9 @@ _CACHED = 1 << 21
 class InputSplits:
     """The domains that are left, each a box with the clauses already refuted on it."""
 
-    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True):
+    def __init__(
+        self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True
+    ):
         self.skeleton, self.constants, self.goal, self.outward = skeleton, constants, goal, outward
         self.shape = box[0].shape
         self.batch = batch or self._fitting()
@@ -57,7 +60,7 @@ class InputSplits:
         return len(self.level)
 
     def step(self, stop) -> Array:
-        """Bound a batch of the worst domains and split what is not proved; returns points that may be counterexamples."""
+        """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
         count = min(self.batch, self.left)
         order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
         taken, rest = order[:count], order[count:]

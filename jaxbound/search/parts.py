@@ -16,9 +16,10 @@ from jaxbound.properties import Property
 from jaxbound.regions import Box
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
-from jaxbound.search.passes import Domain, Skeleton
+from jaxbound.search.passes import Domain, started
 from jaxbound.search.points import Attack, Counterexample, inward
 from jaxbound.search.relus import ReluSplits
+from jaxbound.search.skeletons import Skeleton
 from jaxbound.transform import prepare
 
 Array = np.ndarray
@@ -65,11 +66,12 @@ class Part:
         self.attack: Attack | None = None
         self.found: Counterexample | None = None
         self.attacked = False
+        self._before = 0
 
     @property
     def nodes(self) -> int:
         """How many domains were bounded."""
-        return 0 if self.splits is None else self.splits.nodes
+        return self._before + (0 if self.splits is None else self.splits.nodes)
 
     @property
     def lower(self) -> float:
@@ -91,7 +93,8 @@ class Part:
         if len(outputs) != 1 or outputs[0][0] != "node":
             raise errors.argument("fn", "does not return one array that depends on its input", "pass one that does")
         self.skeleton, self.constants = Skeleton(self.graph.structure), self.graph.constants
-        self.box = tuple(np.asarray(end) for end in regions.enclosing_box(self.leaves[0]))
+        low, high = regions.enclosing_box(self.leaves[0])
+        self.box = np.asarray(low), np.asarray(high)
         sizes = self.box[0].size, self.skeleton.nodes[self.skeleton.output].op.size
         for name, given, wanted in zip(("inputs", "outputs"), self.prop.sizes, sizes, strict=True):
             if given is not None and given != wanted:
@@ -104,6 +107,14 @@ class Part:
         """Split domains until the property is proved, refuted, or the time is up."""
         assert self.attack is not None
         self.splits = self._started()
+        self._search()
+        if self.splits.left == 0 and not self._over():  # every ReLU is split, and bounds do not decide
+            self._before += self.splits.nodes
+            self.splits = self._by_inputs()
+            self._search()
+
+    def _search(self) -> None:
+        assert self.attack is not None and self.splits is not None
         most = self.method.max_nodes
         while self.splits.left and not self._over() and (most is None or self.nodes < most):
             points = self.splits.step(self._over)
@@ -141,23 +152,31 @@ class Part:
             split = "relu" if rectified and free > _FEW else "input"
         if split == "relu" and not rectified:
             raise errors.argument("split", "is 'relu', but the function has no ReLU", "pass 'input' or 'auto'")
-        options = {"batch": self.method.batch, "outward": self.outward}
         if split == "input":
-            return InputSplits(self.skeleton, self.constants, self.goal, self.box, **options)
-        steps = self.method.steps
-        return ReluSplits(self.skeleton, self.constants, self.goal, self.box, self._known(), steps, **options)
+            return self._by_inputs()
+        known, lower = self._known()
+        given = self.skeleton, self.constants, self.goal, self.box, known, lower, self.method.steps
+        return ReluSplits(*given, batch=self.method.batch, outward=self.outward)
 
-    def _known(self) -> dict:
-        """Bounds of every value over the whole box, rounding counted."""
+    def _by_inputs(self) -> InputSplits:
+        given = self.skeleton, self.constants, self.goal, self.box
+        return InputSplits(*given, batch=self.method.batch, outward=self.outward)
+
+    def _known(self) -> tuple[dict, Array]:
+        """Bounds of every value over the whole box, and the best lower bound of each clause's rows."""
         loose = self.skeleton.loose
         wide = max((self.skeleton.nodes[k].op.size for k in loose), default=0) > _WIDE
-        given = {}
+        given: dict = {}
         if wide:
             found = Crown().pre_activations(self.graph, self.leaves, Request(rounding=True))
-            given = {k: tuple(end[None] for end in ends) for k, ends in found.items()}
-        domain = Domain(self.skeleton, self.constants, tuple(jnp.asarray(end)[None] for end in self.box), outward=True)
+            given = {k: (low[None], high[None]) for k, (low, high) in found.items()}
+        low, high = (jnp.asarray(end)[None] for end in self.box)
+        domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
         for block in self.skeleton.structure.blocks:
             domain.add(block, given)
             for number in sorted(set(loose) & set(range(block.start, block.stop))) if not wide else ():
                 domain.tighten(number)
-        return {k: (low[0], high[0]) for k, (low, high) in domain.ends.items() if k > 0}
+        rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
+        lower = domain.bound(*started(self.skeleton, rows)).lower
+        known = {k: (low[0], high[0]) for k, (low, high) in domain.ends.items() if k > 0}
+        return known, self.goal.best(np.asarray(lower)[0])

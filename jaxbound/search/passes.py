@@ -2,9 +2,9 @@
 
 The mathematics is that of `relaxations.backward`. What differs is how it is carried out: rows of coefficients are plain
 arrays, ReLUs are relaxed in closed form, and rounding costs nothing per row. `backward` charges rounding on the
-coefficients of every value v that a pass meets, <|C_v|, e_v> with e_v made of magnitudes alone. Since a pulled row obeys
-|C_w| <= |L|' |C_v| for an affine v = L w + b, and |C_w| <= |C_v| s for a plane of slopes of at most s, a charge on w is
-at most one on v:
+coefficients of every value v that a pass meets, <|C_v|, e_v> with e_v made of magnitudes alone. A pulled row obeys
+|C_w| <= |L|' |C_v| for an affine v = L w + b, and |C_w| <= |C_v| s for a plane of slopes of at most s, so a charge on
+w is at most one on v:
 
     <|C_w|, e_w>  <=  <|C_v|, |L| e_w>,        <|C_w|, e_w>  <=  <|C_v|, s e_w>.
 
@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,81 +34,16 @@ import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
-from jaxbound.graph import Block, Op, Structure
+from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes, times
+from jaxbound.search.rectifiers import is_rectifier, rectifier_planes
+from jaxbound.search.skeletons import Skeleton
 
 Ends = tuple[jax.Array, jax.Array]
 
 _SPARE = 1 + 1 / 64
 """Times the sum of all charges."""
-
-
-class Skeleton:
-    """A structure that equals every structure of the same blocks, so that networks of one architecture share programs.
-
-    >>> Skeleton.__doc__ is not None
-    True
-    """
-
-    def __init__(self, structure: Structure):
-        self.structure = structure
-        inputs = tuple(node.op for node in structure.nodes[: structure.num_inputs])
-        blocks = tuple((block.template, block.outer, block.constants) for block in structure.blocks)
-        self._key = inputs, blocks, structure.outputs
-        self._hash = hash(self._key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, Skeleton) and self._key == other._key
-
-    @property
-    def nodes(self):
-        """The structure's nodes."""
-        return self.structure.nodes
-
-    @property
-    def output(self) -> int:
-        """The one node that is the function's result."""
-        ((_, number),) = self.structure.outputs
-        return number
-
-    @property
-    def targets(self) -> tuple[int, ...]:
-        """The values that nonlinear nodes read."""
-        return tuple(sorted({source for i in self.structure.nonlinear for source in self.nodes[i].inputs}))
-
-    @property
-    def loose(self) -> tuple[int, ...]:
-        """The targets on which interval arithmetic may be improved by a backward pass."""
-        return tuple(number for number in self.targets if not self._is_exact(number))
-
-    @property
-    def rectifiers(self) -> tuple[int, ...]:
-        """The ReLUs."""
-        return tuple(number for number, node in enumerate(self.nodes) if is_rectifier(node.op))
-
-    @property
-    def rectified_inputs(self) -> tuple[int, ...]:
-        """What the ReLUs read, one for each: where a search may split."""
-        return tuple(self.nodes[number].inputs[0] for number in self.rectifiers)
-
-    def _is_exact(self, number: int) -> bool:
-        node = self.nodes[number]
-        if node.op.kind in ("scalar", "input"):
-            return True
-        return node.affine_in_region and self.structure.exact_on_boxes[number]
-
-
-def is_rectifier(op: Op) -> bool:
-    """Whether a node is max(z, 0) of its one input."""
-    if op.kind != "scalar" or len(op.program.instructions) != 1:
-        return False
-    ((name, _, operands),) = op.program.instructions
-    literals = [operand[1] for operand in operands if operand[0] == "lit"]
-    return name == "max" and len(literals) == 1 and float(literals[0]) == 0
 
 
 class Found(NamedTuple):
@@ -183,7 +119,7 @@ class Domain:
         self,
         start: dict[int, jax.Array],
         intercept: jax.Array,
-        multipliers: dict[int, jax.Array] = {},  # noqa: B006
+        multipliers: Mapping[int, jax.Array] = MappingProxyType({}),
         *,
         watch: bool = False,
     ) -> Found:
@@ -200,7 +136,14 @@ class Domain:
             intercept = self._call(_begin, self.terms, intercept, parts, self.room)
         return self._down(dict(start), intercept, multipliers, watch=watch)
 
-    def _down(self, rows: dict[int, Any], lower: jax.Array, multipliers={}, *, watch: bool = False) -> Found:  # noqa: B006
+    def _down(
+        self,
+        rows: dict[int, Any],
+        lower: jax.Array,
+        multipliers: Mapping = MappingProxyType({}),
+        *,
+        watch: bool = False,
+    ) -> Found:
         met = {}
         for block in reversed(self.skeleton.structure.blocks):
             inside = range(block.start, block.stop)
@@ -209,7 +152,9 @@ class Domain:
             entries = tuple(k in rows and rows[k] is None for k in inside)
             incoming = [self._with(rows.pop(k, None), multipliers.get(k)) for k in inside]
             state = incoming, lower, self.planes.get(block.start)
-            outgoing, lower, own = self._call(_pull, (block.template, entries, watch), *state, constants=self._read(block))
+            outgoing, lower, own = self._call(
+                _pull, (block.template, entries, watch), *state, constants=self._read(block)
+            )
             if own is not None:
                 met[block.start] = own
             for k, part in zip(block.outer, outgoing, strict=True):
@@ -238,7 +183,9 @@ def _input_radius(static, _constants, box):
     terms, readers = static
     low, high = box
     reach = _reach(box)
-    return _with_sums(affine.gamma(low.size + 8 + terms, low.dtype) * reach, 0.0, (low, high), readers, jnp.zeros((), low.dtype))
+    return _with_sums(
+        affine.gamma(low.size + 8 + terms, low.dtype) * reach, 0.0, (low, high), readers, jnp.zeros((), low.dtype)
+    )
 
 
 def _add(static, constants, outer, outer_radii, known, slope, room):
@@ -246,14 +193,14 @@ def _add(static, constants, outer, outer_radii, known, slope, room):
     template, outward, terms, readers = static
     ends: list[Ends] = []
     radii: list[jax.Array] = []
-    planes = None
+    planes: Any = None
     for position, (op, inputs, used) in enumerate(template.nodes):
         read = [outer[k] if where == "outer" else ends[k] for where, k in inputs]
         behind = [outer_radii[k] if where == "outer" else radii[k] for where, k in inputs] if outward else []
         own = [constants[k] for k in used]
         if is_rectifier(op):
             planes = rectifier_planes(*read[0], slope)
-            found = tuple(jnp.maximum(end, 0) for end in read[0])
+            found = jnp.maximum(read[0][0], 0), jnp.maximum(read[0][1], 0)
         else:
             found = interval.node(op, read, own, outward=outward)
             if op.kind != "affine":
@@ -265,7 +212,8 @@ def _add(static, constants, outer, outer_radii, known, slope, room):
                 charge = _charge_of_affine(op, own, read, terms)
                 behind = affine.absolute(op, behind, own)
             else:
-                planes, charge, behind = *_widened(op, planes, read, behind, terms), 0.0
+                planes, charge = _widened(op, planes, read, behind, terms)
+                behind = 0.0
                 room += affine.enlargement(op.dtype) * jnp.sum(charge)
                 charge = jnp.zeros(op.shape, op.dtype)
             radius, room = _with_sums(charge, behind, found, readers[position], room)
@@ -374,28 +322,6 @@ def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(rows * values, axis=tuple(range(1, rows.ndim)))
 
 
-def rectifier_planes(lower: jax.Array, upper: jax.Array, slope: jax.Array | None = None) -> Planes:
-    """Planes around max(z, 0): a line through 0 below, with a slope in [0, 1], and the chord above.
-
-    `slope * z <= max(z, 0) <= chord * z + intercept` on [lower, upper], for every slope in [0, 1]; by default the slope
-    is 1 where upper > -lower, else 0. The intercept is widened by its own rounding.
-    """
-    limits = jnp.finfo(lower.dtype)
-    unstable = (lower < 0) & (upper > 0)
-    finite = unstable & jnp.isfinite(lower) & jnp.isfinite(upper)
-    low, high = jnp.where(finite, lower, -1), jnp.where(finite, upper, 1)
-    chord = jnp.clip(high / (high - low), 0, 1)
-    height = jnp.maximum(-chord * low, high - chord * high)
-    height = height + 4 * limits.eps * (height + high) + 4 * limits.tiny
-    active = lower >= 0
-    above = jnp.where(finite, chord, active.astype(lower.dtype))
-    height = jnp.where(finite, height, jnp.where(unstable, upper, 0))
-    default = (upper > -lower).astype(lower.dtype)
-    below = jnp.clip(default if slope is None else slope, 0, 1)
-    below = jnp.where(active, 1, jnp.where(unstable, below, 0))
-    return Planes((below,), jnp.zeros_like(height), (above,), height)
-
-
 def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends], goal, *, outward: bool) -> Found:
     """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
 
@@ -411,7 +337,8 @@ def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends]
         domain.add(block, known)
         for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
             domain.tighten(number)
-    return domain.bound(*started(skeleton, goal))
+    start, intercept = started(skeleton, goal)
+    return domain.bound(start, intercept)
 
 
 def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:

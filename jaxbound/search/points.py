@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxbound._compat import eager_jit
 from jaxbound.properties import Property
+from jaxbound.relaxations import affine
 from jaxbound.search.goals import Goal
-from jaxbound.search.passes import Skeleton
+from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
 
@@ -47,8 +48,6 @@ def inward(lower: Array, upper: Array, dtype) -> Ends:
 
 def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array | None:
     """The network's value at a point; None if it has other nodes than affine and scalar ones."""
-    from jaxbound.relaxations import affine
-
     values = [x]
     for node in skeleton.nodes[1:]:
         own, read = [constants[k] for k in node.constants], [values[k] for k in node.inputs]
@@ -124,6 +123,7 @@ def _rows(network, fn, shape, arrays, x):
     constants, outputs, inputs, offsets = arrays
     x = x.reshape(shape)
     y = fn(x) if network is None else value(network, constants, x)
+    assert y is not None
     rows = outputs @ jnp.ravel(y) - offsets
     return rows if inputs is None else rows + inputs @ jnp.ravel(x)
 

@@ -1,18 +1,19 @@
 """ReLU splits: a neuron is fixed to one of its sides, with a multiplier for what that says (beta-CROWN).
 
-A domain is a clause and a sign for every ReLU: +1 where its input is at least 0, -1 where it is at most 0, else 0. Fixed
-neurons are linear, and what else their sides say enters the one backward pass through multipliers beta >= 0 (see
+A domain is a clause and a sign for every ReLU: +1 where its input is at least 0, -1 where it is at most 0, else 0.
+Fixed neurons are linear, and what else their sides say enters the one backward pass through multipliers beta >= 0 (see
 `passes`). Lower slopes and multipliers are tuned together by gradient steps, each row keeps the best that it has seen,
 and the bound that counts is one more pass with rounding. Children start with their parents' slopes and multipliers.
 
-Which neuron to fix: those whose planes are furthest apart, weighed by the coefficient that meets them, are tried on both
-sides without tuning, and the one whose worse side is best is taken (filtered smart branching, De Palma et al. 2021).
+Which neuron to fix: of those whose planes are furthest apart, weighed by the coefficient that meets them, the best few
+are tried on both sides without tuning, and the one whose worse side is best is taken (filtered smart branching, De
+Palma et al. 2021).
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ import optax
 from jaxbound._compat import eager_jit
 from jaxbound.search import passes
 from jaxbound.search.goals import Goal
-from jaxbound.search.passes import Domain, Skeleton
+from jaxbound.search.passes import Domain
+from jaxbound.search.rectifiers import rectifier_planes
+from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
 
@@ -38,16 +41,17 @@ _HELD = 1 << 23
 class Tuned(NamedTuple):
     """Slopes and multipliers, (domains, rows, neurons)."""
 
-    slopes: jax.Array
-    multipliers: jax.Array
+    slopes: Any
+    multipliers: Any
 
 
 class ReluSplits:
     """The domains that are left."""
 
-    def __init__(self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, steps: int, *, batch=None, outward=True):
-        self.outward = outward
-        self.skeleton, self.constants, self.goal, self.steps = skeleton, constants, goal, steps
+    def __init__(
+        self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward
+    ):
+        self.skeleton, self.constants, self.goal, self.steps, self.outward = skeleton, constants, goal, steps, outward
         self.box = tuple(map(jnp.asarray, box))
         self.known = known
         ends = [known[z] for z in skeleton.rectified_inputs]
@@ -57,13 +61,13 @@ class ReluSplits:
         self.size = len(low)
         widest = max(self.size * self.rows * 12, sum(node.op.size for node in skeleton.nodes) * self.rows * 4)
         self.batch = batch or int(np.clip(_HELD // widest, 2, 256))
-        count = goal.count
-        self.clause = np.arange(count)
+        self.clause = np.flatnonzero(~(lower > 0))
+        count = len(self.clause)
         self.signs = np.zeros((count, self.size), np.int8)
         default = np.broadcast_to((high > -low).astype(box[0].dtype), (count, self.rows, self.size))
         self.tuned = Tuned(default.copy(), np.zeros_like(default))
         self.level = np.full(count, -np.inf)
-        self.proved = np.inf
+        self.proved = lower[lower > 0].min(initial=np.inf)
         self.nodes = 0
         self.given_up = np.inf
         """The least bound of a domain that is not proved and cannot be split any more."""
@@ -79,7 +83,7 @@ class ReluSplits:
         return len(self.level)
 
     def step(self, stop) -> Array:
-        """Bound a batch of the worst domains and split what is not proved; returns points that may be counterexamples."""
+        """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
         count = min(self.batch, self.left)
         order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
         taken, rest = order[:count], order[count:]
@@ -107,7 +111,8 @@ class ReluSplits:
             order = self._order(clause, signs, tuned, scores, open_, times)
             fresh = self._children(clause, signs, tuned, lower, open_, order)
         parts = self.clause, self.signs, *self.tuned, self.level
-        parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, zip(*fresh) if fresh else [()] * 5)]
+        made = list(zip(*fresh, strict=True)) if fresh else [()] * len(parts)
+        parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, made, strict=True)]
         self.clause, self.signs, slopes, multipliers, self.level = parts
         self.tuned = Tuned(slopes, multipliers)
         return points
@@ -142,7 +147,9 @@ class ReluSplits:
                     (self.constants, self.box, self.known), jnp.asarray(tried), rows, tuned
                 ).lower
                 sides.append(np.asarray(lower).max(axis=1)[open_])
-            worse.append(np.where(scores[open_, best[:, k]] > 0, np.minimum(*sides) + 1e-2 * np.maximum(*sides), -np.inf))
+            worse.append(
+                np.where(scores[open_, best[:, k]] > 0, np.minimum(*sides) + 1e-2 * np.maximum(*sides), -np.inf)
+            )
         chosen = np.argmax(np.nan_to_num(np.stack(worse, axis=1), nan=-np.inf), axis=1)
         return best[np.arange(len(open_)), chosen][:, None]
 
@@ -210,11 +217,8 @@ def _parts(skeleton: Skeleton, flat: jax.Array) -> list[jax.Array]:
     """The entries of every rectified input, from flat ones (..., neurons)."""
     shapes = [skeleton.nodes[z].op.shape for z in skeleton.rectified_inputs]
     sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-    return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(jnp.split(flat, sizes, axis=-1), shapes)]
-
-
-def _flat(parts: list[jax.Array], leading: int) -> jax.Array:
-    return jnp.concatenate([part.reshape(*part.shape[:leading], -1) for part in parts], axis=-1)
+    parts = jnp.split(flat, sizes, axis=-1)
+    return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _made(skeleton: Skeleton, arrays, signs, tuned: Tuned, *, outward: bool) -> Domain:
@@ -237,21 +241,24 @@ def _lower(skeleton: Skeleton, arrays, signs, rows, ready: Ready, tuned: Tuned) 
     domain.ends, domain.planes = ready.ends, dict(ready.planes)
     slopes = _parts(skeleton, tuned.slopes)
     for number, z, slope in zip(skeleton.rectifiers, skeleton.rectified_inputs, slopes, strict=True):
-        domain.planes[number] = passes.rectifier_planes(*ready.ends[z], slope)
+        domain.planes[number] = rectifier_planes(*ready.ends[z], slope)
     multipliers = _multipliers(skeleton, signs, tuned.multipliers * ready.scale)
     return domain.bound(*passes.started(skeleton, rows), multipliers).lower
 
 
 def _batched(function, axes):
     """A step for a batch of domains, compiled for every network and option."""
-    return functools.lru_cache(64)(lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes)))
+    return functools.lru_cache(64)(
+        lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes))
+    )
 
 
 def _ready_one(skeleton, arrays, signs, rows, tuned):
     domain = _made(skeleton, arrays, signs, tuned, outward=False)
-    met = domain.bound(*passes.started(skeleton, rows), watch=True).met
+    start, intercept = passes.started(skeleton, rows)
+    met = domain.bound(start, intercept, watch=True).met
     scale = []
-    for number, z in zip(skeleton.rectifiers, skeleton.rectified_inputs, strict=True):
+    for number in skeleton.rectifiers:
         rows_there = jnp.abs(met[number]).reshape(met[number].shape[0], -1)
         largest = jnp.max(rows_there, axis=1, keepdims=True)
         scale.append(jnp.broadcast_to(largest, rows_there.shape))
@@ -286,7 +293,8 @@ def _certain_one(skeleton, outward, arrays, signs, rows, tuned: Tuned):
     multipliers = jnp.where((signs != 0) & (tuned.multipliers >= 0), tuned.multipliers, 0)
     tuned = Tuned(tuned.slopes, multipliers)
     domain = _made(skeleton, arrays, signs, tuned, outward=outward)
-    found = domain.bound(*passes.started(skeleton, rows), _multipliers(skeleton, signs, multipliers), watch=True)
+    start, intercept = passes.started(skeleton, rows)
+    found = domain.bound(start, intercept, _multipliers(skeleton, signs, multipliers), watch=True)
     best = jnp.argmax(found.lower)
     scores = []
     for number in skeleton.rectifiers:

@@ -34,10 +34,10 @@ class BranchAndBound:
     """Branch and bound: how `verify` searches.
 
     Args:
-        bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and multipliers
-            of ReLU splits; domains of input splits are bounded by CROWN.
-        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary or
-            the function has no ReLU.
+        bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and
+            multipliers of ReLU splits; domains of input splits are bounded by CROWN.
+        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary
+            or the function has no ReLU.
         batch: how many domains are bounded at once; None for what fits the processor's caches.
         timeout: seconds, where `verify` is given none.
         max_nodes: the most domains to bound.
@@ -67,7 +67,7 @@ class Verdict:
 
     Args:
         status: "verified", "falsified" or "unknown".
-        counterexample: a point of the region that violates the property, in the function's dtype; None if there is none.
+        counterexample: a point of the region that violates the property, in the function's dtype, or None.
         outputs: the function's outputs there.
         lower: a lower bound of the property's margin (see `Property.margin`) over the region: positive if verified.
         nodes: how many domains were bounded.
@@ -92,7 +92,7 @@ def verify(
     region: Region | Sequence[Region],
     prop: Property,
     *,
-    method: BranchAndBound = BranchAndBound(),  # noqa: B008 - immutable
+    method: BranchAndBound = BranchAndBound(),
     timeout: float | None = None,
     key: jax.Array | None = None,
     attack: bool = True,
@@ -158,9 +158,10 @@ def verify(
     return _verdict("unknown", parts, clock, NOTHING)
 
 
-def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found=(None, None)) -> Verdict:
+def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found: tuple = (None, None)) -> Verdict:
     lower = min((part.lower for part in parts), default=np.inf)
-    return Verdict(status, *found, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
+    point, outputs = found
+    return Verdict(status, point, outputs, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
 
 
 def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool) -> bool:
@@ -252,7 +253,7 @@ def _checked(prop: Property) -> Property:
 
 
 def _several(region: Region | Sequence[Region]) -> list[Region]:
-    found = list(region) if isinstance(region, list | tuple) else [region]
+    found: list = list(region) if isinstance(region, list | tuple) else [region]
     if not found:
         raise errors.argument("region", "is an empty list", "pass a jaxbound.Box, or several")
     for one in found:
