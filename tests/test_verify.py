@@ -75,9 +75,10 @@ def test_verdicts_are_exact_around_the_least_value(split, seed, exact):
     refuted = jb.verify(model(seed), BOX, above, method=method, progress=False)
     assert proved.status == "verified" and 0 < proved.lower <= 0.05 + 1e-4
     assert refuted.status == "falsified"
-    assert above.violated(refuted.counterexample, refuted.outputs)
-    assert np.all(np.abs(refuted.counterexample) <= 1)
-    np.testing.assert_array_equal(refuted.outputs, model(seed)(refuted.counterexample))
+    point, outputs = refuted.counterexample, refuted.outputs
+    assert point is not None and outputs is not None
+    assert above.violated(point, outputs) and np.all(np.abs(point) <= 1)
+    np.testing.assert_array_equal(outputs, model(seed)(point))
 
 
 @pytest.mark.parametrize("split", ["input", "relu"])
@@ -130,12 +131,14 @@ def test_children_cover_their_parents():
     prop = jb.Property.of([([1.0, -1.0], 1e6)])  # violated everywhere
     goal = goals.goal_of(prop, np.float32, (3, 2), (np.ones(3), np.ones(2)))
     skeleton = Skeleton(problem.graph.structure)
-    search = InputSplits(skeleton, problem.graph.constants, goal, (BOX.lower, BOX.upper), batch=16)
+    search = InputSplits(
+        skeleton, problem.graph.constants, goal, (np.asarray(BOX.lower), np.asarray(BOX.upper)), batch=16
+    )
     points = np.random.default_rng(0).uniform(-1, 1, (500, 3)).astype(np.float32)
     for _ in range(4):
         search.step(lambda: False)
         inside = (search.low <= points[:, None]) & (points[:, None] <= search.high)
-        assert inside.all(axis=2).any(axis=1).all()
+        assert np.all(np.any(np.all(inside, axis=2), axis=1))
     assert search.left > 16
 
 

@@ -199,8 +199,8 @@ def _add(static, constants, outer, outer_radii, known, slope, room):
         behind = [outer_radii[k] if where == "outer" else radii[k] for where, k in inputs] if outward else []
         own = [constants[k] for k in used]
         if is_rectifier(op):
-            planes = rectifier_planes(*read[0], slope)
-            found = jnp.maximum(read[0][0], 0), jnp.maximum(read[0][1], 0)
+            low, high = read[0]
+            planes, found = rectifier_planes(low, high, slope), (jnp.maximum(low, 0), jnp.maximum(high, 0))
         else:
             found = interval.node(op, read, own, outward=outward)
             if op.kind != "affine":
@@ -222,7 +222,7 @@ def _add(static, constants, outer, outer_radii, known, slope, room):
 
 
 def _reach(ends: Ends) -> jax.Array:
-    """The largest magnitude of a node, enlarged."""
+    """The largest magnitude of a node, with room for underflow."""
     return interval.magnitude(ends) + affine.enlargement(ends[0].dtype)
 
 
@@ -337,8 +337,7 @@ def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends]
         domain.add(block, known)
         for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
             domain.tighten(number)
-    start, intercept = started(skeleton, goal)
-    return domain.bound(start, intercept)
+    return domain.bound(*started(skeleton, goal))
 
 
 def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:

@@ -241,7 +241,8 @@ def _lower(skeleton: Skeleton, arrays, signs, rows, ready: Ready, tuned: Tuned) 
     domain.ends, domain.planes = ready.ends, dict(ready.planes)
     slopes = _parts(skeleton, tuned.slopes)
     for number, z, slope in zip(skeleton.rectifiers, skeleton.rectified_inputs, slopes, strict=True):
-        domain.planes[number] = rectifier_planes(*ready.ends[z], slope)
+        low, high = ready.ends[z]
+        domain.planes[number] = rectifier_planes(low, high, slope)
     multipliers = _multipliers(skeleton, signs, tuned.multipliers * ready.scale)
     return domain.bound(*passes.started(skeleton, rows), multipliers).lower
 
