@@ -79,6 +79,8 @@ class InputSplits:
         lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
         low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
         keep = ~refuted.all(axis=1)
+        if not keep.all():  # no counterexample, which says no more than that the margin is positive
+            self.proved = min(self.proved, float(np.finfo(np.float64).tiny))
         low, high, refuted, level, lower, slopes = (p[keep] for p in (low, high, refuted, level, lower, slopes))
         worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
         own = self.goal.clause[None] == worst[:, None]
@@ -102,8 +104,9 @@ class InputSplits:
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = -np.minimum(lower, 0).astype(np.float64)[..., None] / np.abs(slopes.astype(np.float64))
-        reach = np.where((slopes == 0) | np.isnan(reach), np.inf, reach * (1 + 1e-12))
         wide_low, wide_high = (end.astype(np.float64)[:, None] for end in (low, high))
+        spare = 1e-14 * (np.abs(wide_low) + np.abs(wide_high))  # the rounding of the quotient and of the sum
+        reach = np.where((slopes == 0) | np.isnan(reach), np.inf, reach * (1 + 1e-12) + spare)
         above = np.where(slopes > 0, np.minimum(wide_low + reach, wide_high), wide_high)
         below = np.where(slopes < 0, np.maximum(wide_high - reach, wide_low), wide_low)
         lows, highs, refuted = [], [], refuted.copy()
