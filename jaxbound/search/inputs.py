@@ -77,18 +77,21 @@ class InputSplits:
         open_ = ~refuted.all(axis=1)
         low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
         lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
+        whole = high - low
         low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
-        keep = ~refuted.all(axis=1)
+        keep, clipped = ~refuted.all(axis=1), np.any(high - low < whole, axis=1)
         if not keep.all():  # no counterexample, which says no more than that the margin is positive
             self.proved = min(self.proved, float(np.finfo(np.float64).tiny))
-        low, high, refuted, level, lower, slopes = (p[keep] for p in (low, high, refuted, level, lower, slopes))
+        low, high, refuted, level, lower, slopes, clipped = (
+            part[keep] for part in (low, high, refuted, level, lower, slopes, clipped)
+        )
         worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
         own = self.goal.clause[None] == worst[:, None]
         row = np.where(own, lower, -np.inf).argmax(axis=1)
         slope = slopes[np.arange(len(row)), row]
         steep = np.abs(slopes * own[..., None]).sum(axis=1)
         points = np.where(slope > 0, low, high)
-        parts = self._split(low, high, steep, refuted, level.min(axis=1, initial=np.inf), self.left - count)
+        parts = self._split(low, high, steep, clipped, refuted, level.min(axis=1, initial=np.inf), self.left - count)
         self.low, self.high, self.refuted, self.level = (
             np.concatenate([old[rest], new])
             for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
@@ -121,16 +124,18 @@ class InputSplits:
         low = np.maximum(low, np.min(lows, axis=0))
         return low, np.minimum(high, np.max(highs, axis=0)), refuted
 
-    def _split(self, low, high, steep, refuted, level, others: int):
+    def _split(self, low, high, steep, clipped, refuted, level, others: int):
         """The halves, quarters, ... of boxes."""
         if not len(low):
             return low, high, refuted, level
         width = high - low
         middle = (low / 2 + high / 2).astype(low.dtype)
         divisible = (low < middle) & (middle < high)
-        steep = np.maximum(steep, _FLOOR * steep.max(axis=1, keepdims=True))
+        steep = np.nan_to_num(steep, nan=1, posinf=1e30)
+        most = steep.max(axis=1, keepdims=True)
+        steep = np.where(most > 0, np.maximum(steep, _FLOOR * most), 1)
         score = np.where(divisible, steep * width, -1)
-        alive = divisible.any(axis=1)
+        alive = divisible.any(axis=1) | clipped  # what is clipped is worth another bound
         self.given_up = min(self.given_up, level[~alive].min(initial=np.inf))
         low, high, middle, divisible, score, refuted, level = (
             part[alive] for part in (low, high, middle, divisible, score, refuted, level)
@@ -144,7 +149,7 @@ class InputSplits:
         index = np.arange(len(chosen))
         for k in range(times):
             axis = chosen[:, k]
-            usable = divisible[index, axis] & (score[index, axis] > 0)
+            usable = divisible[index, axis] & (score[index, axis] >= 0)
             parts = []
             for one, other in itertools.product(zip(low, high, strict=True), (0, 1)):
                 ends = [one[0].copy(), one[1].copy()]

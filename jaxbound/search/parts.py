@@ -108,7 +108,9 @@ class Part:
         assert self.attack is not None
         self.splits = self._started()
         self._search()
-        if self.splits.left == 0 and not self._over():  # every ReLU is split, and bounds do not decide
+        if (
+            isinstance(self.splits, ReluSplits) and self.splits.left == 0 and not self._over()
+        ):  # every ReLU is split, and bounds do not decide
             self._before += self.splits.nodes
             self.splits = self._by_inputs()
             self._search()
