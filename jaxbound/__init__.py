@@ -41,6 +41,7 @@ from jaxbound.quadratic import Quadratic
 from jaxbound.radius import certified_radius
 from jaxbound.regions import Box, LpBall
 from jaxbound.report import Report
+from jaxbound.search import BranchAndBound, Verdict, verify
 from jaxbound.transform import bound, explain, linear_bounds, pre_activation_bounds
 from jaxbound.tuning import Frown, tune
 
@@ -94,6 +95,9 @@ __all__ = [
     "margin_spec",
     "margins",
     "pgd",
+    "verify",
+    "BranchAndBound",
+    "Verdict",
     "pre_activation_bounds",
     "tune",
     "LP",

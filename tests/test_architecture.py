@@ -48,12 +48,13 @@ ROOMS = (
     ("attack", "records", "report"),
     ("certify",),
     ("radius",),
+    ("search",),
     ("jacobian",),
     ("training",),
     ("frontends",),
     ("",),  # jaxbound/__init__.py
 )
-NETWORK = ROOMS.index(("functions",))
+NETWORK = ROOMS.index(("functions", "model"))
 USUAL_LINES, MOST_LINES = 350, 600
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
 SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}

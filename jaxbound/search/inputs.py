@@ -1,0 +1,170 @@
+"""Input splits: a box is bisected where the bounds' planes are steepest, until every part is proved.
+
+The domains of a batch are bounded by full backward passes each (`passes.bound_boxes`). Coordinates are chosen by slope
+times width, several at once while there are fewer domains than a batch holds. Parts share the split point, a float of
+the region's dtype, so that together they are the whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.search.goals import Goal
+from jaxbound.search.passes import bound_boxes
+from jaxbound.search.skeletons import Skeleton
+
+Array = np.ndarray
+
+_FLOOR = 0.05
+"""Steepness counts for at least this part of the steepest one's: at a large box slopes say little of smaller ones."""
+_CACHED = 1 << 21
+"""How many coefficients a batch may hold on a value, so that passes stay in the processor's caches."""
+
+
+class InputSplits:
+    """The domains that are left, each a box with the clauses already refuted on it."""
+
+    def __init__(
+        self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True
+    ):
+        self.skeleton, self.constants, self.goal, self.outward = skeleton, constants, goal, outward
+        self.shape = box[0].shape
+        self.batch = batch or self._fitting()
+        rows = goal[:3]
+        self.rows = [None if r is None else jnp.broadcast_to(jnp.asarray(r), (self.batch, *r.shape)) for r in rows]
+        self.low, self.high = (end.reshape(1, -1) for end in box)
+        self.refuted = np.zeros((1, goal.count), bool)
+        self.level = np.full(1, -np.inf)
+        self.nodes = 0
+        self.proved = np.inf
+        self.given_up = np.inf
+        """The least bound of a domain that is not proved and cannot be split any more."""
+
+    def _fitting(self) -> int:
+        nodes = self.skeleton.nodes
+        largest = max((nodes[k].op.size for k in self.skeleton.loose), default=len(self.goal.offsets))
+        per_domain = 2 * largest * max(node.op.size for node in nodes)
+        return int(2 ** np.clip(np.log2(_CACHED / per_domain), 2, 9) // 1)
+
+    @property
+    def lower(self) -> float:
+        """A lower bound of the property's margin over the whole region: that of the worst domain left."""
+        return float(min(self.level.min(initial=np.inf), self.proved, self.given_up))
+
+    @property
+    def left(self) -> int:
+        """How many domains are not proved yet."""
+        return len(self.level)
+
+    def step(self, stop) -> Array:
+        """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
+        count = min(self.batch, self.left)
+        order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
+        taken, rest = order[:count], order[count:]
+        low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
+        padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
+        box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
+        found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), {}, self.rows, outward=self.outward)
+        lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
+        self.nodes += count
+        best = self.goal.best(lower)
+        self.proved = min(self.proved, np.where(~refuted & (best > 0), best, np.inf).min(initial=np.inf))
+        refuted = refuted | (best > 0)
+        level = np.where(refuted, np.inf, best)
+        open_ = ~refuted.all(axis=1)
+        low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
+        lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
+        whole = high - low
+        low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
+        keep, clipped = ~refuted.all(axis=1), np.any(high - low < whole, axis=1)
+        if not keep.all():  # no counterexample, which says no more than that the margin is positive
+            self.proved = min(self.proved, float(np.finfo(np.float64).tiny))
+        low, high, refuted, level, lower, slopes, clipped = (
+            part[keep] for part in (low, high, refuted, level, lower, slopes, clipped)
+        )
+        worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
+        own = self.goal.clause[None] == worst[:, None]
+        row = np.where(own, lower, -np.inf).argmax(axis=1)
+        slope = slopes[np.arange(len(row)), row]
+        steep = np.abs(slopes * own[..., None]).sum(axis=1)
+        points = np.where(slope > 0, low, high)
+        parts = self._split(low, high, steep, clipped, refuted, level.min(axis=1, initial=np.inf), self.left - count)
+        self.low, self.high, self.refuted, self.level = (
+            np.concatenate([old[rest], new])
+            for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
+        )
+        return points
+
+    def _clipped(self, low, high, lower, slopes, refuted):
+        """Boxes without what the planes of the rows exclude, and what that refutes.
+
+        With x* where the plane of a row is least, `row(x) >= lower + <slope, x - x*>`, and no term of the product is
+        negative. So where the row is at most 0, `|slope_i| |x_i - x*_i| <= -lower` for every coordinate. All rows of a
+        clause hold at its counterexamples; several clauses need the hull of their boxes.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reach = -np.minimum(lower, 0).astype(np.float64)[..., None] / np.abs(slopes.astype(np.float64))
+        wide_low, wide_high = (end.astype(np.float64)[:, None] for end in (low, high))
+        spare = 1e-14 * (np.abs(wide_low) + np.abs(wide_high))  # the rounding of the quotient and of the sum
+        reach = np.where((slopes == 0) | np.isnan(reach), np.inf, reach * (1 + 1e-12) + spare)
+        above = np.where(slopes > 0, np.minimum(wide_low + reach, wide_high), wide_high)
+        below = np.where(slopes < 0, np.maximum(wide_high - reach, wide_low), wide_low)
+        lows, highs, refuted = [], [], refuted.copy()
+        for clause in range(self.goal.count):
+            own = self.goal.clause == clause
+            least, most = below[:, own].max(axis=1), above[:, own].min(axis=1)
+            least, most = _down(least, low.dtype), -_down(-most, low.dtype)
+            refuted[:, clause] |= (least > most).any(axis=1)
+            dead = refuted[:, clause, None]
+            lows.append(np.where(dead, np.inf, least).astype(low.dtype))
+            highs.append(np.where(dead, -np.inf, most).astype(low.dtype))
+        low = np.maximum(low, np.min(lows, axis=0))
+        return low, np.minimum(high, np.max(highs, axis=0)), refuted
+
+    def _split(self, low, high, steep, clipped, refuted, level, others: int):
+        """The halves, quarters, ... of boxes."""
+        if not len(low):
+            return low, high, refuted, level
+        width = high - low
+        middle = (low / 2 + high / 2).astype(low.dtype)
+        divisible = (low < middle) & (middle < high)
+        steep = np.nan_to_num(steep, nan=1, posinf=1e30)
+        most = steep.max(axis=1, keepdims=True)
+        steep = np.where(most > 0, np.maximum(steep, _FLOOR * most), 1)
+        score = np.where(divisible, steep * width, -1)
+        alive = divisible.any(axis=1) | clipped  # what is clipped is worth another bound
+        self.given_up = min(self.given_up, level[~alive].min(initial=np.inf))
+        low, high, middle, divisible, score, refuted, level = (
+            part[alive] for part in (low, high, middle, divisible, score, refuted, level)
+        )
+        if not len(low):
+            return low, high, refuted, level
+        fill = self.batch / max(1, len(low) + others)
+        times = int(np.clip(np.log2(max(fill, 2)), 1, min(low.shape[1], 6)))
+        chosen = np.argsort(-score, axis=1)[:, :times]
+        low, high = low[None], high[None]
+        index = np.arange(len(chosen))
+        for k in range(times):
+            axis = chosen[:, k]
+            usable = divisible[index, axis] & (score[index, axis] >= 0)
+            parts = []
+            for one, other in itertools.product(zip(low, high, strict=True), (0, 1)):
+                ends = [one[0].copy(), one[1].copy()]
+                ends[1 - other][index[usable], axis[usable]] = middle[index[usable], axis[usable]]
+                if not usable.all() and other:  # nothing to halve: an empty twin, taken out below
+                    ends[0][index[~usable]] = np.nan
+                parts.append(ends)
+            low, high = np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
+        count = len(low)
+        low, high = low.reshape(-1, low.shape[-1]), high.reshape(-1, high.shape[-1])
+        kept = ~np.isnan(low).any(axis=1)
+        return low[kept], high[kept], np.tile(refuted, (count, 1))[kept], np.tile(level, count)[kept]
+
+
+def _down(values: Array, dtype) -> Array:
+    """Float64 numbers in a dtype, rounded down."""
+    near = values.astype(dtype)
+    return np.where(near > values, np.nextafter(near, np.array(-np.inf, dtype)), near)

@@ -1,0 +1,350 @@
+"""Bounds of one domain as one small program: what a search runs on thousands of domains at once, by `vmap`.
+
+The mathematics is that of `relaxations.backward`. What differs is how it is carried out: rows of coefficients are plain
+arrays, ReLUs are relaxed in closed form, and rounding costs nothing per row. `backward` charges rounding on the
+coefficients of every value v that a pass meets, <|C_v|, e_v> with e_v made of magnitudes alone. A pulled row obeys
+|C_w| <= |L|' |C_v| for an affine v = L w + b, and |C_w| <= |C_v| s for a plane of slopes of at most s, so a charge on
+w is at most one on v:
+
+    <|C_w|, e_w>  <=  <|C_v|, |L| e_w>,        <|C_w|, e_w>  <=  <|C_v|, s e_w>.
+
+So charges move forward, once per domain, as an error radius r of every value, up to the next nonlinear node, where they
+widen its planes: the lower one by r below, the upper one by r above, which is what <|C|, r> says. A pass then computes
+its bound from the widened planes, less the radius of the value at which it begins. Every radius is enlarged by 1/64
+for its own rounding; room for underflow (see `affine`), h times all charges, is taken off at the end.
+
+Split neurons. Where z lies on one side of a point on a domain, sign * (z - point) >= 0, so that for every beta >= 0
+
+    row  >=  <C, z> + c   implies   row  >=  <C - beta sign, z> + c + beta sign point,
+
+a lower bound that holds for every multiplier (Wang et al. 2021, "Beta-CROWN"). Here points are 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import regions
+from jaxbound._compat import eager_jit, is_tracer
+from jaxbound.graph import Block, Op
+from jaxbound.relaxations import affine, enclosures, interval
+from jaxbound.relaxations.planes import Planes, times
+from jaxbound.search.rectifiers import is_rectifier, rectifier_planes
+from jaxbound.search.skeletons import Skeleton
+
+Ends = tuple[jax.Array, jax.Array]
+
+_SPARE = 1 + 1 / 64
+"""Times the sum of all charges."""
+
+
+class Found(NamedTuple):
+    """What a pass found for its rows."""
+
+    lower: jax.Array
+    """Lower bounds, (rows,), rounding taken off where that was asked for."""
+    inputs: jax.Array
+    """Coefficients of the region leaf, (rows, *leaf)."""
+    met: dict[int, jax.Array]
+    """Coefficients of the nonlinear nodes, (rows, *node)."""
+
+
+class Domain:
+    """What is known of one domain, or of a batch of them: bounds, planes and error radii, made block by block.
+
+    Concrete arrays have a leading axis of domains, and every block is one compiled program, which equal layers share.
+    Traced ones have none, and everything becomes part of one program.
+    """
+
+    def __init__(self, skeleton: Skeleton, constants: Sequence, box: Ends, *, outward: bool):
+        self.skeleton, self.constants, self.outward = skeleton, constants, outward
+        self.eager = not is_tracer(box[0])
+        self.ends: dict[int, Ends] = {0: box}
+        self.planes: dict[int, Planes] = {}
+        self.radii: dict[int, jax.Array] = {}
+        self.terms = len(skeleton.nodes) + 4
+        self.room: jax.Array | None = None
+        """What underflow may cost a row, for all nodes so far."""
+        if outward:
+            self.radii[0], self.room = self._call(_input_radius, (self.terms, self._readers(0)), box)
+
+    def _call(self, step: Callable, static: Hashable, *state, constants: Sequence = ()):
+        return (_compiled if self.eager else functools.partial)(step, static)(tuple(constants), *state)
+
+    def _read(self, block: Block) -> tuple:
+        return tuple(self.constants[k] for k in block.constants)
+
+    def _readers(self, number: int) -> int:
+        return len(self.skeleton.structure.consumers[number])
+
+    def add(self, block: Block, known: dict[int, Ends] | None = None, slope: jax.Array | None = None) -> None:
+        """Bound a block's nodes by interval arithmetic and by what is known of them, and relax the one it begins with.
+
+        Args:
+            block: the next one.
+            known: bounds of some nodes that hold on the domain too.
+            slope: lower slopes of the ReLU that begins the block, in [0, 1]; None for CROWN's.
+        """
+        inside = range(block.start, block.stop)
+        readers = tuple(map(self._readers, inside))
+        outer = [self.ends[k] for k in block.outer], [self.radii.get(k) for k in block.outer]
+        given = [(known or {}).get(k) for k in inside]
+        static = block.template, self.outward, self.terms, readers
+        ends, planes, radii, room = self._call(
+            _add, static, *outer, given, slope, self.room, constants=self._read(block)
+        )
+        self.ends.update(zip(inside, ends, strict=True))
+        if planes is not None:
+            self.planes[block.start] = planes
+        if self.outward:
+            self.radii.update(zip(inside, radii, strict=True))
+            self.room = room
+
+    def tighten(self, number: int) -> None:
+        """Bound a node by backward passes from all its entries."""
+        rows: dict[int, Any] = {number: None}
+        lower = self._call(_begin_entries, None, self.radii.get(number), self.room, self.ends[number])
+        lower = self._down(rows, lower).lower
+        self.ends[number] = self._call(_met, None, self.ends[number], lower)
+
+    def bound(
+        self,
+        start: dict[int, jax.Array],
+        intercept: jax.Array,
+        multipliers: Mapping[int, jax.Array] = MappingProxyType({}),
+        *,
+        watch: bool = False,
+    ) -> Found:
+        """A backward pass from rows on some nodes (and on the region leaf) to numbers.
+
+        Args:
+            start: per node, coefficients (rows, *node).
+            intercept: what the rows begin with, (rows,).
+            multipliers: per node, what split neurons add to the coefficients there, -beta * sign.
+            watch: whether to return the coefficients of nonlinear nodes.
+        """
+        if self.outward:
+            parts = [(part, self.radii[number]) for number, part in (*start.items(), *multipliers.items())]
+            intercept = self._call(_begin, self.terms, intercept, parts, self.room)
+        return self._down(dict(start), intercept, multipliers, watch=watch)
+
+    def _down(
+        self,
+        rows: dict[int, Any],
+        lower: jax.Array,
+        multipliers: Mapping = MappingProxyType({}),
+        *,
+        watch: bool = False,
+    ) -> Found:
+        met = {}
+        for block in reversed(self.skeleton.structure.blocks):
+            inside = range(block.start, block.stop)
+            if rows.keys().isdisjoint(inside):
+                continue
+            entries = tuple(k in rows and rows[k] is None for k in inside)
+            incoming = [self._with(rows.pop(k, None), multipliers.get(k)) for k in inside]
+            state = incoming, lower, self.planes.get(block.start)
+            outgoing, lower, own = self._call(
+                _pull, (block.template, entries, watch), *state, constants=self._read(block)
+            )
+            if own is not None:
+                met[block.start] = own
+            for k, part in zip(block.outer, outgoing, strict=True):
+                if part is not None:
+                    rows[k] = self._with(part, rows.get(k))
+        inputs = self._with(rows.get(0), multipliers.get(0))
+        lower, inputs = self._call(_finish, None, self.ends[0], inputs, lower)
+        return Found(lower, inputs, met)
+
+    def _with(self, rows, other):
+        return rows if rows is None or other is None else self._call(_sum, None, rows, other)
+
+
+# --- the steps, each for one domain -----------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(step: Callable, static: Hashable) -> Callable:
+    def batched(constants, *state):
+        return jax.vmap(functools.partial(step, static, constants))(*state)
+
+    return eager_jit(batched)
+
+
+def _input_radius(static, _constants, box):
+    terms, readers = static
+    low, high = box
+    reach = _reach(box)
+    return _with_sums(
+        affine.gamma(low.size + 8 + terms, low.dtype) * reach, 0.0, (low, high), readers, jnp.zeros((), low.dtype)
+    )
+
+
+def _add(static, constants, outer, outer_radii, known, slope, room):
+    """Bounds of a block's nodes, planes around the first if it is nonlinear, radii, and room for underflow."""
+    template, outward, terms, readers = static
+    ends: list[Ends] = []
+    radii: list[jax.Array] = []
+    planes: Any = None
+    for position, (op, inputs, used) in enumerate(template.nodes):
+        read = [outer[k] if where == "outer" else ends[k] for where, k in inputs]
+        behind = [outer_radii[k] if where == "outer" else radii[k] for where, k in inputs] if outward else []
+        own = [constants[k] for k in used]
+        if is_rectifier(op):
+            low, high = read[0]
+            planes, found = rectifier_planes(low, high, slope), (jnp.maximum(low, 0), jnp.maximum(high, 0))
+        else:
+            found = interval.node(op, read, own, outward=outward)
+            if op.kind != "affine":
+                planes = enclosures.of(op).planes(op, read, own, "adaptive", None)
+        found = found if known[position] is None else interval.intersect(found, known[position])
+        ends.append(found)
+        if outward:
+            if op.kind == "affine":
+                charge = _charge_of_affine(op, own, read, terms)
+                behind = affine.absolute(op, behind, own)
+            else:
+                planes, charge = _widened(op, planes, read, behind, terms)
+                behind = 0.0
+                room += affine.enlargement(op.dtype) * jnp.sum(charge)
+                charge = jnp.zeros(op.shape, op.dtype)
+            radius, room = _with_sums(charge, behind, found, readers[position], room)
+            radii.append(radius)
+    return ends, planes, radii, room
+
+
+def _reach(ends: Ends) -> jax.Array:
+    """The largest magnitude of a node, with room for underflow."""
+    return interval.magnitude(ends) + affine.enlargement(ends[0].dtype)
+
+
+def _with_sums(own, behind, ends: Ends, readers: int, room):
+    """A radius with the sums of rows of all readers, of a pass that begins there and of multipliers; room with it."""
+    dtype = ends[0].dtype
+    own = own + affine.gamma(readers + 2, dtype) * _reach(ends)
+    return _SPARE * (own + behind), room + _SPARE * affine.enlargement(dtype) * jnp.sum(own)
+
+
+def _charge_of_affine(op: Op, constants, inputs, terms: int) -> jax.Array:
+    """What a unit of coefficient on an affine node costs: its shift, and the transposed product."""
+    shift, charge = affine.offset(op, constants), jnp.zeros(op.shape, op.dtype)
+    if shift is not None:
+        charge += affine.gamma(op.size + 2 + terms, op.dtype) * (jnp.abs(shift) + affine.enlargement(op.dtype))
+    if affine.pull_error(op) > 0:
+        charge += affine.pull_error(op) * affine.reach(op, list(map(interval.magnitude, inputs)), constants)
+    carried = affine.inexactness(op, list(map(interval.magnitude, inputs)), constants)
+    return charge if carried is None else charge + carried
+
+
+def _widened(op: Op, planes: Planes, inputs, behind, terms: int) -> tuple[Planes, jax.Array]:
+    """Planes that hold all rounding behind them, and by how much they were widened."""
+    room = affine.enlargement(op.dtype)
+    height = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
+    charge = affine.gamma(op.size + 2 + terms, op.dtype) * (height + room)
+    for low, high, ends, radius in zip(planes.lower_slopes, planes.upper_slopes, inputs, behind, strict=False):
+        steepest = jnp.maximum(jnp.abs(low), jnp.abs(high)) + room
+        size = times(steepest, affine.gamma(2, op.dtype) * _reach(ends) + radius)
+        charge += jnp.sum(size, axis=enclosures.reduced_axes(op))
+    charge *= _SPARE
+    low, high = planes.lower_intercept - charge, planes.upper_intercept + charge
+    return dataclasses.replace(planes, lower_intercept=low, upper_intercept=high), charge
+
+
+def _begin_entries(_static, _constants, radius, room, ends):
+    """What a pass from all entries of a node, then all their negatives, begins with."""
+    radius = jnp.zeros_like(ends[0]) if radius is None else radius
+    return -jnp.tile(radius.reshape(-1), 2) - (0 if room is None else room)
+
+
+def _begin(terms: int, _constants, intercept, parts, room):
+    """An intercept less the rounding of everything behind the rows."""
+    lost = affine.gamma(terms, intercept.dtype) * jnp.abs(intercept) + room
+    return intercept - _SPARE * (lost + sum(_dot(jnp.abs(part), radius) for part, radius in parts))
+
+
+def _pull(static, constants, incoming, lower, planes):
+    """Rows on the values that a block reads, what they have collected, and the coefficients of its nonlinear node."""
+    template, entries, watch = static
+    inner = list(incoming)
+    outer: list = [None] * len(template.outer_shapes)
+    met = None
+    for position in reversed(range(len(template.nodes))):
+        op, inputs, used = template.nodes[position]
+        rows = inner[position]
+        if entries[position]:
+            unit = jnp.eye(op.size, dtype=op.dtype)
+            rows = jnp.concatenate([unit, -unit]).reshape(-1, *op.shape)
+        if rows is None:
+            continue
+        own = [constants[k] for k in used]
+        if op.kind == "affine":
+            shift = affine.offset(op, own)
+            lower = lower if shift is None else lower + _dot(rows, shift)
+            pulled = affine.pull(op, rows, own)
+        else:
+            met = rows if watch else None
+            lower = lower + _dot(rows, jnp.where(rows > 0, planes.lower_intercept, planes.upper_intercept))
+            axes = enclosures.reduced_axes(op)
+            rows = jnp.expand_dims(rows, [axis - len(op.shape) - len(axes) for axis in axes])
+            pairs = zip(planes.lower_slopes, planes.upper_slopes, strict=True)
+            pulled = [rows * jnp.where(rows > 0, low, high) for low, high in pairs]
+        for (where, k), part in zip(inputs, pulled, strict=False):
+            held = outer if where == "outer" else inner
+            held[k] = part if held[k] is None else held[k] + part
+    return outer, lower, met
+
+
+def _finish(_static, _constants, box, inputs, lower):
+    low, high = box
+    rows = jnp.zeros((*lower.shape, *low.shape), lower.dtype) if inputs is None else inputs
+    lower = lower + regions.minimum(regions.Box(low, high), rows)
+    return jnp.where(lower < jnp.inf, lower, -jnp.inf), rows
+
+
+def _met(_static, _constants, ends, lower):
+    low, negative = (part.reshape(ends[0].shape) for part in jnp.split(lower, 2))
+    return interval.intersect(ends, (low, -negative))
+
+
+def _sum(_static, _constants, first, second):
+    return first + second
+
+
+def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
+    """Per row, the sum of products with values of the node's shape, which may have rows of their own."""
+    return jnp.sum(rows * values, axis=tuple(range(1, rows.ndim)))
+
+
+def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends], goal, *, outward: bool) -> Found:
+    """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
+
+    Args:
+        skeleton: the network.
+        constants: its constants.
+        box: the domains' ends.
+        known: bounds of some values that hold on the domains too.
+        goal: rows `outputs @ y + inputs @ x - offsets`.
+    """
+    domain = Domain(skeleton, constants, box, outward=outward)
+    for block in skeleton.structure.blocks:
+        domain.add(block, known)
+        for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
+            domain.tighten(number)
+    return domain.bound(*started(skeleton, goal))
+
+
+def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:
+    """Where a pass for the rows of a goal begins."""
+    outputs, inputs, offsets = goal
+    axes = outputs.shape[:-1]
+    start = {skeleton.output: outputs.reshape(*axes, *skeleton.nodes[skeleton.output].op.shape)}
+    if inputs is not None:
+        start[0] = inputs.reshape(*axes, *skeleton.nodes[0].op.shape)
+    return start, -offsets

@@ -1,0 +1,187 @@
+"""Verdicts against exact answers: enumeration of activation patterns, corners and samples of small ReLU networks."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+import jaxbound as jb
+from jaxbound.search import goals, passes
+from jaxbound.search.inputs import InputSplits
+from jaxbound.search.skeletons import Skeleton
+from jaxbound.transform import prepare
+
+BOX = jb.Box(-np.ones(3, np.float32), np.ones(3, np.float32))
+SHAPES = (3, 4, 3, 2)
+
+
+def network(params, x):
+    for number, (kernel, bias) in enumerate(params):
+        x = x @ kernel + bias
+        x = jax.nn.relu(x) if number < len(params) - 1 else x
+    return x
+
+
+def make(seed: int) -> list:
+    draw = np.random.default_rng(seed)
+    pairs = itertools.pairwise(SHAPES)
+    return [(draw.normal(size=(m, n)).astype(np.float32), draw.normal(size=n).astype(np.float32)) for m, n in pairs]
+
+
+def model(seed: int) -> jb.Model:
+    return jb.Model(network, jax.tree.map(jnp.asarray, make(seed)), (3,), (2,))
+
+
+def least(params, row) -> float:
+    """The exact least value of `row @ network` over the box: one linear program for every pattern of activations."""
+    values = []
+    widths = [bias.size for _, bias in params[:-1]]
+    for flat in itertools.product((0, 1), repeat=sum(widths)):
+        patterns = np.split(np.array(flat), np.cumsum(widths)[:-1])
+        matrix, shift, above, beyond = np.eye(3), np.zeros(3), [], []
+        for (kernel, bias), pattern in zip(params[:-1], patterns, strict=True):
+            matrix, shift = kernel.T.astype(float) @ matrix, kernel.T.astype(float) @ shift + bias
+            sign = np.where(pattern, -1.0, 1.0)
+            above.append(sign[:, None] * matrix)
+            beyond.append(-sign * shift)
+            matrix, shift = matrix * pattern[:, None], shift * pattern
+        kernel, bias = params[-1]
+        objective, constant = row @ kernel.T @ matrix, row @ (kernel.T @ shift + bias)
+        found = linprog(objective, np.concatenate(above), np.concatenate(beyond), bounds=[(-1, 1)] * 3)
+        if found.status == 0:
+            values.append(found.fun + constant)
+    return min(values)
+
+
+@pytest.fixture(scope="module")
+def exact() -> list[float]:
+    """The least difference of the two outputs for two networks."""
+    return [least(make(seed), np.array([1.0, -1.0])) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("split", ["input", "relu"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_verdicts_are_exact_around_the_least_value(split, seed, exact):
+    """Just below the least value there is no counterexample, at it there is; neither is ever said of the other."""
+    value, method = exact[seed - 1], jb.BranchAndBound(split=split, batch=16, max_nodes=4000)
+    below = jb.Property.of([([1.0, -1.0], value - 0.05)])
+    above = jb.Property.of([([1.0, -1.0], value + 0.05)])
+    proved = jb.verify(model(seed), BOX, below, method=method, progress=False)
+    refuted = jb.verify(model(seed), BOX, above, method=method, progress=False)
+    assert proved.status == "verified" and 0 < proved.lower <= 0.05 + 1e-4
+    assert refuted.status == "falsified"
+    point, outputs = refuted.counterexample, refuted.outputs
+    assert point is not None and outputs is not None
+    assert above.violated(point, outputs) and np.all(np.abs(point) <= 1)
+    np.testing.assert_array_equal(outputs, model(seed)(point))
+
+
+@pytest.mark.parametrize("split", ["input", "relu"])
+def test_without_attack_a_violated_property_is_never_verified(split, exact):
+    prop = jb.Property.of([([1.0, -1.0], exact[0])], [([1.0, -1.0], exact[0] - 10)])
+    method = jb.BranchAndBound(split=split, batch=16, max_nodes=600)
+    found = jb.verify(model(1), BOX, prop, method=method, attack=False, progress=False)
+    assert found.status == "unknown" and found.lower <= 1e-5
+
+
+def test_conjunctions_inputs_and_several_boxes(exact):
+    """Rows on inputs cut the box where counterexamples may be; a property over parts holds over the whole."""
+    method, value = jb.BranchAndBound(batch=16, max_nodes=4000), exact[0]
+    half = [([1.0, -1.0], value + 1.0), ([0.0, 0.0], -2.0, [1.0, 0.0, 0.0])]  # x_0 <= -2 is outside
+    assert jb.verify(model(1), BOX, jb.Property.of(half), method=method, progress=False).status == "verified"
+    halves = [jb.Box(BOX.lower, np.array([0, 1, 1.0])), jb.Box(np.array([0, -1, -1.0]), BOX.upper)]
+    prop = jb.Property.of([([1.0, -1.0], value - 0.05)])
+    found = jb.verify(model(1), halves, prop, method=method, progress=False)
+    assert found.status == "verified" and found.nodes >= 2
+
+
+def test_bounds_hold_in_exact_arithmetic_and_share_programs():
+    """Widened planes leave float64 values above the bounds, on boxes as small as rounding; two networks, one program."""
+    draw, programs = np.random.default_rng(0), passes._compiled.cache_info
+    for seed, width in ((3, 1.0), (4, 1e-3), (3, 1e-6), (4, 0.0)):
+        params = make(seed)
+        problem = prepare(network, (params, BOX))
+        skeleton = Skeleton(problem.graph.structure)
+        before = programs().misses
+        low = draw.uniform(-1, 1, (16, 3)).astype(np.float32)
+        high = low + np.float32(width)
+        rows = np.broadcast_to(np.array([[1, -1], [-1, 1], [3, 2]], np.float32), (16, 3, 2))
+        goal = jnp.asarray(rows), None, jnp.zeros((16, 3))
+        box = jnp.asarray(low), jnp.asarray(high)
+        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True).lower
+        points = np.clip(low + draw.uniform(size=(200, 16, 3)) * (high - low), low, high).astype(np.float64)
+        values = points
+        for number, (kernel, bias) in enumerate(params):
+            values = values @ kernel.astype(np.float64) + bias
+            values = np.maximum(values, 0) if number < len(params) - 1 else values
+        assert np.all(np.asarray(lower, np.float64) <= np.einsum("bro,sbo->sbr", rows.astype(float), values))
+        assert np.all(np.asarray(lower)[:, 0] > -np.inf)
+        if seed == 4 or width < 1:
+            assert programs().misses == before
+
+
+def test_children_cover_their_parents():
+    """Every point of the region lies in some domain that is left, until something is proved."""
+    problem = prepare(network, (make(1), BOX))
+    prop = jb.Property.of([([1.0, -1.0], 1e6)])  # violated everywhere
+    goal = goals.goal_of(prop, np.float32, (3, 2), (np.ones(3), np.ones(2)))
+    skeleton = Skeleton(problem.graph.structure)
+    search = InputSplits(
+        skeleton, problem.graph.constants, goal, (np.asarray(BOX.lower), np.asarray(BOX.upper)), batch=16
+    )
+    points = np.random.default_rng(0).uniform(-1, 1, (500, 3)).astype(np.float32)
+    for _ in range(4):
+        search.step(lambda: False)
+        inside = (search.low <= points[:, None]) & (points[:, None] <= search.high)
+        assert np.all(np.any(np.all(inside, axis=2), axis=1))
+    assert search.left > 16
+
+
+def test_offsets_and_coefficients_are_rounded_to_the_safe_side():
+    prop = jb.Property.of([([0.1, -1.0], 0.1)])
+    goal = goals.goal_of(prop, np.float32, (3, 2), (np.ones(3), np.array([5.0, 7.0])))
+    assert float(goal.offsets[0]) >= 0.1 + abs(0.1 - float(np.float32(0.1))) * 5
+    exact = goals.goal_of(jb.Property.robust(0, 2), np.float32, (3, 2), (np.ones(3), np.zeros(2)))
+    assert exact.offsets.tolist() == [0.0]
+
+
+def test_ties_and_points_without_floats():
+    """Equality is a violation; a box between two floats gives its nearest one, and the guarantee says so."""
+    tie = jb.verify(lambda x: x, jb.Box(np.zeros(1), np.zeros(1)), jb.Property.of([([1.0], 0.0)]), progress=False)
+    assert tie.status == "falsified" and "at this point" in tie.guarantee
+    thin = jb.Box(np.array([0.1]), np.array([0.1 + 1e-12]))
+    found = jb.verify(lambda x: x, thin, jb.Property.of([([1.0], 1.0)]), progress=False)
+    assert found.status == "falsified" and "nearest" in found.guarantee
+
+
+def test_time_is_kept_and_errors_name_the_way_out():
+    prop = jb.Property.of([([1.0, -1.0], 0.0)])
+    late = jb.verify(model(1), BOX, prop, timeout=0.0, attack=False, progress=False)
+    assert late.status == "unknown" and late.seconds < 2
+    with pytest.raises(jb.ArgumentError, match="no clauses"):
+        jb.verify(model(1), BOX, jb.Property(()))
+    with pytest.raises(jb.ArgumentError, match="speaks of 3 outputs"):
+        jb.verify(model(1), BOX, jb.Property.robust(0, 3), progress=False)
+    with pytest.raises(jb.ArgumentError, match="lower > upper"):
+        jb.verify(model(1), jb.Box(np.ones(3), -np.ones(3)), prop)
+    with pytest.raises(jb.UnsupportedError, match="certificate"):
+        jb.verify(model(1), BOX, prop, certificate="proof")
+    with pytest.raises(jb.ArgumentError, match="norm"):
+        jb.verify(model(1), jb.LpBall(np.zeros(3), 1.0, 2), prop)
+    with pytest.raises(jb.ArgumentError, match="split"):
+        jb.verify(model(1), BOX, prop, method=jb.BranchAndBound(split="both"))
+    with pytest.raises(jb.ArgumentTypeError, match="method"):
+        jb.verify(model(1), BOX, prop, method=jb.Crown())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(jb.HostLoopError, match="verify"):
+        jax.jit(lambda x: jb.verify(model(1), BOX, prop) and x)(1.0)
+
+
+def test_smooth_functions_are_decided_by_input_splits():
+    prop = jb.Property.of([([1.0], -1.1)])
+    found = jb.verify(lambda x: jnp.tanh(x[:1]) * 1.0, BOX, prop, method=jb.BranchAndBound(batch=16), progress=False)
+    assert found.status == "verified"
