@@ -35,6 +35,8 @@ _LARGEST = frozenset({
     "reduce_max", "reduce_min", "cummax", "cummin", "sort", "reduce_window_max", "reduce_window_min", "top_k",
 })  # fmt: skip
 """Primitives whose result is one of the operand's entries, moved by no more than the largest error of any."""
+_CUTS = frozenset({"split", "unstack"})
+"""Primitives of one operand that only take it apart."""
 _EXACT = frozenset({"iota", "random_bits", "random_unwrap", "random_wrap"})
 _NO_BOUND = frozenset({"sin", "cos", "tan"})
 """They turn again and again, so the ends of an interval say nothing of what is between."""
@@ -103,8 +105,10 @@ def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error],
         return [_elementwise(primitive, params, operands, given)]
     if not any(floating):
         raise _refused(name, "its whole number may turn on a rounded one")
-    if name in _EXACT or (exact and name in _LARGEST):
+    if name in _EXACT or (exact and name in _LARGEST | _CUTS):
         return [None] * len(results)
+    if name in _CUTS and given[0] is not None:
+        return list(bind(primitive, [given[0]], params))
     if name in _LARGEST and len(results) == 1 and given[0] is not None:
         return [jnp.full(results[0].shape, jnp.max(given[0]))]
     if name not in AFFINE:
