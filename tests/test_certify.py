@@ -549,7 +549,7 @@ def test_certify_under_a_trace_names_margins():
         ({"labels": np.zeros(3)}, TypeError, "pass class indices"),
         ({"x": np.zeros((0, 4), np.float32), "labels": np.zeros(0, int)}, ValueError, "no examples; pass at least one"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; pass at least 1"),
-        ({"rounding": "inward"}, ValueError, "rounding is 'inward'; pass "exact""),
+        ({"rounding": "inward"}, ValueError, "rounding is 'inward'; pass"),
         ({"norm": 0.5}, ValueError, "norm=0.5 is not a norm"),
         ({"clip": (0, 1, 2)}, ValueError, "clip must be None or a pair"),
         ({"apply_fn": lambda _, v: v[:, :1]}, ValueError, "num_classes is 1"),
