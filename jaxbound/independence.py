@@ -69,11 +69,11 @@ def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
 @functools.lru_cache(maxsize=256)
 def _first_doubt(batched: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct) -> tuple[str, str, bool] | None:
     """The name and line of the first operation that mixes examples, or else of one that draws random numbers."""
-    found = None
+    found, whole = None, getattr(batched, "on_batch", batched)  # a bound method is equal to no other, the function is
     for size in _PRIMES:
         batch = jax.ShapeDtypeStruct((size, *example.shape), example.dtype)
         try:
-            closed = jax.make_jaxpr(batched)(jax.tree.unflatten(tree, avals), batch)
+            closed = jax.make_jaxpr(whole)(jax.tree.unflatten(tree, avals), batch)
         except Exception:  # it takes no batch of this size, or none at all, which its user is told elsewhere
             return None
         if any(aval.shape[:1] != (size,) for aval in closed.out_avals):

@@ -97,7 +97,7 @@ def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, ce
         return _chain(_plain(params), x, activation, certificate)
     struct = _struct(x)
     if struct is not None:
-        independence.check(network.function.on_batch, network.variables, struct)
+        independence.check(network.function, network.variables, struct)
     return network
 
 
