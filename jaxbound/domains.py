@@ -78,12 +78,13 @@ def check_executed(method: Method, graph: Graph) -> None:
 
 
 def _moved_from(graph: Graph, node: Node) -> list[int]:
-    """What an affine node reads, before it was moved or repeated."""
-    found = []
-    for source in node.inputs:
-        while graph.nodes[source].op.kind == "affine" and affine.moves(graph.nodes[source].op):
-            source = graph.nodes[source].inputs[0]
-        found.append(source)
+    """What an affine node reads, before it was moved, repeated or put beside others."""
+    found, pending = [], list(node.inputs)
+    while pending:
+        source = pending.pop()
+        op = graph.nodes[source].op
+        moved = op.kind == "affine" and affine.moves(op)
+        (pending if moved else found).extend(graph.nodes[source].inputs if moved else [source])
     return found
 
 

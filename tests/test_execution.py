@@ -97,6 +97,7 @@ REFUSED = {
     "a product that decides": (lambda x: jnp.where(0.3 * x > 1, 0.3 * x - 1, 0.0), "not a choice"),
     "a rewritten expression": (jax.nn.softmax, "another form"),
     "multiplications that may merge": (lambda x: (x * 1e30) * 1e30, "consecutive"),
+    "the same behind another value": (lambda x: jnp.concatenate([x, x * 1e30]) * 1e30, "consecutive"),
 }
 
 
