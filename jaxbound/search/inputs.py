@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxbound.search.goals import Goal
 from jaxbound.search.passes import bound_boxes
+from jaxbound.search.queue import Queue
 from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
@@ -24,12 +25,13 @@ _CACHED = 1 << 21
 """How many coefficients a batch may hold on a value, so that passes stay in the processor's caches."""
 
 
-class InputSplits:
+class InputSplits(Queue):
     """The domains that are left, each a box with the clauses already refuted on it."""
 
     def __init__(
         self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True
     ):
+        super().__init__()
         self.skeleton, self.constants, self.goal, self.outward = skeleton, constants, goal, outward
         self.shape = box[0].shape
         self.batch = batch or self._fitting()
@@ -38,10 +40,6 @@ class InputSplits:
         self.low, self.high = (end.reshape(1, -1) for end in box)
         self.refuted = np.zeros((1, goal.count), bool)
         self.level = np.full(1, -np.inf)
-        self.nodes = 0
-        self.proved = np.inf
-        self.given_up = np.inf
-        """The least bound of a domain that is not proved and cannot be split any more."""
 
     def _fitting(self) -> int:
         nodes = self.skeleton.nodes
@@ -49,21 +47,10 @@ class InputSplits:
         per_domain = 2 * largest * max(node.op.size for node in nodes)
         return int(2 ** np.clip(np.log2(_CACHED / per_domain), 2, 9) // 1)
 
-    @property
-    def lower(self) -> float:
-        """A lower bound of the property's margin over the whole region: that of the worst domain left."""
-        return float(min(self.level.min(initial=np.inf), self.proved, self.given_up))
-
-    @property
-    def left(self) -> int:
-        """How many domains are not proved yet."""
-        return len(self.level)
-
     def step(self, stop) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
-        count = min(self.batch, self.left)
-        order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
-        taken, rest = order[:count], order[count:]
+        taken, rest = self.worst()
+        count = len(taken)
         low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
         padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
         box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]

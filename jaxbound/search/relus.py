@@ -24,6 +24,7 @@ from jaxbound._compat import eager_jit
 from jaxbound.search import passes
 from jaxbound.search.goals import Goal
 from jaxbound.search.passes import Domain
+from jaxbound.search.queue import Queue
 from jaxbound.search.rectifiers import rectifier_planes
 from jaxbound.search.skeletons import Skeleton
 
@@ -45,12 +46,13 @@ class Tuned(NamedTuple):
     multipliers: Any
 
 
-class ReluSplits:
+class ReluSplits(Queue):
     """The domains that are left."""
 
     def __init__(
         self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward
     ):
+        super().__init__()
         self.skeleton, self.constants, self.goal, self.steps, self.outward = skeleton, constants, goal, steps, outward
         self.box = tuple(map(jnp.asarray, box))
         self.known = known
@@ -68,25 +70,11 @@ class ReluSplits:
         self.tuned = Tuned(default.copy(), np.zeros_like(default))
         self.level = np.full(count, -np.inf)
         self.proved = lower[lower > 0].min(initial=np.inf)
-        self.nodes = 0
-        self.given_up = np.inf
-        """The least bound of a domain that is not proved and cannot be split any more."""
-
-    @property
-    def lower(self) -> float:
-        """A lower bound of the property's margin over the whole region."""
-        return float(min(self.level.min(initial=np.inf), self.proved, self.given_up))
-
-    @property
-    def left(self) -> int:
-        """How many domains are not proved yet."""
-        return len(self.level)
 
     def step(self, stop) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
-        count = min(self.batch, self.left)
-        order = np.argpartition(self.level, count - 1) if count < self.left else np.arange(count)
-        taken, rest = order[:count], order[count:]
+        taken, rest = self.worst()
+        count = len(taken)
         padded = taken[np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])]
         clause, signs = self.clause[padded], self.signs[padded]
         start = Tuned(*(jnp.asarray(part[padded]) for part in self.tuned))
