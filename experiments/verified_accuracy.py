@@ -22,8 +22,8 @@ import numpy as np
 import jaxbound as jb
 from benchmarks import measure
 from experiments import networks, require_files, write_csv
-from jaxbound.attack import Attack
-from jaxbound.certify import Report, certify, check_against_attack
+from jaxbound.certificates.attack import Attack
+from jaxbound.certificates.certification import Report, certify, check_against_attack
 
 METHODS: dict[str, jb.Method] = {
     "ibp": jb.IBP(),

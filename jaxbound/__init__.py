@@ -4,10 +4,10 @@
 Flax networks; `certify` turns bounds into certificates. See README.md.
 """
 
-from jaxbound.attack import Attack, pgd
-from jaxbound.bounds import Estimate, Interval, LinearBounds
-from jaxbound.certify import certify, check_against_attack, margin_spec, margins
-from jaxbound.compilation import compilation_cache
+from jaxbound.certificates.attack import Attack, pgd
+from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
+from jaxbound.certificates.certification import certify, check_against_attack, margin_spec, margins
+from jaxbound.backend.compilation import compilation_cache
 from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,8 +20,8 @@ from jaxbound.errors import (
     SoundnessError,
     UnsupportedError,
 )
-from jaxbound.exact import LP, MILP
-from jaxbound.explanation import Explanation
+from jaxbound.methods.exact import LP, MILP
+from jaxbound.transforms.explanation import Explanation
 from jaxbound.frontends import onnx, vnnlib
 from jaxbound.jacobian import (
     FastLip,
@@ -33,17 +33,17 @@ from jaxbound.jacobian import (
     spectral_lipschitz,
 )
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
-from jaxbound.model import Model
+from jaxbound.network.model import Model
 from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
-from jaxbound.polytope import ConvexPolytope
-from jaxbound.properties import Clause, Property
-from jaxbound.quadratic import Quadratic
-from jaxbound.radius import certified_radius
+from jaxbound.methods.polytope import ConvexPolytope
+from jaxbound.certificates.properties import Clause, Property
+from jaxbound.methods.quadratic import Quadratic
+from jaxbound.certificates.radius import certified_radius
 from jaxbound.regions import Box, LpBall
-from jaxbound.report import Report
-from jaxbound.search import BranchAndBound, Verdict, verify
-from jaxbound.transform import bound, explain, linear_bounds, pre_activation_bounds
-from jaxbound.tuning import Frown, tune
+from jaxbound.certificates.report import Report
+from jaxbound.search import BranchAndBound, Verdict, verification
+from jaxbound.transforms.transform import bound, explain, linear_bounds, pre_activation_bounds
+from jaxbound.methods.tuning import Frown, tune
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,8 @@ import numpy as np
 import oracles
 
 import jaxbound as jb
-from jaxbound import regions, tracing
+from jaxbound import regions
+from jaxbound.graph import tracing
 from jaxbound.relaxations.enclosures import maximum, product, scalar
 
 _W1 = np.array([[1.0, -2.0, 0.5], [0.75, 1.0, -1.5]])

@@ -10,7 +10,7 @@ import scipy.special as special
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import operations
+from jaxbound.graph import operations
 from jaxbound.relaxations.enclosures import evaluation
 
 _METHODS = (jb.IBP(), jb.Forward(), jb.Crown())

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbound as jb
-from jaxbound import tracing
-from jaxbound.exact import LP, MILP, encoding
-from jaxbound.exact.program import Builder, Multipliers, is_empty, lower_bound
+from jaxbound.graph import tracing
+from jaxbound.methods.exact import LP, MILP, encoding
+from jaxbound.methods.exact.program import Builder, Multipliers, is_empty, lower_bound
 
 
 def exact_relu(layers, x) -> list[Fraction]:

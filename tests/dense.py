@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import tracing
+from jaxbound.graph import tracing
 from jaxbound.graph import Op
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import Planes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbound.attack import pgd, pgd_on_function
+from jaxbound.certificates.attack import pgd, pgd_on_function
 from jaxbound.regions import Box, LpBall, minimum, per_example
 
 KEY = jax.random.key(0)

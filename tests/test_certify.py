@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound import errors, records, transform
-from jaxbound.attack import Attack
-from jaxbound.certify import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound import errors
+from jaxbound.certificates import records
+from jaxbound.transforms import transform
+from jaxbound.certificates.attack import Attack
+from jaxbound.certificates.certification import Report, certify, check_against_attack, margin_spec, margins
 from jaxbound.methods import Bounded, Method
 from jaxbound.network import Network
 
@@ -797,7 +799,7 @@ def test_a_killed_process_loses_one_batch(tmp_path):
         import os, signal, sys
         import numpy as np
         import jaxbound as jb
-        from jaxbound.certify import certify
+        from jaxbound.certificates.certification import certify
 
         replace, calls = os.replace, []
 

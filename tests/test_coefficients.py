@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound import driver, tracing
+from jaxbound import driver
+from jaxbound.graph import tracing
 from jaxbound.relaxations import backward, coefficients, convolutions, matrices, windows
 from jaxbound.relaxations.coefficients import Dense, Identity
 from jaxbound.relaxations.windows import Windowed

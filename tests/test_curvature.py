@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.special as special
 
-from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, Piece, analyse
-from jaxbound.relaxations.enclosures.elementary import ELEMENTARY
-from jaxbound.relaxations.enclosures.intervals import Interval
-from jaxbound.relaxations.enclosures.jets import UnsupportedError, enclose
+from jaxbound.curvature.analysis import Cell, Curvature, Piece, analyse
+from jaxbound.curvature.elementary import ELEMENTARY
+from jaxbound.curvature.intervals import Interval
+from jaxbound.curvature.jets import UnsupportedError, enclose
 
 pytestmark = pytest.mark.x64
 

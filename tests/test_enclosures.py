@@ -16,7 +16,7 @@ import pytest
 from networks import ACTIVATIONS, Activation
 
 import jaxbound as jb
-from jaxbound import tracing
+from jaxbound.graph import tracing
 from jaxbound.driver import Run
 from jaxbound.relaxations.enclosures import maximum, product, scalar
 

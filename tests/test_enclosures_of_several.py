@@ -10,7 +10,7 @@ import pytest
 import scipy.special as special
 
 import jaxbound as jb
-from jaxbound import operations
+from jaxbound.graph import operations
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.enclosures import logsumexp, meet, product, select, sort, staircase
 from jaxbound.relaxations.planes import least_of

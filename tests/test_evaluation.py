@@ -10,7 +10,8 @@ import scipy.special as special
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import _compat, primitives, tracing
+from jaxbound import _compat
+from jaxbound.graph import primitives, tracing
 from jaxbound.graph import Program
 from jaxbound.relaxations.enclosures import evaluation
 

@@ -15,9 +15,10 @@ import oracles
 import pytest
 
 import jaxbound as jb
-from jaxbound import errors, tracing
-from jaxbound.exact import LP, MILP, encoding, families, solvers
-from jaxbound.exact.program import Ball, Builder, Multipliers, Program, lower_bound
+from jaxbound import errors
+from jaxbound.graph import tracing
+from jaxbound.methods.exact import LP, MILP, encoding, families, solvers
+from jaxbound.methods.exact.program import Ball, Builder, Multipliers, Program, lower_bound
 from jaxbound.methods import Method
 from jaxbound.network import bound_network
 
@@ -500,7 +501,7 @@ def test_float32_rounds_outward():
 
 @pytest.mark.parametrize("value", [0.1, -0.1, 1e-40, -1e-40, 0.0, 3.0])
 def test_numbers_leave_outward(value):
-    from jaxbound.exact.oracles import _outward
+    from jaxbound.methods.exact.oracles import _outward
 
     down, up = float(_outward(value, np.float32, 1)), float(_outward(value, np.float32, -1))
     assert down <= value <= up

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound.exact import LP, MILP, solvers
-from jaxbound.exact.program import Multipliers
+from jaxbound.methods.exact import LP, MILP, solvers
+from jaxbound.methods.exact.program import Multipliers
 
 pytest.importorskip("highspy")
 pytest.importorskip("clarabel")

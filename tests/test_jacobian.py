@@ -17,7 +17,8 @@ import pytest
 from flax import linen as nn
 
 import jaxbound as jb
-from jaxbound import errors, tracing
+from jaxbound import errors
+from jaxbound.graph import tracing
 from jaxbound.jacobian import chains, recursion, slopes
 from jaxbound.jacobian.composition import given, jacobian_bounds, jacobian_of
 from jaxbound.jacobian.recurjac import FastLip, RecurJac

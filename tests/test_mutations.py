@@ -19,20 +19,12 @@ import jax.numpy as jnp
 import pytest
 
 import jaxbound as jb
-from jaxbound import (
-    balls,
-    driver,
-    factors,
-    graph,
-    indicators,
-    network,
-    operations,
-    patterns,
-    primitives,
-    regions,
-    transform,
-)
-from jaxbound.exact import encoding, oracles, program, tree
+from jaxbound.regions import balls
+from jaxbound import driver, graph, network, regions
+from jaxbound.graph.rewriting import factors, indicators, patterns
+from jaxbound.graph import operations, primitives
+from jaxbound.transforms import transform
+from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.relaxations import affine, backward, coefficients, convolutions, forward, interval, windows
 from jaxbound.relaxations.enclosures import (
     evaluation,

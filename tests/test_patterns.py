@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import tracing
+from jaxbound.graph import tracing
 
 METHOD = jb.IBP()
 

@@ -18,9 +18,10 @@ import pytest
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import errors, operations, tracing
+from jaxbound import errors
+from jaxbound.graph import operations, tracing
 from jaxbound.graph import NONLINEAR as KINDS
-from jaxbound.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
+from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
 from jaxbound.relaxations import affine, coefficients, enclosures, interval
 
 Shape = tuple[int, ...]

@@ -12,8 +12,9 @@ import oracles
 import pytest
 
 import jaxbound as jb
-from jaxbound import errors, quadratic
-from jaxbound.quadratic import Quadratic
+from jaxbound import errors
+from jaxbound.methods import quadratic
+from jaxbound.methods.quadratic import Quadratic
 
 pytestmark = pytest.mark.x64
 

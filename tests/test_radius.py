@@ -15,7 +15,7 @@ import pytest
 import jaxbound as jb
 from jaxbound import errors
 from jaxbound.methods import Bounded, Method
-from jaxbound.radius import certified_radius, search
+from jaxbound.certificates.radius import certified_radius, search
 
 TOLERANCE = 1e-3
 COMPILED: list[str] = []

@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 import jaxbound as jb
-from jaxbound import tracing
+from jaxbound.graph import tracing
 
 _POINTS = np.concatenate([
     np.random.default_rng(0).normal(size=(30, 12)), np.random.default_rng(1).integers(-1, 2, (60, 12)),

@@ -701,7 +701,7 @@ def test_a_closure_over_a_tracer_is_differentiated():
 
 def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
     """A lambda in a loop is a new function each time; the cache is bounded."""
-    from jaxbound import transform
+    from jaxbound.transforms import transform
 
     for k in range(300):
         jb.explain(lambda x, k=k: x * k, jb.IBP())(Box(np.zeros(2, "f"), np.ones(2, "f")))
@@ -712,7 +712,7 @@ def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
 
 @pytest.mark.parametrize("given", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
 def test_weights_are_copied_only_from_memory_that_may_change(given):
-    from jaxbound import transform
+    from jaxbound.transforms import transform
 
     kernel = given(np.ones((2, 3), "f"))
     box = Box(np.zeros((4, 2), "f"), np.ones((4, 2), "f"))

@@ -14,7 +14,9 @@ import pytest
 from networks import ACTIVATIONS, NETWORKS
 
 import jaxbound as jb
-from jaxbound import ascent, driver, operations
+from jaxbound.methods import ascent
+from jaxbound import driver
+from jaxbound.graph import operations
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import between, spread, times
 

@@ -18,7 +18,7 @@ from flax.training import train_state
 
 import jaxbound as jb
 from jaxbound import errors
-from jaxbound.independence import check
+from jaxbound.network.independence import check
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 LABELS = np.arange(3)

@@ -25,7 +25,7 @@ from jaxbound import errors
 from jaxbound.frontends import files
 from jaxbound.frontends.operators import IDLE_ATTRIBUTES, OPERATORS, Node
 from jaxbound.frontends.program import Operand, Program, Step
-from jaxbound.model import Model
+from jaxbound.network.model import Model
 
 if TYPE_CHECKING:
     import onnx

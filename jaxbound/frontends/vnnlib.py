@@ -28,7 +28,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.properties import Clause, Property
+from jaxbound.certificates.properties import Clause, Property
 from jaxbound.regions import Box
 
 _TOKEN = re.compile(r"[()]|[^\s()\[\]]+(?:\s*\[[^\]()]*\])?|\S")

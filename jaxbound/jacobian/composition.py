@@ -22,15 +22,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
-from jaxbound.bounds import Interval
+from jaxbound.regions.bounds import Interval
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
 from jaxbound.methods import Best, Bounded, Method, better, check_certified
 from jaxbound.network import Network, Specified, example_of, outputs_of, problem_of, region_around, request_of, resolve
 from jaxbound.regions import Region
-from jaxbound.sharding import anywhere
-from jaxbound.transform import Problem, prepare
+from jaxbound.backend.sharding import anywhere
+from jaxbound.transforms.transform import Problem, prepare
 
 _OWN = PurePath(jax.__file__).parent / "_src"
 _TRUSTED = {

@@ -19,12 +19,12 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
-from jaxbound.certify import logits_struct
+from jaxbound.certificates.certification import logits_struct
 from jaxbound.jacobian.composition import differentiated, jacobian_of
 from jaxbound.jacobian.recurjac import RecurJac
 from jaxbound.methods import Method
 from jaxbound.network import region_around, resolve
-from jaxbound.radius import search
+from jaxbound.certificates.radius import search
 
 
 def landscape_radius(

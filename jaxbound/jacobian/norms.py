@@ -22,7 +22,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbound import balls, errors
+from jaxbound.regions import balls
+from jaxbound import errors
 from jaxbound.relaxations.affine import gamma
 
 _SQUARINGS = 12

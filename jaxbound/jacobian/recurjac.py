@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from jaxbound import domains, errors
+from jaxbound.methods import domains
+from jaxbound import errors
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes

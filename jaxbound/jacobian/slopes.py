@@ -22,11 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import errors, tracing
+from jaxbound import errors
+from jaxbound.graph import tracing
 from jaxbound.graph import Node, Op
 from jaxbound.relaxations import interval
-from jaxbound.relaxations.enclosures import jets, scalar
-from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, Program, analyse
+from jaxbound.curvature import jets
+from jaxbound.relaxations.enclosures import scalar
+from jaxbound.curvature.analysis import Cell, Curvature, Program, analyse
 
 Ends = tuple[jax.Array, jax.Array]
 

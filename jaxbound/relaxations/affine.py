@@ -40,7 +40,7 @@ import numpy as np
 from jaxbound._compat import bind
 from jaxbound.graph import Op
 from jaxbound.relaxations import convolutions, matrices
-from jaxbound.values import Inexact, plain
+from jaxbound.graph.values import Inexact, plain
 
 Ends = tuple[jax.Array, jax.Array]
 

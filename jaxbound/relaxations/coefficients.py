@@ -26,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import primitives, regions
+from jaxbound.graph import primitives
+from jaxbound import regions
 from jaxbound.graph import Op
 from jaxbound.relaxations import affine, windows
 from jaxbound.relaxations.planes import by_sign, times
 from jaxbound.relaxations.windows import Windowed
-from jaxbound.values import plain
+from jaxbound.graph.values import plain
 
 
 @jax.tree_util.register_dataclass

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxbound.graph import Op, Program
 from jaxbound.relaxations import affine
 from jaxbound.relaxations.enclosures import evaluation
-from jaxbound.relaxations.enclosures.curvature import analyse
+from jaxbound.curvature.analysis import analyse
 
 MODE = "execution"
 _KINDS = frozenset({"maximum", "sort"})

@@ -4,6 +4,6 @@
 batches (`passes`) against the rows of a property (`goals`), and looks for counterexamples (`points`).
 """
 
-from jaxbound.search.verify import BranchAndBound, Verdict, verify
+from jaxbound.search.verification import BranchAndBound, Verdict, verify
 
 __all__ = ["BranchAndBound", "Verdict", "verify"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxbound.properties import Property
+from jaxbound.certificates.properties import Property
 
 Array = np.ndarray
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import domains, errors, regions
+from jaxbound.methods import domains
+from jaxbound import errors, regions
 from jaxbound.methods import IBP, Crown, CrownIBP, Request
-from jaxbound.model import Model
-from jaxbound.properties import Property
+from jaxbound.network.model import Model
+from jaxbound.certificates.properties import Property
 from jaxbound.regions import Box
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
@@ -20,7 +21,7 @@ from jaxbound.search.passes import Domain, started
 from jaxbound.search.points import Attack, Counterexample, inward
 from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
-from jaxbound.transform import prepare
+from jaxbound.transforms.transform import prepare
 
 Array = np.ndarray
 

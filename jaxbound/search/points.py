@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound._compat import eager_jit
-from jaxbound.properties import Property
+from jaxbound.certificates.properties import Property
 from jaxbound.relaxations import affine
 from jaxbound.search.goals import Goal
 from jaxbound.search.skeletons import Skeleton

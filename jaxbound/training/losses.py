@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxbound.attack import pgd
-from jaxbound.certify import margins
+from jaxbound.certificates.attack import pgd
+from jaxbound.certificates.certification import margins
 from jaxbound.methods import IBP, CrownIBP, Method
 from jaxbound.network import region_around, resolve
 from jaxbound.regions import per_example
-from jaxbound.transform import pre_activation_bounds
+from jaxbound.transforms.transform import pre_activation_bounds
 
 Clip = tuple[ArrayLike, ArrayLike] | None
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Program
-from jaxbound.values import Inexact
+from jaxbound.graph.values import Inexact
 
 _SAFETY = 1.25
 _UNITS: dict[str, tuple[float, float]] = {

@@ -32,7 +32,7 @@ import numpy as np
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
-from jaxbound.relaxations.enclosures.curvature import Cell, Curvature, analyse
+from jaxbound.curvature.analysis import Cell, Curvature, analyse
 from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of, picked
 
 Ends = tuple[jax.Array, jax.Array]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
-from jaxbound.values import plain
+from jaxbound.graph.values import plain
 
 Ends = tuple[jax.Array, jax.Array]
 

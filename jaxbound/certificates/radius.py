@@ -1,0 +1,256 @@
+"""Certified radii: for every example the largest ball that a bracketing search could certify.
+
+With m_j(r) the method's lower bound of the margin f_y - f_j over the ball of radius r, and e_j(r) a bound on its
+rounding error, a radius *holds* if m_j(r) is finite and exceeds e_j(r) for every wanted class j. Each example has its
+own bracket: `held`, the largest radius seen to hold (0 at first), and `failed`, the smallest above it seen not to
+(infinite at first). The next radius to evaluate is
+
+    initial              while neither is known,
+    2 held               while none has failed,
+    (held + failed) / 2  from then on, which halves as long as none has held.
+
+What comes back is `held`: a radius at which the certificate itself was evaluated. Nothing is concluded from one radius
+about another, because bounds with adaptive relaxations need not be monotone in the radius; a larger radius than the
+one returned may hold, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbound import errors, regions
+from jaxbound._compat import is_tracer, is_tracing
+from jaxbound.certificates.certification import logits_struct, margin_spec, refuse_half_precision
+from jaxbound.methods import Crown, Method, check_method, rounding_mode
+from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.regions import LpBall
+from jaxbound.backend.sharding import anywhere
+from jaxbound.transforms.transform import forget_stale
+
+TARGETS = ("all", "runner-up", "least-likely", "random")
+"""The names of what a certificate may be about; an array of classes is the other choice."""
+
+
+@anywhere
+def certified_radius(
+    params,
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    targets: str | ArrayLike = "all",
+    key: jax.Array | None = None,
+    norm: float = math.inf,
+    method: Method = Crown(),  # noqa: B008 - immutable
+    apply_fn: Callable | None = None,
+    activation: str | Callable | None = None,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
+    steps: int = 30,
+    initial: ArrayLike = 0.05,
+    tolerance: float = 1e-3,
+    memory_limit: int | None = None,
+    rounding: str | None = "outward",
+) -> jax.Array:
+    """The radius around every example that a method certifies, by bracketing and bisection of each on its own.
+
+    `f_y(x') > f_j(x')` for y = labels[i], every wanted class j and every x' with `||x' - x[i]||_norm <= radius[i]` and
+    `clip[0] <= x' <= clip[1]`, wherever `radius[i] > 0`. Works under `jit`, `vmap` and `pmap`;
+    outside them, what apply_fn closes over counts as it is at the call.
+
+    Args:
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
+        x: floating (float32 or float64), `(batch, *example shape)`; one example for a Dense chain.
+        labels: true classes, int (batch,); () for one example.
+        targets: the classes j: "all" but the label; "runner-up" or "least-likely", the largest or smallest other
+            logit at x; "random", one by `key`; or int, of the labels' shape.
+        key: for random targets; folded with each example's index.
+        norm: p >= 1, `jnp.inf` included.
+        method: how to bound; its guarantee is "certified".
+        apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
+        activation: between Dense layers, where there is neither apply_fn nor a module: no certificate guesses it.
+        clip: None or `(low, high)`: the range of valid inputs.
+        steps: the most radii that are evaluated per example.
+        initial: the first one, () or (batch,), in the given norm.
+        tolerance: an example is done when `failed - held <= tolerance * failed`.
+        memory_limit: bytes that the coefficients of a backward pass may take.
+        rounding: "outward" (or "exact") to demand margins above a bound on the rounding error of the computation;
+            "execution" for those of the network as it runs; None for margins above 0 as computed.
+
+    Returns:
+        (batch,), or () for one example, in the dtype of the computation: radii that were evaluated and held. 0 where
+        the prediction is wrong or tied, or nothing held; where values are traced, also where x lies outside clip or a
+        label or target is no class.
+
+    Raises:
+        ArgumentError: a method that gives estimates; malformed arguments, and concrete x outside clip, labels or
+            targets out of range.
+        ArgumentTypeError: integers as x; float16 or bfloat16 anywhere.
+
+    Rounding: that of the certificates at this radius is covered (rounding="outward"); the radius is exact.
+
+    Reference: Weng et al. 2018, section 4; Zhang et al. 2018, section 4 (binary search for the certified radius).
+
+    >>> chain = [(jnp.eye(2), jnp.zeros(2))]
+    >>> x, labels = jnp.array([[0.75, 0.25], [0.25, 0.75]]), jnp.array([0, 0])
+    >>> certified_radius(chain, x, labels, activation="relu").round(2)
+    Array([0.25, 0.  ], dtype=float32)
+    """
+    _check(x, method, targets, key, steps, initial, tolerance, rounding)
+    network = resolve(params, x, apply_fn, activation, certificate="certified_radius")
+    single = not network.batched
+    if single:
+        network, x, labels, initial = network._replace(batched=True), _row(x), _row(labels), _row(initial)
+        targets = targets if isinstance(targets, str) else _row(targets)
+    batch = np.shape(x)[:1]
+    region = region_around(network.variables, x, np.zeros(batch, np.float32), norm, clip, batched=True)
+    assert isinstance(region, LpBall)
+    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    refuse_half_precision("x", [jnp.result_type(x)])
+    if np.shape(labels) != batch:
+        raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
+    if not is_tracing():
+        forget_stale(network.function, network.variables, example_of(network, region))
+    spec = margin_spec(labels, logits_struct(network, region).shape[0])
+    labels = jnp.asarray(labels)
+    logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)
+    if not (isinstance(targets, str) and targets == "all"):
+        spec = _targeted(spec, labels, _classes(targets, logits, labels, key))
+    problem = problem_of(network, region, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
+    request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))
+
+    def holds(radius: jax.Array) -> jax.Array:
+        (ball,) = problem.leaves
+        moved = problem._replace(leaves=(dataclasses.replace(ball, radius=radius),))
+        (found,) = outputs_of(moved, method, request)
+        return jnp.all(jnp.isfinite(found.lower) & (found.lower > found.lower_rounding), axis=-1)
+
+    possible = _is_correct(logits, labels) & ~jax.vmap(regions.is_empty)(regions.per_example(region))
+    first = jnp.broadcast_to(jnp.asarray(initial, regions.leaf_struct(region).dtype), batch)
+    radius = search(holds, possible, first, steps, tolerance)
+    return radius[0] if single else radius
+
+
+def search(
+    holds: Callable[[jax.Array], jax.Array], possible: jax.Array, first: jax.Array, steps: int, tolerance: ArrayLike
+) -> jax.Array:
+    """The largest radius seen to hold, entry by entry; see the module's head.
+
+    Args:
+        holds: radii (batch,) -> bool (batch,), each entry from its own radius.
+        possible: bool (batch,); where it is False the answer is 0 and nothing is searched.
+        first: the first radii to evaluate, (batch,).
+        steps: how often `holds` is called at most.
+        tolerance: relative width of a bracket that is narrow enough.
+
+    Returns:
+        (batch,): 0, or a radius for which `holds` was True.
+
+    >>> search(lambda r: r <= 3.0, jnp.array([True, False]), jnp.ones(2), 20, 1e-4).round(2)
+    Array([3., 0.], dtype=float32)
+    """
+
+    def is_open(held, failed):
+        return (held < failed) & (jnp.isinf(failed) | (failed - held > tolerance * failed))
+
+    def goes_on(state):
+        count, held, failed = state
+        return (count < steps) & jnp.any(is_open(held, failed))
+
+    def advance(state):
+        count, held, failed = state
+        between = jnp.where(jnp.isinf(failed), jnp.where(held > 0, 2 * held, first), held / 2 + failed / 2)
+        candidate = jnp.where(is_open(held, failed), between, held)
+        success = holds(candidate)
+        held, failed = jnp.where(success, candidate, held), jnp.where(success, failed, candidate)
+        return count + 1, held, failed
+
+    state = jnp.zeros((), jnp.int32), jnp.zeros_like(first), jnp.where(possible, jnp.inf, 0).astype(first.dtype)
+    if is_tracing():
+        return jax.lax.while_loop(goes_on, advance, state)[1]
+    while goes_on(state):  # each evaluation picks its rows from concrete values, and compiles its steps only once
+        state = advance(state)
+    return state[1]
+
+
+# --- what the certificate is about ------------------------------------------------------------------------------------
+
+
+def _classes(targets: str | ArrayLike, logits: jax.Array, labels: jax.Array, key) -> jax.Array:
+    """One other class per example."""
+    count = logits.shape[1]
+    is_label = jnp.arange(count) == labels[:, None]
+    if not isinstance(targets, str):
+        _check_targets(targets, labels, count)
+        return jnp.asarray(targets)
+    if targets == "runner-up":
+        return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1)
+    if targets == "least-likely":
+        return jnp.argmin(jnp.where(is_label, jnp.inf, logits), axis=1)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(len(labels)))
+    drawn = jax.vmap(lambda own: jax.random.randint(own, (), 0, count - 1))(keys)
+    return drawn + (drawn >= labels)
+
+
+def _targeted(spec: jax.Array, labels: jax.Array, classes: jax.Array) -> jax.Array:
+    """The rows of `margin_spec` for one class each, (batch, 1, classes); NaN where it is the label or no class."""
+    count = spec.shape[-1]
+    valid = (classes >= 0) & (classes < count) & (classes != labels)
+    row = jnp.clip(classes - (classes > labels), 0, count - 2)
+    chosen = jnp.take_along_axis(spec, row[:, None, None], axis=1)
+    return jnp.where(valid[:, None, None], chosen, jnp.nan)
+
+
+def _is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the label's logit is the only largest one; never where the label is no class or a logit is NaN."""
+    is_label = jnp.arange(logits.shape[1]) == labels[:, None]
+    true = jnp.sum(jnp.where(is_label, logits, 0), axis=1)
+    return jnp.any(is_label, axis=1) & (true > jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1))
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _row(value):
+    """With a batch axis of one."""
+    return (value if is_tracer(value) else np.asarray(value))[None]
+
+
+def _check(x, method, targets, key, steps, initial, tolerance, rounding) -> None:
+    check_method("method", method)
+    if method.guarantee != "certified":
+        raise errors.estimate_refused(type(method).__name__)
+    if regions.is_region(x):
+        raise errors.argument("x", "is a region", "pass points: the radius around each of them is searched")
+    if isinstance(targets, str):
+        if targets not in TARGETS:
+            raise errors.unknown_option("targets", targets, TARGETS)
+        if targets == "random" and key is None:
+            raise errors.argument("key", "is None", 'pass a PRNG key such as jax.random.key(0) for targets="random"')
+    if not isinstance(steps, int) or steps < 1:
+        raise errors.argument("steps", f"is {steps!r}", "pass how many radii to evaluate at most, 1 or more")
+    if not is_tracer(initial) and not (np.all(np.isfinite(initial)) and np.all(np.asarray(initial) > 0)):
+        raise errors.argument("initial", f"is {initial}", "pass finite radii above 0")
+    if not is_tracer(tolerance) and not tolerance >= 0:
+        raise errors.argument("tolerance", f"is {tolerance}", "pass a relative width of 0 or more")
+    rounding_mode(rounding)
+
+
+def _check_targets(targets: ArrayLike, labels: jax.Array, count: int) -> None:
+    if np.shape(targets) != labels.shape:
+        raise errors.argument("targets", f"have shape {np.shape(targets)}, not {labels.shape}", "pass one per example")
+    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+        raise errors.argument_type("targets", f"are {jnp.result_type(targets)}", "pass class indices as integers")
+    if is_tracer(targets):
+        return
+    given = np.asarray(targets)
+    if np.any((given < 0) | (given >= count)):
+        wrong = given[(given < 0) | (given >= count)][0]
+        raise errors.argument("targets", f"hold {wrong}", f"classes are numbered 0..{count - 1}")
+    if not is_tracer(labels) and np.any(given == np.asarray(labels)):
+        raise errors.argument("targets", "hold an example's own label", "pass other classes")

@@ -1,0 +1,193 @@
+"""What a host loop knows of the first examples: a record of arrays, kept on disk between batches and shown as a bar.
+
+A file of results is one record and a fingerprint: a hash of everything that the numbers depend on (the network's
+program as JAX traces it, every array, the method and the options). A run continues a file only if the fingerprints are
+equal, so numbers of two computations never meet in one file.
+
+A file is replaced in one step, after it is whole on disk. Whoever reads it, or kills the process at any time, finds the
+record of before a batch or of after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.methods import Method
+from jaxbound.network import Network, example_of
+from jaxbound.backend.programs import Traced, bits
+from jaxbound.regions import Region
+
+
+class Record(NamedTuple):
+    """What is known of the first examples, and what it cost; `certify.Report` says what the arrays are.
+
+    >>> Record.empty(jax.ShapeDtypeStruct((3,), np.float32)).margins.shape
+    (0, 2)
+    """
+
+    margins: np.ndarray
+    rounding: np.ndarray
+    correct: np.ndarray
+    first_batch_seconds: float
+    seconds: float
+
+    @classmethod
+    def empty(cls, logits: jax.ShapeDtypeStruct) -> Record:
+        """The record of no example, for logits of this shape and dtype."""
+        margins = np.zeros((0, logits.shape[0] - 1), logits.dtype)
+        return cls(margins, margins, np.zeros(0, bool), 0.0, 0.0)
+
+    @property
+    def examples(self) -> int:
+        """How many examples are done."""
+        return len(self.margins)
+
+    @property
+    def verified(self) -> np.ndarray:
+        """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
+        return np.all(np.isfinite(self.margins) & (self.margins > self.rounding), axis=1)
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Method, *options: object) -> str:
+    """A hash of everything that the numbers depend on: the network's program, all arrays, and the options.
+
+    Args:
+        network: as resolved, batched.
+        region: the regions of all examples, with a batch axis.
+        labels: true classes, int (batch,).
+        method: how to bound; functions inside count by their names.
+        options: anything whose text says what it is.
+
+    Rounding: exact, every bit of every array counts.
+
+    >>> from jaxbound import IBP, Box
+    >>> network, box = Network(jax.numpy.multiply, np.ones(2), True), Box(np.zeros((1, 2)), np.ones((1, 2)))
+    >>> one, two = (fingerprint(network, box, np.array([label]), IBP()) for label in (0, 1))
+    >>> len(one), one == two
+    (64, False)
+    """
+    program = Traced(network.function, network.variables, example_of(network, region))
+    given = network.variables, region, labels, method, program.arrays
+    leaves, structure = jax.tree_util.tree_flatten_with_path(given)
+    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(network, region).dtype}"
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
+    for path, leaf in leaves:
+        array = bits(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load(path: Path, mark: str, empty: Record) -> Record:
+    """The record that a file holds; a file of the empty record is made where there is none.
+
+    Args:
+        path: the file; missing folders are made.
+        mark: the computation's `fingerprint`.
+        empty: what to begin with.
+
+    Raises:
+        ArgumentError: a file that `save` did not write, or one of another computation.
+        OSError: the file cannot be made, which shows before the first batch and not after it.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, mark, empty)
+        return empty
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = str(stored["fingerprint"])
+            parts = {name: stored[name] for name in Record._fields}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise errors.argument("results", f"is {path}, which certify did not write", "pass another path") from error
+    if found != mark:
+        problem = (
+            f"is {path}, which holds certificates of another computation: params, x, labels, eps, norm, clip, method, "
+            "batch_size, rounding, the network's code or the version of JAX differ"
+        )
+        raise errors.argument("results", problem, "pass another path, or delete the file to start again")
+    first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
+    return Record(parts["margins"], parts["rounding"], parts["correct"], first, seconds)
+
+
+def save(path: Path, mark: str, record: Record) -> None:
+    """Write the file in one step: whoever reads it, or kills this process, sees the old one or the new one.
+
+    Args:
+        path: the file, in a folder that exists.
+        mark: the computation's `fingerprint`.
+        record: what to keep.
+
+    Raises:
+        OSError: it could not be written; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, fingerprint=np.array(mark), **record._asdict())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- on screen --------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A tqdm bar on the standard error, plain lines where tqdm is not installed, or nothing.
+
+    Args:
+        wanted: whether to show anything.
+        total: how many examples there are.
+        record: what is done before the first batch.
+    """
+
+    def __init__(self, wanted: bool, total: int, record: Record):
+        self.wanted, self.total, self.bar = wanted, total, None
+        if not wanted:
+            return
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            done = f"{record.examples} of {total} examples done"
+            self._line(f"{done}; the first batch compiles (pip install tqdm for a bar)")
+            return
+        self.bar = tqdm(total=total, initial=record.examples, unit="example", desc="certify")
+        note = "the first batch compiles" if record.examples < total else "all done by an earlier run"
+        self.bar.set_postfix_str(note)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, record: Record) -> None:
+        """After a batch: how many are done, how many of them are verified, and how long it took."""
+        if not self.wanted:
+            return
+        text = f"{record.verified.sum()} verified, first batch {record.first_batch_seconds:.1f} s"
+        if self.bar is None:
+            self._line(f"{record.examples} of {self.total} examples, {text}, in all {record.seconds:.1f} s")
+            return
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(record.examples - self.bar.n)
+
+    def _line(self, text: str) -> None:
+        print(f"certify: {text}", file=sys.stderr)

@@ -1,0 +1,390 @@
+"""Interval jets: proved enclosures of a scalar function and its first two derivatives on many cells at once.
+
+A *cell* is an interval [a, b] of the real variable z. For every instruction of a program its *jet* is a set of
+intervals that contain value, first and second derivative of that intermediate function, in real arithmetic:
+
+    track 0    at every point of the open cell (a, b);
+    track 1    the limit as z falls to a;        track 2    the limit as z rises to b.
+
+The arithmetic is that of `intervals.py`: what is exactly zero stays exactly zero, so that "linear" is a proof.
+Elementary functions come from the table in `elementary.py`, with infinite slopes at the ends of their domains.
+
+Cancellation is fought with the mean value theorem: on a cell of width w, `f(z)` lies in `f(a) + [0, w] f'` and in
+`f(b) - [0, w] f'` (`tighten`); quotients go through the Wronskian `x'y - xy'`, square roots through `2uu'' - u'^2`,
+which is constant where u is a quadratic.
+
+Comparisons are decided by the sign of the difference on the open cell; a difference that reaches 0 only at an end of
+the cell is decided if it is strictly monotone. An undecided maximum is continuous with an unknown second derivative; an
+undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a learned slope stay linear.
+
+Beside its intervals a jet says on which cells it is certainly *defined*: has a real value, with real values in all that
+it is made of. What a decided choice throws away does not count; limits say nothing of it.
+
+Length: jets and the rules of the primitives are one chain of trust, with one caller, `curvature.py`.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbound.curvature.elementary import CUBE_ROOT, ELEMENTARY, FINE, ROOT, Elementary, power, range_of, sine_range
+from jaxbound.curvature.intervals import LARGEST, ONE, TINY, WHOLE, Array, Interval, stack, up, where
+
+
+class UnsupportedError(Exception):
+    """An instruction has no rule here; the caller must relax the program's parts one by one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A batch of cells `[left, right]`, and the decisions taken on them so far."""
+
+    left: Array
+    right: Array
+    decisions: list[Array] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def tracks(self) -> int:
+        """Three, or one where all cells are points."""
+        return 3 if (self.left < self.right).any() else 1
+
+    @functools.cached_property
+    def at_end(self) -> Array:
+        """Which entries are limits: there a pole leaves nothing to say, in the open cell it does."""
+        return np.arange(self.tracks * self.left.size) >= (self.left.size if self.tracks == 3 else 0)
+
+    def variable(self) -> "Jet":
+        """The jet of z itself; a limit at infinity is only known to lie in its cell."""
+        lower, upper = [self.left], [self.right]
+        if self.tracks == 3:
+            lower += [self.left, np.where(np.isinf(self.right), self.left, self.right)]
+            upper += [np.where(np.isinf(self.left), self.right, self.left), self.right]
+        orders = Interval(np.concatenate(lower), np.concatenate(upper))
+        yes = np.ones(orders.lower.shape, bool)
+        one, zero = Interval(1.0 * yes, 1.0 * yes), Interval(0.0 * yes, 0.0 * yes)
+        return Jet(self, stack(orders, one, zero), yes, yes, np.ones(self.left.shape, bool))
+
+    def constant(self, lower: float, upper: float) -> "Jet":
+        """The jet of a constant known to lie in `[lower, upper]`."""
+        zeros = np.zeros(self.tracks * self.left.size)
+        finite = np.full(zeros.shape, bool(lower < math.inf and upper > -math.inf))
+        orders = stack(Interval(zeros + lower, zeros + upper), Interval(zeros, zeros), Interval(zeros, zeros))
+        return Jet(self, orders, finite, finite, np.ones(self.left.shape, bool))
+
+    def tighten(self, orders: Interval, valid: Array) -> Interval:
+        """Cut every order on the cell track by the mean value theorem from both ends, in place.
+
+        `valid[k]` says that order k is continuous on the closed cell with order k + 1 as its derivative.
+        """
+        if self.tracks == 1:
+            return orders
+        count = self.left.size
+        body, left, right = orders[:, :count], orders[:-1, count : 2 * count], orders[:-1, 2 * count :]
+        step = Interval(np.zeros_like(self.left), up(self.right - self.left))[None] * body[1:]
+        cut = body[:-1] & where(valid[:, :count], (left + step) & (right - step), WHOLE)
+        orders.lower[:-1, :count], orders.upper[:-1, :count] = cut
+        return orders
+
+
+@dataclasses.dataclass(frozen=True)
+class Jet:
+    """Enclosures of value, first and second derivative: `orders` has shape (3, tracks * cells), track after track.
+
+    `continuous`: defined, finite and continuous on the closed cell. `smooth`: twice differentiable on the closed cell.
+    `defined`, per cell: everywhere in the open cell, or at the point.
+    """
+
+    cells: Cells
+    orders: Interval
+    continuous: Array
+    smooth: Array
+    defined: Array
+
+    def derive(
+        self, orders: Interval, continuous: Array | bool = True, smooth: Array | bool = True,
+        defined: Array | bool = True,
+    ) -> "Jet":  # fmt: skip
+        """A function of this one, tightened; it may lose continuity and smoothness."""
+        continuous, smooth = self.continuous & continuous, self.smooth & smooth
+        orders = self.cells.tighten(orders, np.stack([continuous, smooth]))
+        return Jet(self.cells, orders, continuous, smooth, self.defined & defined)
+
+    def inside(self, low: float, high: float) -> Array:
+        """Per cell, whether the value lies strictly between two ends; a limit that it runs to is not reached."""
+        (least, slope), (most, steep) = (end[:2, : self.cells.left.size] for end in self.orders)
+        runs = self.continuous[: self.cells.left.size] & ((slope > 0) | (steep < 0))
+        runs &= self.cells.left < self.cells.right
+        above = (low == -math.inf) | (least > low) | (least == low) & runs
+        return above & ((high == math.inf) | (most < high) | (most == high) & runs)
+
+    def __neg__(self) -> "Jet":
+        return dataclasses.replace(self, orders=-self.orders)
+
+    def __add__(self, other: "Jet") -> "Jet":
+        return self.derive(self.orders + other.orders, other.continuous, other.smooth, other.defined)
+
+    def __sub__(self, other: "Jet") -> "Jet":
+        return self + -other
+
+    def __mul__(self, other: "Jet") -> "Jet":
+        terms = self.orders[[0, 1, 0, 2, 1, 0]] * other.orders[[0, 0, 1, 0, 1, 2]]
+        orders = stack(terms[0], terms[1] + terms[2], terms[3] + terms[4].twice() + terms[5])
+        return self.derive(orders, other.continuous, other.smooth, other.defined)
+
+    def squared(self) -> "Jet":
+        """`x^2`."""
+        squares, products = self.orders[:2].squared(), self.orders[[0, 0]] * self.orders[1:]
+        return self.derive(stack(squares[0], products[0].twice(), (squares[1] + products[1]).twice()))
+
+    def __truediv__(self, other: "Jet") -> "Jet":
+        """`q' = W / y^2`, `q'' = W' / y^2 - 2 W y' / y^3` with the Wronskian `W = x'y - xy'`, `W' = x''y - xy''`."""
+        x, y = self.orders, other.orders
+        zero = (y.lower[0] <= 0) & (y.upper[0] >= 0)
+        continuous, smooth = other.continuous & ~zero, other.smooth & ~zero
+        defined = other.defined & (other.inside(0.0, math.inf) | other.inside(-math.inf, 0.0))
+        if not (y.lower[1:].any() or y.upper[1:].any()):
+            return self.derive(x / y[:1], continuous, smooth, defined)
+        products = x[[1, 2, 0, 0]] * y[[0, 0, 1, 2]]
+        wronskian = self.cells.tighten(products[:2] - products[2:], (self.smooth & smooth)[None])
+        inverse = ONE[None] / y[:1]
+        slopes = wronskian * inverse.squared()
+        orders = stack(x[0] / y[0], slopes[0], slopes[1] - (slopes[0] * y[1] * inverse[0]).twice())
+        return self.derive(where(zero & self.cells.at_end, WHOLE, orders), continuous, smooth, defined)
+
+    def compose(self, outer: Interval, continuous: Array | bool = True, singular: Array | bool = False) -> "Jet":
+        """The chain rule; `outer` encloses value and derivatives of a function, not smooth where `singular`."""
+        x = self.orders
+        terms = outer[[1, 2, 1]] * stack(x[1], x[1].squared(), x[2])
+        slopes = where(singular & self.cells.at_end, WHOLE, stack(terms[0], terms[1] + terms[2]))
+        return self.derive(stack(outer[0], slopes[0], slopes[1]), continuous, np.logical_not(singular))
+
+
+class Truth(NamedTuple):
+    """A boolean on every open cell: can it be true, can it be false, and is what it compares defined?"""
+
+    true: Array
+    false: Array
+    defined: Array
+
+    def __invert__(self) -> "Truth":
+        return Truth(self.false, self.true, self.defined)
+
+    def __and__(self, other: "Truth") -> "Truth":
+        return Truth(self.true & other.true, self.false | other.false, self.defined & other.defined)
+
+    def __or__(self, other: "Truth") -> "Truth":
+        return Truth(self.true | other.true, self.false & other.false, self.defined & other.defined)
+
+
+def _elementary(function: Elementary, x: Jet) -> Jet:
+    """The jet of an elementary function of x."""
+    argument = x.orders[0]
+    outside, singular = function.leaves(argument), function.touches(argument)
+    jet = x.compose(function.orders(argument), ~outside & (~singular | function.closed), singular | outside)
+    count, (low, high) = x.cells.left.size, function.domain
+    defined = ~outside[:count] if function.closed else x.inside(low, high)
+    return dataclasses.replace(jet, orders=where(outside, WHOLE, jet.orders), defined=x.defined & defined)
+
+
+def _sine(x: Jet, quarter: int) -> Jet:
+    """The jet of `sin(x + quarter * pi / 2)`."""
+    return x.compose(stack(*(sine_range(x.orders[0], quarter + k) for k in range(3))))
+
+
+def _square_root(x: Jet) -> Jet:
+    """`s'' = (2uu'' - u'^2) / (4 u^(3/2))`, whose numerator is constant on a cell where u'' is."""
+    root, count, value, second = _elementary(ROOT, x), x.cells.left.size, x.orders[0], x.orders[2]
+    numerator = (value * second).twice() - x.orders[1].squared()
+    quadratic = (second.lower == second.upper)[:count] & x.smooth[:count]
+    limits = numerator[(x.cells.tracks - 2) * count :][:count] & numerator[-count:]
+    numerator = numerator[:count] & where(quadratic, limits, WHOLE)
+    positive = value.lower[:count] > 0  # where it is not, the root may have a kink that no derivative shows
+    bend = numerator * -range_of(where(positive, value[:count], ONE), ROOT.formulas[2], (), FINE)
+    root.orders.lower[2, :count], root.orders.upper[2, :count] = root.orders[2, :count] & where(positive, bend, WHOLE)
+    return root.derive(root.orders)
+
+
+def _difference(x: Jet, y: Jet) -> Jet:
+    """`x - y`, where an infinite literal counts as beyond every real number and x equals itself unless undefined."""
+    if x is y:
+        zero = x.cells.constant(0.0, 0.0)
+        return dataclasses.replace(zero, orders=where(x.continuous, zero.orders, WHOLE), defined=x.defined)
+    difference = x - y
+    (least, most), (low, high), (lower, upper) = x.orders[0], y.orders[0], difference.orders[0]
+    above = ((least == np.inf) & (low < np.inf)) | ((high == -np.inf) & (most > -np.inf))
+    below = ((low == np.inf) & (least < np.inf)) | ((most == -np.inf) & (high > -np.inf))
+    lower[:], upper[:] = np.where(above, LARGEST, lower), np.where(below, -LARGEST, upper)
+    return difference
+
+
+def _compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
+    """Whether x is greater than y, and whether they are equal, on the open cells."""
+    difference = _difference(x, y)
+    lower, upper = difference.orders[0, : x.cells.left.size]
+    above, below = difference.inside(0.0, np.inf), difference.inside(-np.inf, 0.0)
+    greater = Truth(~(below | (upper <= 0)), ~above, difference.defined)
+    return greater, Truth(~(above | below), (lower != 0) | (upper != 0), difference.defined)
+
+
+def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
+    """x where it is decided by yes, y where by no, else their hull: its derivative holds almost everywhere."""
+    defined = (x.defined | (no & ~yes)) & (y.defined | yes)
+    cells, hull = x.cells, x.orders | y.orders
+    cells.decisions.append(np.where(yes, 1, np.where(no, 2, 0)).astype(np.int8))
+    yes, no = np.tile(yes, cells.tracks), np.tile(no & ~yes, cells.tracks)
+    hull.lower[2], hull.upper[2] = -np.inf, np.inf
+    orders = where(yes, x.orders, where(no, y.orders, hull))
+    continuous = np.where(yes, x.continuous, y.continuous & (no | (x.continuous & (not jumps))))
+    return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth), defined)
+
+
+def _select(predicate: Any, on_false: Any, on_true: Any) -> Any:
+    if isinstance(on_true, Truth):
+        return ~predicate & on_false | predicate & on_true
+    jet = _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
+    return dataclasses.replace(jet, defined=jet.defined & predicate.defined)
+
+
+def _maximum(x: Jet, y: Jet) -> Jet:
+    orders = _difference(x, y).orders[0, : x.cells.left.size]
+    jet = _choose(orders.lower >= 0, orders.upper <= 0, x, y, jumps=False)
+    jet.orders.lower[0] = np.maximum(jet.orders.lower[0], np.maximum(x.orders.lower[0], y.orders.lower[0]))
+    return dataclasses.replace(jet, defined=x.defined & y.defined)
+
+
+def _absolute(x: Jet) -> Jet:
+    jet = _maximum(x, -x)
+    jet.orders.lower[0] = np.maximum(jet.orders.lower[0], 0.0)
+    return jet
+
+
+def _sign(x: Jet) -> Jet:
+    zero, one = x.cells.constant(0.0, 0.0), x.cells.constant(1.0, 1.0)
+    return _select(_compare(x, zero)[0], _select(_compare(zero, x)[0], zero, -one), one)
+
+
+def _convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
+    """The identity from real to floating point; a boolean becomes 0 or 1."""
+    kind = getattr(new_dtype, "__name__", None) or str(new_dtype)
+    if isinstance(x, Truth):
+        return x if kind == "bool" else _select(x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
+    if not kind.startswith(("float", "bfloat")):
+        raise UnsupportedError(f"convert_element_type to {kind}")
+    return x
+
+
+def _raise_to(x: Jet, y: float) -> Jet:
+    """`x ** y` for a literal y."""
+    if y in (-1, 0, 1, 2):
+        one = x.cells.constant(1.0, 1.0)
+        return one / x if y == -1 else (one, x, x.squared())[int(y)]
+    if y < 0 and y == int(y):
+        if y % 2 == 0:
+            return _elementary(power(y), _absolute(x))
+        return _sign(x) * _elementary(power(y), _absolute(x))
+    return _square_root(x) if y == 0.5 else _elementary(power(y), x)
+
+
+def _general_power(x: Jet, y: Jet) -> Jet:
+    literal = [(np.ptp([*u.orders], axis=(0, 2)) == 0).all() and not u.orders.lower[1:].any() for u in (x, y)]
+    base, exponent = (float(u.orders.lower[0, 0]) for u in (x, y))
+    if literal[1] and math.isfinite(exponent):
+        return _raise_to(x, exponent)
+    if not (literal[0] and 0 < base < math.inf):
+        raise UnsupportedError("pow of two variables")
+    margin = abs(math.log(base)) * FINE + TINY
+    rate = y.cells.constant(math.log(base) - margin, math.log(base) + margin)
+    return _elementary(ELEMENTARY["exp"], y * rate)
+
+
+def _cube_root(x: Jet) -> Jet:
+    return _sign(x) * _elementary(CUBE_ROOT, _absolute(x))
+
+
+# fmt: off
+_REAL: dict[str, Callable] = {name: functools.partial(_elementary, rule) for name, rule in ELEMENTARY.items()} | {
+    "add": operator.add, "add_any": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "neg": operator.neg, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
+    "max": _maximum, "min": lambda x, y: -_maximum(-x, -y),
+    "clamp": lambda lower, x, upper: -_maximum(-_maximum(x, lower), -upper),
+    "square": Jet.squared, "sqrt": _square_root, "cbrt": _cube_root, "pow": _general_power, "integer_pow": _raise_to,
+    "one_minus_square": lambda x: x.cells.constant(1.0, 1.0) - x.squared(),
+    "sin": lambda x: _sine(x, 0), "cos": lambda x: _sine(x, 1), "tan": lambda x: _sine(x, 0) / _sine(x, 1),
+    "gt": lambda x, y: _compare(x, y)[0], "le": lambda x, y: ~_compare(x, y)[0],
+    "lt": lambda x, y: _compare(y, x)[0], "ge": lambda x, y: ~_compare(y, x)[0],
+    "eq": lambda x, y: _compare(x, y)[1], "ne": lambda x, y: ~_compare(x, y)[1],
+    "is_finite": lambda x: _compare(x, x)[1],
+}
+_LOGICAL: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x}
+# fmt: on
+
+
+def _apply(cells: Cells, name: str, params: dict, operands: list[Jet | Truth]) -> Jet | Truth:
+    real = tuple(isinstance(operand, Jet) for operand in operands)
+    if name == "convert_element_type":
+        return _convert(cells, operands[0], params["new_dtype"])
+    rule = (_REAL if all(real) else _LOGICAL if not any(real) else {}).get(name)
+    if name == "select_n" and real in ((False, True, True), (False, False, False)):
+        rule = _select
+    if rule is None:
+        raise UnsupportedError(name)
+    return rule(*operands, **({"y": params["y"]} if name == "integer_pow" else {}))
+
+
+class Enclosure(NamedTuple):
+    """What is proved on n cells: `orders` (3 orders, 3 tracks, n), or 1 track for points; the rest is per cell."""
+
+    orders: Interval
+    continuous: Array
+    smooth: Array
+    defined: Array
+    decisions: Array
+
+
+def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
+    """Value, first and second derivative of a program on the cells `[left, right]`.
+
+    For every z in the open cell `orders.lower[k, 0] <= sigma^(k)(z) <= orders.upper[k, 0]`, and the one-sided limits
+    at the ends lie in `orders[k, 1]` and `orders[k, 2]`; k = 1 holds almost everywhere where a decision is open.
+
+    Args:
+        instructions: `(name, params, operands)` in order; the last one is the result.
+        left, right: (n,) float64; infinite ends are allowed, `left == right` encloses a point.
+
+    Raises:
+        UnsupportedError: an instruction has no rule here.
+
+    Rounding: outward, in float64 on the host.
+
+    >>> enclose((("mul", (), (("z",), ("z",))),), np.array([1.0]), np.array([2.0])).orders.upper[:, 0, 0].tolist()
+    [4.0, 4.0, 2.0]
+    """
+    cells = Cells(left, right)
+    variable, results = cells.variable(), []
+
+    def read(kind: str, number: Any = None) -> Jet | Truth:
+        if kind != "lit":
+            return (
+                results[number] if kind == "var" else variable if kind == "z" else cells.constant(-math.inf, math.inf)
+            )
+        if isinstance(number, (bool, np.bool_)):
+            return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number), np.ones(left.shape, bool))
+        if float(number) != number:
+            raise UnsupportedError("a literal that is not a number, or a whole number beyond float64")
+        return cells.constant(float(number), float(number))
+
+    with np.errstate(all="ignore"):
+        for name, params, operands in instructions:
+            results.append(_apply(cells, name, dict(params), [read(*operand) for operand in operands]))
+    result, count = results[-1], left.size
+    if isinstance(result, Truth):
+        raise UnsupportedError("a boolean result")
+    tracks = Interval(*(end.reshape(3, cells.tracks, count) for end in result.orders))
+    tracks &= tracks[:, :1]  # limits of what is between
+    decisions = np.stack(cells.decisions) if cells.decisions else np.zeros((0, count), np.int8)
+    return Enclosure(tracks, result.continuous[:count], result.smooth[:count], result.defined, decisions)

@@ -1,0 +1,100 @@
+"""Whole numbers that depend on a region: in which range they lie, whatever the region.
+
+Rewrites turn arithmetic on integers into arithmetic on real numbers, which is the same only while no result leaves the
+range of its dtype: beyond it integers wrap around. The range follows from how a value is made: a boolean is 0 or 1,
+an array that no region reaches is anything that its dtype holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR
+from jaxbound.graph.values import Literal, Value
+
+Range = tuple[int, int]
+
+
+def _hull(_params: dict, ranges: Sequence[Range], _count: int) -> Range:
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _product(_params: dict, ranges: Sequence[Range], _count: int) -> Range:
+    corners = [x * y for x in ranges[0] for y in ranges[1]]
+    return min(corners), max(corners)
+
+
+def _sum(_params: dict, ranges: Sequence[Range], count: int) -> Range:
+    ((low, high),) = ranges
+    return min(low, count * low), max(high, count * high)
+
+
+def _added(_params: dict, ranges: Sequence[Range], _count: int) -> Range:
+    return sum(low for low, _ in ranges), sum(high for _, high in ranges)
+
+
+_MOVES = (
+    "broadcast_in_dim", "clamp", "concatenate", "convert_element_type", "copy", "dynamic_slice", "dynamic_update_slice",
+    "gather", "max", "min", "pad", "reduce_max", "reduce_min", "reshape", "rev", "select_n", "slice", "sort", "squeeze",
+    "stack", "stop_gradient", "tile", "transpose",
+)  # fmt: skip
+_RANGES: dict[str, Callable[[dict, Sequence[Range], int], Range]] = {
+    **dict.fromkeys(_MOVES, _hull),
+    "add": _added,
+    "add_any": _added,
+    "sub": lambda _params, ranges, _count: (ranges[0][0] - ranges[1][1], ranges[0][1] - ranges[1][0]),
+    "neg": lambda _params, ranges, _count: (-ranges[0][1], -ranges[0][0]),
+    "mul": _product,
+    "sign": lambda _params, _ranges, _count: (-1, 1),
+    "reduce_sum": _sum,
+    "cumsum": _sum,
+}
+"""Primitive name -> the range of its results from those of its operands, of which a sum adds up to `count`."""
+
+
+_KNOWN: WeakKeyDictionary[Value, Range] = WeakKeyDictionary()
+"""The ranges found: a value that is read twice is looked at once."""
+
+
+def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], dtype) -> bool:
+    """Whether an operation that has a rule for real numbers may give other whole numbers than that rule."""
+    if not jnp.issubdtype(dtype, jnp.integer) or not (name in ELEMENTWISE or name in AFFINE or name in NONLINEAR):
+        return False
+    if any(jnp.issubdtype(operand.dtype, jnp.floating) for operand in operands):
+        return False  # a conversion, which has no rule
+    return name not in _RANGES or not _fits(_made(name, params, operands, shape), dtype)
+
+
+def _range(operand) -> Range:
+    """The range of an operand."""
+    if isinstance(operand, Literal):
+        return int(operand.value), int(operand.value)
+    if operand.dtype == bool:
+        return 0, 1
+    whole = int(np.iinfo(operand.dtype).min), int(np.iinfo(operand.dtype).max)
+    if not isinstance(operand, Value) or operand.name not in _RANGES:
+        return whole
+    if any(jnp.issubdtype(part.dtype, jnp.floating) for part in operand.operands):
+        return whole
+    if operand not in _KNOWN:
+        _KNOWN[operand] = _made(operand.name, operand.params, operand.operands, operand.shape)
+    return _KNOWN[operand]
+
+
+def _made(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> Range:
+    fixed = AFFINE[name].fixed if name in AFFINE else range(0)
+    ranges = [_range(operand) for position, operand in enumerate(operands) if position not in fixed]
+    count = max(math.prod(operands[0].shape) // max(1, math.prod(shape)), 1)
+    if name == "cumsum":
+        count = operands[0].shape[params["axis"]]
+    return _RANGES[name](params, ranges, count)
+
+
+def _fits(found: Range, dtype) -> bool:
+    limits = np.iinfo(dtype)
+    return int(limits.min) <= found[0] and found[1] <= int(limits.max)

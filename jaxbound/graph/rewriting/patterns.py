@@ -1,0 +1,257 @@
+"""Rewrites: what a primitive, or a group of them, is in terms of simpler ones.
+
+Each rewrite is a plain JAX function that equals what it replaces for every real input; it is traced and inlined in its
+place, so the interpreters never hear of it. Two kinds:
+
+* `match` looks at an equation as it is read: primitives with several outputs or odd parameters (`rewrites`), products
+  and sums to regroup (`factors`), and the groups that have no name in a jaxpr. Softmax, log-softmax and logsumexp are
+  `exp`, `sum` and `div` (or `log`) around any shift, on which their value does not depend. LayerNorm's fast variance
+  `E[x^2] - E[x]^2` becomes `E[(x - E[x])^2]`, whose interval cannot be negative.
+* `parts` says what to do with a nonlinear equation of several bounded operands that is not one scalar function:
+  `x / y = x * (1 / y)`, and booleans as numbers (`indicators`). Where no one form is best, several meet: softmax is
+  `1 / sum_j exp(x_j - x_i)` and `exp(x - logsumexp(x))`, a maximum of two `y + relu(x - y)` and one of two entries.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.graph.rewriting import definedness, factors, indicators, rewrites
+from jaxbound.graph import operations
+from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
+
+Rewrite = tuple[Callable, Sequence]
+
+
+def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
+    """The function and operands that replace an equation, or None to keep it."""
+    for rule in _MATCHES.get(primitive.name, ()):
+        if (rewrite := rule(params, operands)) is not None:
+            return rewrite
+    return factors.before_broadcast(primitive, params, operands) or indicators.choice_of_results(
+        primitive, params, operands
+    )
+
+
+def parts(name: str, params: dict, operands: Sequence) -> Rewrite | None:
+    """The function of the same operands that a nonlinear equation is made of, or None if none is known."""
+    rule = _PARTS.get(name)
+    return rule(params, operands) if rule else None
+
+
+def _always(function: Callable) -> Callable[[dict, Sequence], Rewrite]:
+    return lambda _params, operands: (function, operands)
+
+
+def _larger(x, y):
+    """The maximum of two: tight for intervals as one of two entries, for lines as a function of the difference."""
+    return operations.meet(y + jax.nn.relu(x - y), jnp.max(jnp.stack([x, y]), axis=0))
+
+
+_PARTS: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
+    "max": _always(_larger),
+    "min": _always(lambda x, y: -_larger(-x, -y)),
+    "div": _always(lambda x, y: x * jax.lax.reciprocal(y)),
+    "clamp": _always(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
+    "reduce_min": rewrites.reduce_min,
+    "mul": indicators.gated,
+    "select_n": indicators.selection,
+    "convert_element_type": indicators.number,
+}
+
+
+# --- groups without a name --------------------------------------------------------------------------------------------
+
+
+def _without_shift(value: Value, axes: Sequence[int]) -> Value:
+    """`x` from `x - m` where m does not vary along the axes (softmax subtracts the maximum)."""
+    difference = made_by(value, "sub")
+    if difference is None or not isinstance(difference.operands[0], Value):
+        return value
+    minuend, shift = difference.operands
+    while made_by(shift, "stop_gradient"):
+        shift = shift.operands[0]
+    repeated = made_by(shift, "broadcast_in_dim")
+    if repeated is None:
+        return value
+    kept = dict(zip(repeated.params["broadcast_dimensions"], repeated.operands[0].shape, strict=True))
+    return minuend if all(kept.get(axis, 1) == 1 for axis in axes) else value
+
+
+def _summed_exp(operand) -> tuple[Value, tuple[int, ...], Value] | None:
+    """`(exp, axes, sum)` if the operand is a sum of exponentials of a bounded value, perhaps repeated again."""
+    total = made_by(unbroadcast(operand), "reduce_sum")
+    if total is None or made_by(total.operands[0], "exp") is None:
+        return None
+    return total.operands[0], tuple(total.params["axes"]), total
+
+
+def _softmax(_params: dict, operands: Sequence) -> Rewrite | None:
+    numerator, denominator = made_by(operands[0], "exp"), operands[1]
+    found = _summed_exp(denominator)
+    if (
+        numerator is None
+        or found is None
+        or found[0] is not numerator
+        or not put_back(denominator, found[2], found[1], numerator.shape)
+    ):
+        return None
+    over = functools.partial(operations.over_last_axis, _softmax_of, axes=found[1])
+    return over, [_without_shift(numerator.operands[0], found[1])]
+
+
+def _log_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
+    shifted, total = operands[0], _logsumexp_of(operands[1])
+    if total is None or total.operands[0] is not shifted:
+        return None
+    axes = total.params["axes"]
+    if not put_back(operands[1], unbroadcast(operands[1]), axes, shifted.shape):
+        return None
+    return functools.partial(operations.over_last_axis, _log_softmax_of, axes=axes), [_without_shift(shifted, axes)]
+
+
+def _log_of_sum(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(sum(exp(x)))`."""
+    size = made_by(operands[0], "abs")
+    found = _summed_exp(size.operands[0] if size else operands[0])
+    return _logsumexp_as(operands[0].shape, found[0].operands[0], found[1]) if found else None
+
+
+def _log_of_logistic(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(logistic(x))` is minus softplus(-x), which does not underflow."""
+    inner = made_by(operands[0], "logistic")
+    return (lambda x: -jax.nn.softplus(-x), list(inner.operands)) if inner else None
+
+
+def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))` for any shift that is put back along the same axes."""
+    for out, shift in (operands, operands[::-1]):
+        total = _logsumexp_of(out)
+        if total is None or out.shape != shift.shape:
+            continue
+        exponent, axes = total.operands[0], total.params["axes"]
+        x = _without_shift(exponent, axes)
+        if x is exponent:
+            continue
+        source, inner = unbroadcast(shift), exponent.operands[1]
+        if unbroadcast(inner) is not source:
+            continue
+        if source.shape == () or all(put_back(o, source, axes, x.shape) for o in (inner, shift)):
+            return _logsumexp_as(out.shape, x, axes)
+    return None
+
+
+def _logsumexp_as(shape: tuple[int, ...], x: Value, axes: tuple[int, ...]) -> Rewrite | None:
+    """Of this shape: one function of all entries, and what it is composed of."""
+    if np.prod(shape) != np.prod(np.delete(x.shape, axes)):
+        return None
+
+    def function(x):
+        terms = 1 * jnp.exp(x)  # the factor hides the sum from `_log_of_sum`
+        return operations.meet(operations.logsumexp(x, axes), jnp.log(jnp.sum(terms, axes))).reshape(shape)
+
+    return function, [x]
+
+
+def _logsumexp_of(operand) -> Value | None:
+    """The node that `_logsumexp_as` has made, if it made the operand."""
+    met = made_by(unbroadcast(operand), "meet")
+    return made_by(met.operands[0], "logsumexp") if met else None
+
+
+def _softmax_of(x):
+    """Along the last axis: exact for intervals, and as an exponential of a concave function for planes."""
+    return operations.meet(jax.lax.reciprocal(_ratios(x)), jnp.exp(jnp.minimum(x - _repeated_logsumexp(x), 0)))
+
+
+def _log_softmax_of(x):
+    return operations.meet(-jnp.log(_ratios(x)), x - _repeated_logsumexp(x))
+
+
+def _ratios(x):
+    """sum_j exp(x_j - x_i) for every i, along the last axis: at least 1, whatever rounding makes of its bounds."""
+    difference, same = operations.pairwise(x)
+    return jnp.maximum(jnp.sum(jnp.where(same, 1, jnp.exp(difference)), axis=-1), 1)
+
+
+def _repeated_logsumexp(x):
+    return jnp.broadcast_to(operations.logsumexp(x, (x.ndim - 1,))[..., None], x.shape)
+
+
+def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
+    """`(x, axes)` if the operand is sum(x) / count."""
+    quotient = made_by(operand, "div", "mul")
+    if quotient is None or not isinstance(quotient.operands[1], Literal):
+        return None
+    total = made_by(quotient.operands[0], "reduce_sum")
+    if total is None:
+        return None
+    x, axes = total.operands[0], tuple(total.params["axes"])
+    count = np.prod([x.shape[axis] for axis in axes])
+    factor = float(quotient.operands[1].value)
+    scale = 1 / factor if quotient.name == "div" else factor
+    return (x, axes) if abs(scale * count - 1) <= 4 * float(jnp.finfo(x.dtype).eps) else None
+
+
+def _squared(operand):
+    made = made_by(operand, "square", "integer_pow", "mul")
+    if made is None or (made.name == "integer_pow" and made.params["y"] != 2):
+        return None
+    return made.operands[0] if made.name != "mul" or made.operands[0] is made.operands[1] else None
+
+
+def _fast_variance(_params: dict, operands: Sequence) -> Rewrite | None:
+    second, first = _mean_of(operands[0]), _mean_of(_squared(operands[1]))
+    if second is None or first is None or first[1] != second[1] or _squared(second[0]) is not first[0]:
+        return None
+    axes = first[1]
+    return lambda x: jnp.mean(jax.lax.square(x - jnp.mean(x, axes, keepdims=True)), axes), [first[0]]
+
+
+SAME_ARITHMETIC = frozenset({
+    "broadcast_in_dim", "cond", "conv_general_dilated", "cummax", "cummin", "dot_general", "gather", "pad",
+    "reduce_window_max", "reshape", "scan", "scatter", "sort", "split", "top_k", "unstack",
+})  # fmt: skip
+"""Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
+
+_MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
+    "reshape": [rewrites.reshape],
+    "broadcast_in_dim": [rewrites.broadcast],
+    "pad": [rewrites.pad],
+    "gather": [rewrites.gather],
+    "scatter": [rewrites.scatter],
+    "scatter-mul": [rewrites.scatter_multiply],
+    "scan": [rewrites.scan],
+    "cond": [rewrites.cond],
+    "split": [rewrites.split],
+    "unstack": [rewrites.unstack],
+    "dot_general": [rewrites.dot_general],
+    "conv_general_dilated": [rewrites.convolution],
+    "reduce_prod": [rewrites.reduce_product],
+    "reduce_window_max": [rewrites.window_max],
+    "select_and_scatter_add": [rewrites.window_max_adjoint],
+    "select_and_gather_add": [rewrites.window_max_tangent],
+    "cummax": [rewrites.cumulative(jnp.max)],
+    "cummin": [rewrites.cumulative(jnp.min)],
+    "cumprod": [rewrites.cumulative(jnp.prod)],
+    "cumlogsumexp": [rewrites.cumulative(jax.nn.logsumexp)],
+    "sort": [rewrites.sort],
+    "top_k": [rewrites.top_k],
+    "integer_pow": [rewrites.integer_power],
+    "one_minus_square": [rewrites.one_minus_square],
+    "polynomial": [rewrites.polynomial],
+    "log": [_log_of_sum, _log_of_logistic],
+    "eq": [definedness.rule("eq"), indicators.equals_larger],
+    **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
+    "mul": [indicators.shared_product, factors.product],
+    "div": [_softmax, indicators.shared_sum, indicators.at_least_one],
+    "sub": [_log_softmax, _fast_variance, factors.total("sub")],
+    "add": [_logsumexp, factors.total("add")],
+    "add_any": [factors.total("add_any")],
+    "select_n": [factors.choice],
+}

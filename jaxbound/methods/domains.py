@@ -1,0 +1,188 @@
+"""Whether what is bounded is defined: what may not be, anywhere in a region, is bounded by nothing.
+
+In real arithmetic the logarithm of a negative number, a quotient by 0 and their kin have no value (in floating point:
+NaN, or an infinity that becomes one), and so has all that is made of them, a bounded function of them included. An
+interpreter does not see that: `tanh` maps the whole line into [-1, 1]. So it is decided apart from the methods, here:
+
+* `Structure.partial` lists the nodes whose function is not proved to be defined on the whole line, neither by the proof
+  of the function (`Curvature.undefined`: what a decided choice throws away does not count) nor by the signs of what it
+  reads (`definedness`). Most networks have none, and then nothing is done;
+* their inputs are bounded, by interval arithmetic and, where that does not do, by the method that bounds the outputs;
+* what may leave its domain marks its entries, and all entries that are computed from them, however small the weights
+  are; marked entries of a result become infinite.
+
+`bound`, `planes` and `pre_activations` are what a caller uses in the place of the method's own functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import errors, regions
+from jaxbound._compat import is_tracer
+from jaxbound.graph import Graph, Node
+from jaxbound.methods import IBP, Bounded, Ends, Method, Request, output_nodes
+from jaxbound.relaxations import affine, enclosures, execution, interval
+from jaxbound.relaxations.enclosures import scalar
+from jaxbound.graph.values import Inexact
+
+
+def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:
+    """`method.bound`, infinite where an output may be undefined.
+
+    Raises:
+        UnsupportedError: constants are not exact, and the method does not count that.
+    """
+    if (
+        request.rounding
+        and not method.charges_constants
+        and any(isinstance(constant, Inexact) for constant in graph.constants)
+    ):
+        raise errors.inexact_constants(type(method).__name__)
+    if request.rounding == execution.MODE:
+        check_executed(method, graph)
+    found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
+    return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def check_executed(method: Method, graph: Graph) -> None:
+    """Refuse what is not bounded as it is executed.
+
+    Raises:
+        UnsupportedError: the method, a node, a rewritten expression, or the way in which matrices are multiplied.
+    """
+    if not method.charges_execution:
+        raise errors.not_executed(f"{type(method).__name__} does not bound it", "use Crown, CrownIBP or IBP")
+    if jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_matmul_precision", None) not in (
+        "highest",
+        "float32",
+    ):
+        raise errors.not_executed("matrices may be multiplied in less than float32", "set jax_default_matmul_precision")
+    if graph.structure.rewritten:
+        raise errors.not_executed(f"{', '.join(graph.structure.rewritten)} is bounded in another form than it runs in")
+    for node in graph.nodes:
+        reason = execution.refusal(node.op)
+        scaled = node.op.name in ("mul", "div") and any(
+            graph.nodes[source].op.name in ("mul", "div") for source in _moved_from(graph, node)
+        )
+        if scaled:
+            reason = "the compiler may merge consecutive multiplications"
+        if reason:
+            raise errors.not_executed(f"{reason} ({node.name}{node.source and ' at ' + node.source})")
+
+
+def _moved_from(graph: Graph, node: Node) -> list[int]:
+    """What an affine node reads, before it was moved, repeated or put beside others."""
+    found, pending = [], list(node.inputs)
+    while pending:
+        source = pending.pop()
+        op = graph.nodes[source].op
+        moved = op.kind == "affine" and affine.moves(op)
+        (pending if moved else found).extend(graph.nodes[source].inputs if moved else [source])
+    return found
+
+
+def planes(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[tuple]:
+    """`method.planes`, with infinite intercepts where an output may be undefined."""
+    found, marks = method.planes(graph, leaves, request), undefined(method, graph, leaves, request)
+    results = []
+    for (low, below, high, above), number in zip(found, output_nodes(graph), strict=True):
+        below, above = _whole((below, above), marks.get(number))
+        results.append((low, below, high, above))
+    return results
+
+
+def pre_activations(
+    method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request
+) -> dict[int, Ends]:
+    """`method.pre_activations`, infinite where a value may be undefined."""
+    found, marks = method.pre_activations(graph, leaves, request), undefined(method, graph, leaves, request)
+    return {number: _whole(ends, marks.get(number)) for number, ends in found.items()}
+
+
+def undefined(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> dict[int, jax.Array]:
+    """The nodes with entries that may be undefined, and which: bool, of the node's shape."""
+    partial = graph.structure.partial
+    if not partial:
+        return {}
+    inputs = sorted({graph.nodes[number].inputs[0] for number in partial})
+    ends = _bounds(IBP(), graph, leaves, request, inputs)
+    leaving = {number: _leaves_domain(graph, number, ends) for number in partial}
+    decided = not any(map(is_tracer, leaving.values()))
+    if not isinstance(method, IBP) and not (decided and not any(map(np.any, leaving.values()))):
+        better = _bounds(method, graph, leaves, request, inputs)
+        ends = {number: interval.intersect(ends[number], better[number]) for number in inputs}
+        leaving = {number: _leaves_domain(graph, number, ends) for number in partial}
+    if not any(map(is_tracer, leaving.values())):
+        leaving = {number: mask for number, mask in leaving.items() if np.any(mask)}
+    marks: dict[int, jax.Array] = {}
+    for number, node in enumerate(graph.nodes):
+        read = [marks.get(source) for source in node.inputs]
+        spread = None if all(mask is None for mask in read) else _spread(graph, node, read)
+        found = [mask for mask in (leaving.get(number), spread) if mask is not None]
+        if found:
+            marks[number] = functools.reduce(jnp.logical_or, found)
+    return marks
+
+
+def _bounds(method: Method, graph: Graph, leaves, request: Request, numbers: Sequence[int]) -> dict[int, Ends]:
+    """Bounds of some nodes; with rounding, widened by it."""
+    inner = [number for number in numbers if number >= graph.structure.num_inputs]
+    boxes = {k: regions.enclosing_box(leaf) for k, leaf in enumerate(leaves)} if graph.axes is None else {
+        k: jax.vmap(regions.enclosing_box)(leaf) for k, leaf in enumerate(leaves)
+    }  # fmt: skip
+    ends: dict[int, Ends] = {number: boxes[number] for number in numbers if number in boxes}
+    if inner:
+        probe = dataclasses.replace(graph, structure=graph.structure.ending_in(tuple(inner)))
+        for number, found in zip(inner, method.bound(probe, leaves, request._replace(sides="both")), strict=True):
+            assert found.upper is not None
+            ends[number] = found.lower - found.lower_rounding, found.upper + found.upper_rounding
+    return ends
+
+
+def _leaves_domain(graph: Graph, number: int, ends: dict[int, Ends]) -> jax.Array:
+    """Where the input of a partial node may leave its domain."""
+    node = graph.nodes[number]
+    return scalar.leaves_domain(node.op, ends[node.inputs[0]])
+
+
+def _spread(graph: Graph, node: Node, marks: Sequence[jax.Array | None]) -> jax.Array:
+    """The entries of a node that are made of marked ones."""
+    op, given = node.op, [mask for mask in marks if mask is not None]
+
+    def single(constants, given):
+        known = iter(given)
+        full = [
+            jnp.zeros(shape, bool) if mask is None else next(known)
+            for mask, shape in zip(marks, (graph.nodes[k].op.shape for k in node.inputs), strict=True)
+        ]
+        if op.kind == "affine":
+            return affine.reads(op, full, constants)
+        if enclosures.is_elementwise(op):
+            return jnp.any(jnp.stack([jnp.broadcast_to(mask, op.shape) for mask in full]), axis=0)
+        axes = enclosures.reduced_axes(op)
+        return jnp.any(full[0], axis=axes) if axes else jnp.broadcast_to(jnp.any(jnp.stack(full)), op.shape)
+
+    constants = [graph.constants[k] for k in node.constants]
+    if graph.axes is None:
+        return single(constants, given)
+    axes = [graph.axes[k] for k in node.constants]
+    return jax.vmap(single, in_axes=(axes, 0))(constants, given)
+
+
+def _opened(found: Bounded, mark: jax.Array | None) -> Bounded:
+    if mark is None:
+        return found
+    lower = jnp.where(mark, -jnp.inf, found.lower)
+    upper = None if found.upper is None else jnp.where(mark, jnp.inf, found.upper)
+    return found._replace(lower=lower, upper=upper)
+
+
+def _whole(ends: Ends, mark: jax.Array | None) -> Ends:
+    return ends if mark is None else (jnp.where(mark, -jnp.inf, ends[0]), jnp.where(mark, jnp.inf, ends[1]))

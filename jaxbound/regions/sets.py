@@ -1,0 +1,551 @@
+r"""Regions: the input sets that bounds hold over, and what bounding asks of them.
+
+Length: two sets and the eight questions that are asked of both; the maths of balls is in `balls`.
+
+A region is a `Box`, {x : lower <= x <= upper}, or an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a
+clip box {x : low <= x <= high}. Both are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and
+`eval_shape` build them from things that are not arrays): `validate` checks where bounding starts.
+
+The one question a linear bound asks is the support function, `minimum`: min <s, x> over the region. For a box it is
+taken at an end per coordinate; for a ball it is s.center - radius * ||s||_q with 1/p + 1/q = 1; for a ball and a clip
+box together it is a Lagrangian bound (see `balls`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxbound.regions import balls
+from jaxbound import errors
+from jaxbound._compat import eager_jit, is_tracer, owned
+
+_REACH = 1000.0  # how far `sample` goes where a region has no end
+
+
+@jax.tree_util.register_static
+class _Constants(tuple):
+    """A clip box given as Python numbers: static, so that a ball can cross `vmap` with the default `in_axes`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """The set of every `x` with `lower <= x <= upper`, elementwise.
+
+    Args:
+        lower, upper: floating, both of the shape of the leaf they stand for; -inf and +inf are no end.
+
+    >>> minimum(Box(jnp.zeros(2), jnp.ones(2)), jnp.array([1.0, -2.0]))
+    Array(-2., dtype=float32)
+    """
+
+    lower: ArrayLike
+    upper: ArrayLike
+
+    @classmethod
+    def around(cls, x: ArrayLike, eps: ArrayLike, clip: tuple[ArrayLike, ArrayLike] | None = None) -> Box:
+        """The box of every point within `eps` of `x`, entry by entry, and within `clip`; rounded outward.
+
+        Args:
+            x: floating, the leaf's value.
+            eps: a radius, or an array with as many axes as x, each 1 or x's: radii per entry or channel.
+            clip: None, or `(low, high)`, which broadcast to x.
+
+        Raises:
+            ArgumentError: eps or clip do not fit x, or no point is left.
+
+        >>> Box.around(jnp.array([0.25, 1.0]), 0.25, clip=(0.0, 1.0)).upper.round(3)
+        Array([0.5, 1. ], dtype=float32)
+        """
+        size, shape = np.shape(eps), np.shape(x)
+        if size and (len(size) != len(shape) or any(a not in (1, b) for a, b in zip(size, shape, strict=True))):
+            raise errors.argument("eps", f"has shape {size}", f"pass a number, or an array that broadcasts to {shape}")
+        radius = jnp.broadcast_to(eps, shape) if size else eps
+        ball = LpBall(jnp.asarray(x), radius, math.inf, clip=clip)
+        validate(ball, "x and eps")
+        return cls(*enclosing_box(ball))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LpBall:
+    """The set of every `x` with `||x - center||_norm <= radius`, and `low <= x <= high` where `clip = (low, high)`.
+
+    The norm is over all axes after the first `batch_ndim`: by default the leaf is one ball, not one per example. A
+    center wider than JAX's widest enabled dtype is rounded to it first; radius and clip round outward.
+
+    Args:
+        center: floating, the shape of the leaf.
+        radius: shape `()` or `center.shape[:batch_ndim]`; for `norm=inf` also `center.shape`, a radius per feature.
+        norm: p >= 1 (static), `jnp.inf` included.
+        clip: None, or a pair that broadcasts to `center.shape`; Python numbers beside an array center are static.
+        batch_ndim: the number of leading axes that index separate balls (static).
+
+    >>> minimum(LpBall(jnp.zeros(2), 0.5, 2), jnp.array([3.0, 4.0]))
+    Array(-2.5, dtype=float32)
+    """
+
+    center: ArrayLike
+    radius: ArrayLike
+    norm: float = dataclasses.field(metadata={"static": True})
+    clip: tuple[ArrayLike, ArrayLike] | None = dataclasses.field(default=None, kw_only=True)
+    batch_ndim: int = dataclasses.field(default=0, kw_only=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", float(self.norm))
+        # An `in_axes` tree has integers everywhere: beside a center that is not an array they stay leaves.
+        numbers = (int, float) if hasattr(self.center, "shape") else (float,)
+        clip = self.clip if isinstance(self.clip, tuple | list) else (None,)
+        if all(type(end) in numbers for end in clip):
+            object.__setattr__(self, "clip", _Constants(clip))
+
+
+Region: TypeAlias = Box | LpBall
+
+
+def is_region(value: object) -> TypeGuard[Region]:
+    """Whether `value` is a `Box` or an `LpBall`; the `is_leaf` of `jax.tree.map` over arguments."""
+    return isinstance(value, Box | LpBall)
+
+
+def is_box(region: Region) -> bool:
+    """Whether the region is an axis-aligned box; static, so it may steer Python control flow under `jit`."""
+    return isinstance(region, Box) or region.norm == math.inf
+
+
+def leaf_struct(region: Region) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of the array that the region stands for: those of a ball's center, whatever its radius is."""
+    if isinstance(region, LpBall):
+        return jax.ShapeDtypeStruct(np.shape(region.center), jnp.result_type(region.center))
+    return jax.ShapeDtypeStruct(np.shape(region.lower), jnp.result_type(region.lower, region.upper))
+
+
+def canonical(region: Region) -> Region:
+    """The region with parts of its own dtype: wider ones are rounded outward, a wider center to nearest.
+
+    It has no subnormal numbers, which processors may take for 0: ends are moved outward, and a ball whose center has
+    some grows by as much as they move.
+
+    >>> canonical(LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
+    dtype('float32')
+    """
+    dtype = leaf_struct(region).dtype
+    if isinstance(region, Box):
+        return Box(*(_normal(_cast(end, dtype, side), side) for end, side in ((region.lower, -1), (region.upper, +1))))
+    clip = region.clip
+    if clip is not None and not isinstance(clip, _Constants):
+        clip = tuple(_normal(_cast(end, dtype, side), side) for end, side in zip(clip, (-1, +1), strict=True))
+    center, radius = _cast(region.center, dtype, 0), _normal(_cast(region.radius, dtype, +1), +1)
+    moved = _is_subnormal(center)
+    count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
+    grown = _next(radius + count * jnp.finfo(dtype).tiny, +1)
+    radius = jnp.where(count > 0, grown, radius)
+    return dataclasses.replace(region, center=jnp.where(moved, 0, center), radius=radius, clip=clip)
+
+
+def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.Array, jax.Array]:
+    """The smallest box around the region that its dtype can hold.
+
+    `lower <= x <= upper` for every `x` in the region, in exact arithmetic. Both have the leaf's shape and `dtype`, by
+    default the region's; an infinite radius gives -inf, +inf or the clip box. Subnormal numbers count as 0.
+
+    Rounding: outward, narrowing casts included: one unit in the last place at most; exact for radius 0 and for a `Box`.
+
+    >>> lower, upper = enclosing_box(LpBall(jnp.array([0.1]), 0.3, jnp.inf, clip=(0.0, 1.0)))
+    >>> float(lower[0]), bool(upper[0] >= 0.4)
+    (0.0, True)
+    """
+    return _ends(region, np.dtype(leaf_struct(region).dtype if dtype is None else dtype), outward=True)
+
+
+def magnitude(region: Region) -> jax.Array:
+    """The largest `|x|` over the enclosing box, elementwise: `|x| <= magnitude(region)` for every `x` in the region."""
+    return jnp.maximum(*map(jnp.abs, enclosing_box(region)))
+
+
+def per_example(region: Region) -> Region:
+    """The same set as a stack of one-example regions: the first axis of every array leaf is the batch, for `jax.vmap`.
+
+    Args:
+        region: a `Box`, or an `LpBall` with `batch_ndim >= 1`; the result's is one less.
+
+    Raises:
+        ValueError: for an `LpBall` with `batch_ndim=0`, which couples the examples.
+
+    >>> balls = LpBall(jnp.zeros((3, 2)), 0.5, 2, batch_ndim=1)
+    >>> jax.vmap(minimum)(per_example(balls), jnp.ones((3, 2))).shape
+    (3,)
+    """
+    if isinstance(region, Box):
+        return Box(*enclosing_box(region))
+    shape, dtype = np.shape(region.center), leaf_struct(region).dtype
+    if region.batch_ndim < 1:
+        raise errors.ArgumentError(
+            f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1"
+        )
+    radius, clip = _cast(region.radius, dtype, +1), region.clip
+    radius = jnp.broadcast_to(radius, shape[: max(radius.ndim, region.batch_ndim)])
+    if clip is not None and not isinstance(clip, _Constants):
+        low, high = _cast(clip[0], dtype, -1), _cast(clip[1], dtype, +1)
+        clip = jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape)
+    return LpBall(_cast(region.center, dtype, 0), radius, region.norm, clip=clip, batch_ndim=region.batch_ndim - 1)
+
+
+def is_empty(region: Region) -> jax.Array:
+    """Whether no point is left, or a part is NaN: what is bounded over such a region certifies nothing.
+
+    A bool of shape `()`: lower > upper anywhere, a negative radius, a NaN anywhere, or a ball that does not meet its
+    clip box (for a product of balls: any of them).
+
+    Rounding: a ball that misses its clip box by no more than rounding counts as non-empty.
+
+    >>> bool(is_empty(LpBall(jnp.array([2.0]), 0.5, 2, clip=(0.0, 1.0))))
+    True
+    """
+    lower, upper = enclosing_box(region)
+    empty = jnp.any(~(lower <= upper))
+    if isinstance(region, Box):
+        return empty
+    empty = empty | jnp.any(~(jnp.asarray(region.radius) >= 0))
+    if region.clip is None or is_box(region):
+        return empty
+    ball = _flat(region)
+    nearest = jnp.clip(ball.center, ball.low, ball.high)
+    gap = nearest - ball.center
+    # The ends were rounded when they were written down: 1.1 - 1.0 is not 0.1.
+    doubt = jnp.where(gap == 0, 0, 2 * jnp.finfo(gap.dtype).eps * (jnp.abs(nearest) + jnp.abs(ball.center)))
+    reach = ball.radius * (1 + balls.slack(gap)) + balls.vector_norm(doubt, region.norm)
+    return empty | jnp.any(~(balls.vector_norm(gap, region.norm) <= reach))
+
+
+def minimum(region: Region, slope: ArrayLike) -> jax.Array:
+    """The least value of a linear function: how linear bounds become numbers ("concretize").
+
+    `minimum(region, slope) <= sum(slope * x)` for every `x` in the region, with equality for some `x`.
+
+    Args:
+        region: any non-empty region; the minima of separate balls (`batch_ndim`) add up.
+        slope: floating, shape `(*leading, *leaf shape)`; any other shape raises a ValueError.
+
+    Returns:
+        Shape `(*leading)`. A coefficient that is exactly 0 ignores an unbounded coordinate; whatever is unbounded,
+        overflows or is undefined gives -inf, never NaN.
+
+    Rounding: up to gamma_n of the sums, over |slope||x|. A ball with a clip box is widened by (4 + log2 n) units of
+        rounding, which covers the error of the measured distance when the two barely meet.
+
+    Reference: Hoelder's inequality; with a clip box, Lagrangian duality (module docstring).
+
+    >>> minimum(LpBall(jnp.zeros(3), 1.0, 1), jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]]))
+    Array([-3.,  0.], dtype=float32)
+    """
+    slope, leading = _rows(region, slope)
+    if isinstance(region, Box) or is_box(region):
+        return _box_minimum(*enclosing_box(region), slope, slope.ndim - len(leading))
+    ball = _flat(region)
+    slope = slope.reshape(leading + ball.center.shape)
+    finite = jnp.isfinite(ball.radius)
+    if region.clip is None:
+        spread = -balls.vector_norm(slope, balls.dual_exponent(region.norm))
+        unbounded = jnp.where(spread == 0, 0, -jnp.inf)
+    else:
+        spread = balls.clipped_spread(ball, slope, region.norm)
+        unbounded = _box_minimum(ball.low - ball.center, ball.high - ball.center, slope, 1)
+    around = jnp.where(finite, jnp.where(finite, ball.radius, 0) * spread, unbounded)
+    if region.clip is not None:
+        around = around - jnp.where(finite, balls.underflow(ball, slope), 0)
+        # The clip box alone is a bound too: that of a large ball, whose units hide it.
+        around = jnp.where((ball.radius > 0) & (unbounded > around), unbounded, around)
+    value = jnp.sum(slope * ball.center, axis=-1) + around
+    value = jnp.where((ball.radius >= 0) & jnp.isfinite(value), value, -jnp.inf)
+    return jnp.sum(value, axis=tuple(range(len(leading), value.ndim)))
+
+
+def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
+    """A point of the region where `sum(slope * x)` is least: it attains `minimum` up to rounding.
+
+    The shape is that of `slope`, `(*leading, *leaf shape)` (a ValueError otherwise), and the point is inside as
+    `project` states it; +-inf where the region has no end. A zero coefficient leaves a box's coordinate in the middle.
+
+    >>> minimizer(LpBall(jnp.zeros(2), 5.0, 1), jnp.array([3.0, 4.0]))
+    Array([ 0., -5.], dtype=float32)
+    """
+    slope, leading = _rows(region, slope)
+    if isinstance(region, Box) or is_box(region):
+        return _box_end(*_ends(region, slope.dtype, outward=False), slope)
+    ball = _flat(region)
+    rows = slope.reshape(leading + ball.center.shape)
+    unit = balls.least_point(ball, rows, region.norm)
+    radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
+    points = balls.into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
+    endless = jnp.isinf(ball.radius)[..., None]
+    return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
+
+
+def project(region: Region, x: ArrayLike) -> jax.Array:
+    """The point of the region nearest to `x`, for a box and for p = 1, 2 (clip box included).
+
+    For other p: where the segment from `x` to the center, each point cut to the clip box, enters the region.
+
+    `x` is finite, of shape `(*leading, *leaf shape)` (a ValueError otherwise), and comes back unchanged where it is
+    inside: projecting twice changes nothing.
+
+    Rounding: inside the clip box as the dtype holds it; `||result - center||_p <= radius * (1 + (4 + log2 n) eps)`.
+
+    Reference: Duchi et al. 2008 for p = 1; the threshold or scale of the KKT conditions is found by bisection.
+
+    >>> project(LpBall(jnp.zeros(2), 1.0, 1), jnp.array([2.0, 0.5])).round(3)
+    Array([1., 0.], dtype=float32)
+    """
+    x, leading = _rows(region, x)
+    if isinstance(region, Box) or is_box(region):
+        return jnp.clip(x, *_ends(region, x.dtype, outward=False))
+    ball = _flat(region)
+    return balls.into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
+
+
+def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extremes: bool = False) -> jax.Array:
+    """Random points of the region: uniform for a box or a ball; with a clip box the ball's points are projected.
+
+    Args:
+        region: any non-empty region; a side without end is sampled a thousand units far.
+        key: a typed or raw PRNG key.
+        shape: the result is `(*shape, *leaf shape)`, inside the region as `project` states it.
+        extremes: points where a random direction is least instead: corners of a box, faces' centers, the surface of a
+            ball, its poles; half of the directions see a single coordinate of each ball (or of the box).
+
+    >>> sample(Box(jnp.zeros(3), jnp.ones(3)), jax.random.key(0), (5,)).shape
+    (5, 3)
+    """
+    region, struct = _truncated(region), leaf_struct(region)
+    whole = (*shape, *struct.shape)
+    if extremes:
+        direction_key, coin_key = jax.random.split(key)
+        direction = jax.random.normal(direction_key, whole, struct.dtype)
+        batch_ndim = 0 if isinstance(region, Box) else region.batch_ndim
+        axes = tuple(range(len(shape) + batch_ndim, len(whole)))
+        largest = jnp.abs(direction) == jnp.max(jnp.abs(direction), axis=axes, keepdims=True)
+        dense = jax.random.bernoulli(coin_key, shape=(*shape, *(1,) * len(struct.shape)))
+        return minimizer(region, jnp.where(dense | largest, direction, 0))
+    if isinstance(region, Box) or is_box(region):
+        lower, upper = _ends(region, struct.dtype, outward=False)
+        part = jax.random.uniform(key, whole, struct.dtype)
+        return jnp.clip(lower * (1 - part) + upper * part, lower, upper)
+    ball = _flat(region)
+    *batch, features = ball.center.shape
+    unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
+    return balls.into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
+
+
+def validate(region: Region, name: str = "the region") -> None:
+    """Refuse a region that bounding cannot start from, and say what to do instead.
+
+    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. `name` is for the message.
+
+    Raises:
+        TypeError: integer, bool or complex data.
+        ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
+            that does not meet its clip box.
+    """
+    parts = _parts(region)
+    for part, value in parts.items():
+        if not hasattr(value, "dtype") and not isinstance(value, bool | int | float):
+            raise errors.argument_type(f"{name}.{part}", f"is a {type(value).__name__}", "pass an array or a number")
+    _check_shapes(region, name)
+    for part, value in parts.items():
+        dtype = jnp.result_type(value)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise errors.ArgumentTypeError(
+                f"{name}.{part} is {dtype}, which has no order: bound the real and imaginary parts"
+            )
+        if dtype == jnp.bool_ or (part in ("lower", "upper", "center") and jnp.issubdtype(dtype, jnp.integer)):
+            raise errors.ArgumentTypeError(
+                f"{name}.{part} is {dtype}: integers have no neighbourhood: divide by 255, or use float32"
+            )
+    concrete = {part: v for part, v in parts.items() if not is_tracer(v) and not isinstance(v, jax.ShapeDtypeStruct)}
+    for part, value in concrete.items():
+        if np.any(np.isnan(np.asarray(value))):
+            raise errors.ArgumentError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
+    if "radius" in concrete and np.any(np.asarray(concrete["radius"]) < 0):
+        raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
+    if len(concrete) == len(parts) and (isinstance(region, Box) or region.clip is not None):
+        with jax.ensure_compile_time_eval():
+            void = bool(_is_empty()(region))
+        if void:
+            reason = "the ball does not meet its clip box: is the center in its range?"
+            text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
+            raise errors.ArgumentError(f"{name}: {text}")
+
+
+@functools.cache
+def _is_empty() -> Callable:
+    return eager_jit(is_empty)
+
+
+def _check_shapes(region: Region, name: str) -> None:
+    if isinstance(region, Box):
+        lower, upper = np.shape(region.lower), np.shape(region.upper)
+        if lower != upper:
+            raise errors.ArgumentError(
+                f"{name}: lower has shape {lower} and upper {upper}: broadcast both to the argument's shape"
+            )
+        return
+    shape, radius, batch_ndim = np.shape(region.center), np.shape(region.radius), region.batch_ndim
+    if not region.norm >= 1:
+        raise errors.ArgumentError(f"{name}: norm={region.norm} is not a norm; pass p >= 1, such as 1, 2 or jnp.inf")
+    if not 0 <= batch_ndim <= len(shape):
+        raise errors.ArgumentError(
+            f"{name}: batch_ndim={batch_ndim} must lie in 0..{len(shape)} for center of shape {shape}"
+        )
+    if radius not in ((), shape[:batch_ndim]) and not (radius == shape and is_box(region)):
+        raise errors.ArgumentError(
+            f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
+            f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
+        )
+    for end in map(np.shape, region.clip or ()):
+        pairs = zip(end[::-1], shape[::-1], strict=False)
+        if len(end) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
+            raise errors.ArgumentError(f"{name}: an end of clip has shape {end}, which does not broadcast to {shape}")
+
+
+def _parts(region: Region) -> dict[str, ArrayLike]:
+    """Every array of the region by name."""
+    if isinstance(region, Box):
+        return {"lower": region.lower, "upper": region.upper}
+    if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):
+        raise errors.ArgumentError(f"clip must be None or a pair (low, high), got {region.clip!r}")
+    ends = {} if region.clip is None else {"clip[0]": region.clip[0], "clip[1]": region.clip[1]}
+    return {"center": region.center, "radius": region.radius, **ends}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _next(value: jax.Array, direction: int) -> jax.Array:
+    """The next number up or down, with the identity's derivative (a step of `nextafter` has none)."""
+    return _stepped(value, direction, jnp)
+
+
+_next.defjvp(lambda direction, primals, tangents: (_next(*primals, direction), *tangents))
+
+
+def _stepped(value, direction: int, xp: Any = np):
+    """The next number up or down, by NumPy or by `jax.numpy`."""
+    stepped = xp.nextafter(value, xp.asarray(direction * xp.inf, value.dtype))
+    # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
+    tiny = jnp.finfo(value.dtype).tiny
+    return xp.where(xp.abs(stepped) <= tiny, xp.asarray(direction * tiny, value.dtype), stepped)
+
+
+def _is_subnormal(value: jax.Array) -> jax.Array:
+    """Whether a number is below the smallest normal one, but not 0; by its bits, since it may compare as 0."""
+    kind = np.dtype(f"uint{8 * value.dtype.itemsize}")
+    least = np.asarray(jnp.finfo(value.dtype).tiny, value.dtype).view(kind)
+    sign = kind.type(1) << kind.type(8 * value.dtype.itemsize - 1)
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), kind) & ~sign
+    return (bits > 0) & (bits < least)
+
+
+def _normal(value: jax.Array, direction: int) -> jax.Array:
+    """A subnormal number moved down (-1) or up (+1), to one that processors do not take for 0."""
+    beyond = jnp.where(jnp.signbit(value) == (direction < 0), direction * jnp.finfo(value.dtype).tiny, 0)
+    return jnp.where(_is_subnormal(value), beyond.astype(value.dtype), value)
+
+
+def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
+    """`value` in `dtype`, rounded down (-1), up (+1) or to nearest (0)."""
+    by_jax = isinstance(value, jax.Array)
+    xp, step = (jnp, _next) if by_jax else (np, _stepped)
+    array: Any = xp.asarray(value)
+    if array.dtype == dtype:
+        return owned(array)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = array.astype(dtype)
+        if direction == 0:
+            return jnp.asarray(narrow)
+        back = _rounded(array, dtype) if by_jax else narrow.astype(array.dtype)
+        wrong = back > array if direction < 0 else back < array
+        return jnp.asarray(xp.where(wrong, step(narrow, direction), narrow))
+
+
+def _rounded(value: jax.Array, dtype: np.dtype) -> jax.Array:
+    """What `dtype` makes of a wider value. (XLA for GPU takes a cast there and back for nothing.)"""
+    if not jnp.issubdtype(value.dtype, jnp.floating) or jnp.finfo(value.dtype).nmant <= jnp.finfo(dtype).nmant:
+        return value.astype(dtype).astype(value.dtype)
+    limits = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(value, limits.nexp, limits.nmant)
+
+
+def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
+    """The enclosing box; points are taken from the one that is not rounded outward."""
+    if isinstance(region, Box):
+        return _cast(region.lower, dtype, -1), _cast(region.upper, dtype, +1)
+    own = leaf_struct(region).dtype
+    center, radius = _cast(region.center, own, 0), _cast(region.radius, own, +1)
+    radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
+    ends = center - radius, center + radius
+    if outward:
+        exact = jnp.broadcast_to(radius == 0, center.shape)
+        ends = tuple(jnp.where(exact, center, _next(end, side)) for end, side in zip(ends, (-1, +1), strict=True))
+    lower, upper = _cast(ends[0], dtype, -1), _cast(ends[1], dtype, +1)
+    if region.clip is not None:
+        lower = jnp.maximum(lower, _cast(region.clip[0], dtype, -1))
+        upper = jnp.minimum(upper, _cast(region.clip[1], dtype, +1))
+    return lower, upper
+
+
+def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
+    """The values as an array that ends in the leaf's shape, and its leading shape."""
+    struct = leaf_struct(region)
+    values = owned(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
+    leading = values.ndim - len(struct.shape)
+    if leading < 0 or values.shape[leading:] != struct.shape:
+        raise errors.ArgumentError(
+            f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf"
+        )
+    return values, values.shape[:leading]
+
+
+def _flat(region: LpBall) -> balls.Ball:
+    struct = leaf_struct(region)
+    batch = struct.shape[: region.batch_ndim]
+    flat = (*batch, math.prod(struct.shape[region.batch_ndim :]))
+    low, high = (-math.inf, math.inf) if region.clip is None else region.clip
+    low, high = _cast(low, struct.dtype, -1), _cast(high, struct.dtype, +1)
+    low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
+    radius = jnp.broadcast_to(_cast(region.radius, struct.dtype, +1), batch)
+    return balls.Ball(_cast(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
+
+
+def _truncated(region: Region) -> Region:
+    """The region without its infinite parts, for sampling."""
+    dtype = leaf_struct(region).dtype
+    if isinstance(region, LpBall):
+        return dataclasses.replace(region, radius=jnp.minimum(_cast(region.radius, dtype, 0), _REACH))
+    lower, upper = enclosing_box(region)
+    low, high = (jnp.where(jnp.isfinite(end), end, 0) for end in (lower, upper))
+    return Box(jnp.where(low == lower, low, high - _REACH), jnp.where(high == upper, high, low + _REACH))
+
+
+def _box_end(lower: jax.Array, upper: jax.Array, slope: jax.Array) -> jax.Array:
+    """The end of each interval where slope * x is least; at slope 0 a finite point between the ends."""
+    middle = 0.5 * lower + 0.5 * upper
+    resting = jnp.clip(jnp.zeros_like(lower), lower, upper)
+    resting = jnp.where(jnp.isfinite(middle), middle, jnp.where(jnp.isfinite(resting), resting, 0))
+    return jnp.where(slope > 0, lower, jnp.where(slope < 0, upper, resting))
+
+
+def _box_minimum(lower: jax.Array, upper: jax.Array, slope: jax.Array, leaf_ndim: int) -> jax.Array:
+    """min <slope, x> over a box, summed over the last `leaf_ndim` axes."""
+    end = _box_end(lower, upper, slope)
+    finite = jnp.isfinite(end)
+    terms = jnp.where(finite, slope * jnp.where(finite, end, 0), -jnp.inf)
+    total = jnp.sum(terms, axis=tuple(range(slope.ndim - leaf_ndim, slope.ndim)))
+    return jnp.where(jnp.isfinite(total), total, -jnp.inf)

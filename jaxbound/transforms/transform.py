@@ -1,0 +1,375 @@
+"""The function transformations: from a JAX function and a method to a function of regions.
+
+    bound(fn, method)(*args)                  bounds of fn's result
+    linear_bounds(fn, method)(*args)          linear functions of the region below and above it
+    pre_activation_bounds(fn, method)(*args)  bounds of every nonlinearity's input
+    explain(fn, method)(*args)                what would be done, without doing it
+
+Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
+the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
+function closes over counts as it was then; `forget_stale` looks again.
+
+Length: four transformations, which share their steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound import _compat, errors, regions
+from jaxbound.methods import domains
+from jaxbound.relaxations import inexact
+from jaxbound.graph import tracing
+from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
+from jaxbound.transforms.explanation import Explanation
+from jaxbound.transforms.explanation import explain as _explain
+from jaxbound.graph import Graph, Structure
+from jaxbound.methods import Bounded, Method, Request, check_method, rounding_mode
+from jaxbound.backend.programs import Recent, Traced
+from jaxbound.regions import is_region
+from jaxbound.backend.sharding import anywhere
+from jaxbound.graph.values import Inexact
+
+
+class Problem(NamedTuple):
+    """A function at its arguments, ready to be bounded."""
+
+    graph: Graph
+    leaves: tuple[regions.Region, ...]
+    is_region: tuple[bool, ...]
+    tree: Any
+
+
+def prepare(
+    fn: Callable,
+    args: tuple,
+    batch: Sequence[bool] | None = None,
+    kwargs: dict | None = None,
+    *,
+    rounding: bool = False,
+) -> Problem:
+    """Trace a function (or find its graph) and evaluate its constants.
+
+    Args:
+        fn: the function of one example.
+        args: its arguments, with regions among the leaves.
+        batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
+        kwargs: its keyword arguments.
+        rounding: whether constants that fn computes come with their errors.
+    """
+    leaves, tree = jax.tree.flatten((args, kwargs or {}), is_leaf=is_region)
+    chosen = _regions_among(leaves)
+    single = leaves if batch is None else [_first(leaf) if b else leaf for leaf, b in zip(leaves, batch, strict=True)]
+    avals = tuple(_aval(leaf, region) for leaf, region in zip(single, chosen, strict=True))
+    structure = structure_of(fn, tree, avals, chosen)
+    axes, constants = None, {i: leaf for i, (leaf, r) in enumerate(zip(leaves, chosen, strict=True)) if not r}
+    if batch is not None:
+        axes = structure.constants.axes([i for i in constants if batch[i]])
+    evaluated = _evaluate(structure, axes, constants, batch, rounding)
+    used = tuple(regions.canonical(leaf) for leaf, region in zip(leaves, chosen, strict=True) if region)
+    return Problem(Graph(evaluated, structure, axes), used, chosen, tree)
+
+
+def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> Structure:
+    """The graph of a function, from the cache where it does not close over tracers."""
+    key = fn, tree, avals, chosen, jnp.result_type(float)
+    try:
+        cached = _STRUCTURES.get(key)
+    except TypeError:  # an unhashable callable is traced every time
+        return tracing.build(_flat(fn, tree), avals, chosen)
+    if cached is None:
+        built = tracing.build(_flat(fn, tree), avals, chosen)
+        if not any(_compat.is_tracer(array) for _, array in built.constants.captured):
+            watched = any(part in _WATCHED.entries for part in _parts(fn))
+            _STRUCTURES.put(key, (built, Traced(_flat(fn, tree), *avals) if watched else None))
+        return built
+    return cached[0]
+
+
+def forget_stale(fn: Callable, *args) -> None:
+    """Drop the graphs of a function, and of those made of it, that it would not give any more.
+
+    A function gives another graph where what it closes over has changed, as an NNX module does that is trained. Graphs
+    made before the first call for a function are dropped unseen; from then on their programs are kept, to compare.
+
+    Args:
+        fn: the function of one example.
+        args: its arguments, or their `jax.ShapeDtypeStruct`s; the functions made of it may take more.
+    """
+    try:
+        _WATCHED.put(fn, True)
+    except TypeError:  # an unhashable callable has no graphs
+        return
+    wanted = [(np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(args)]
+    for key, (_, before) in list(_STRUCTURES.entries.items()):
+        function, tree, avals, _, default = key
+        given = [(aval.shape, aval.dtype) for aval in avals[: len(wanted)]]
+        if given != wanted or default != jnp.result_type(float) or fn not in _parts(function):
+            continue
+        if before is None or not before.agrees(Traced(_flat(function, tree), *avals)):
+            _STRUCTURES.entries.pop(key, None)
+
+
+def _parts(fn: Callable) -> list[Callable]:
+    """A function and those that it wraps, each as the `network` of the one before, where jaxbound made that."""
+    inner = getattr(fn, "network", None) if type(fn).__module__.startswith("jaxbound.") else None
+    return [fn] if inner is None else [fn, *_parts(inner)]
+
+
+_STRUCTURES, _WATCHED = Recent(256), Recent(256)
+
+
+def bound(fn: Callable, method: Method, *, rounding: bool | str = False) -> Callable:
+    """Transform a function of points into a function of regions.
+
+    `lower <= fn(x) <= upper` for every `x` in the regions, elementwise.
+
+    Args:
+        fn: any JAX function of pytrees.
+        method: how to bound it, e.g. `jaxbound.Crown()`.
+        rounding: widen the result by a bound on the rounding errors of the computation, so that it holds for exact
+            arithmetic on the given (floating-point) parameters. Without it, up to rounding. "exact" is True;
+            "execution" is for every value that fn can give when it runs in its dtype (docs/guarantee.md).
+
+    Returns:
+        A function of fn's arguments, by place or by keyword, in which any leaf may be a `Box` or an `LpBall`, that
+        returns a pytree like fn's result with `Interval` leaves (`Estimate` for a guarantee of "estimate").
+
+    Raises:
+        UnsupportedError: fn needs an operation that cannot be bounded; `explain` shows it beforehand.
+        ArgumentError: a region is malformed (empty, negative radius, wrong shapes), when its values are concrete.
+
+    >>> import jax, jax.numpy as jnp, jaxbound as jb
+    >>> jb.bound(jax.nn.relu, jb.IBP())(jb.Box(jnp.array([-1.0]), jnp.array([2.0])))
+    Interval(lower=Array([0.], dtype=float32), upper=Array([2.], dtype=float32))
+    """
+
+    @functools.wraps(fn, updated=())
+    @anywhere
+    def bounded(*args, **kwargs):
+        check_method("method", method)
+        validate(args)
+        validate(kwargs)
+        mode = rounding_mode(rounding)
+        problem = prepare(fn, args, kwargs=kwargs, rounding=bool(mode))
+        results = iter(domains.bound(method, problem.graph, problem.leaves, Request(rounding=mode)))
+        return fill(problem, lambda: as_interval(next(results), method.result), lambda c: method.result(*ends_of(c)))
+
+    return bounded
+
+
+def linear_bounds(fn: Callable, method: Method) -> Callable:
+    """Linear functions of the regions below and above a function's result.
+
+    `<lower_slope, x> + lower_intercept <= fn(x) <= <upper_slope, x> + upper_intercept` for every `x` in the regions.
+
+    Args:
+        fn: any JAX function of pytrees.
+        method: a method with linear functions to show (`Crown` and its kin, `Forward`).
+
+    Returns:
+        A function of fn's arguments that returns a pytree like fn's result with `LinearBounds` leaves.
+
+    Raises:
+        UnsupportedError: the method has no linear functions, or fn cannot be bounded.
+
+    Rounding: up to that of the computation.
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> planes = jb.linear_bounds(lambda x: 2 * x + 1, jb.Crown())(jb.Box(jnp.zeros(1), jnp.ones(1)))
+    >>> planes.lower_slope[0]
+    Array([[2.]], dtype=float32)
+    """
+
+    @functools.wraps(fn, updated=())
+    @anywhere
+    def bounded(*args, **kwargs):
+        check_method("method", method)
+        validate(args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
+        results = iter(domains.planes(method, problem.graph, problem.leaves, Request()))
+
+        def shaped(slopes, like=None):
+            slopes = iter(slopes)
+            leaves = [next(slopes) if region else None for region in problem.is_region]
+            args, kwargs = jax.tree.unflatten(problem.tree, leaves)
+            return (args, kwargs) if kwargs else args
+
+        def dependent():
+            low, low_intercept, high, high_intercept = next(results)
+            return LinearBounds(shaped(low), low_intercept, shaped(high), high_intercept)
+
+        def fixed(constant):
+            structs = [regions.leaf_struct(leaf) for leaf in problem.leaves]
+            zeros = shaped([jnp.zeros((*constant.shape, *struct.shape), struct.dtype) for struct in structs])
+            return LinearBounds(zeros, constant, zeros, constant)
+
+        return fill(problem, dependent, fixed)
+
+    return bounded
+
+
+def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
+    """Bounds of the input of every nonlinearity, none skipped.
+
+    `lower <= z(x) <= upper` for every `x` in the regions and the input z of every nonlinear node.
+
+    Args:
+        fn: any JAX function of pytrees.
+        method: how to bound.
+
+    Returns:
+        A function of fn's arguments that returns a dict from node names to `Interval`s, in the order of evaluation;
+        a node with two inputs has two entries, `name:0` and `name:1`.
+
+    >>> import jax, jax.numpy as jnp, jaxbound as jb
+    >>> found = jb.pre_activation_bounds(lambda x: jax.nn.relu(3 * x), jb.IBP())(jb.Box(-jnp.ones(1), jnp.ones(1)))
+    >>> list(found)
+    ['001/relu']
+    """
+
+    @functools.wraps(fn, updated=())
+    @anywhere
+    def bounded(*args, **kwargs):
+        check_method("method", method)
+        validate(args)
+        validate(kwargs)
+        problem = prepare(fn, args, kwargs=kwargs)
+        known = domains.pre_activations(method, problem.graph, problem.leaves, Request())
+        found = {}
+        for number in problem.graph.structure.nonlinear:
+            node = problem.graph.nodes[number]
+            for k, source in enumerate(node.inputs):
+                name = node.name if len(node.inputs) == 1 else f"{node.name}:{k}"
+                found[name] = method.result(*known[source])
+        return found
+
+    return bounded
+
+
+def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
+    """What `bound(fn, method)` would do: nodes, kinds, rules and refusals, with no bounding work.
+
+    Args:
+        fn: any JAX function of pytrees.
+        method: how it would be bounded.
+
+    Returns:
+        A function of fn's arguments (arrays or `jax.ShapeDtypeStruct`s, with regions among them) that returns an
+        `Explanation`; print it for a table. What cannot be bounded is listed, not raised.
+
+    >>> import jax, jax.numpy as jnp, jaxbound as jb
+    >>> jb.explain(jax.nn.relu, jb.Crown())(jb.Box(-jnp.ones(1), jnp.ones(1))).supported
+    True
+    """
+
+    @functools.wraps(fn, updated=())
+    def explained(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_region)
+        chosen = _regions_among(leaves)
+        avals = tuple(_aval(leaf, region) for leaf, region in zip(leaves, chosen, strict=True))
+        return _explain(_flat(fn, tree), avals, chosen, method)
+
+    return explained
+
+
+# --- shared pieces ----------------------------------------------------------------------------------------------------
+
+
+def _regions_among(leaves: Sequence) -> tuple[bool, ...]:
+    chosen = tuple(map(is_region, leaves))
+    if not any(chosen):
+        raise errors.ArgumentError("none of the arguments is a region: wrap one in jaxbound.Box or jaxbound.LpBall")
+    return chosen
+
+
+def _flat(fn: Callable, tree) -> Callable:
+    def flat(*leaves):
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return fn(*args, **kwargs)
+
+    return flat
+
+
+def _aval(leaf, region: bool) -> jax.ShapeDtypeStruct:
+    if region:
+        return regions.leaf_struct(leaf)
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+        raise errors.ArgumentTypeError(
+            f"an argument is {leaf!r} of type {type(leaf).__name__}: arguments are arrays, numbers and regions; "
+            "close over anything else with functools.partial"
+        )
+    weak = not hasattr(leaf, "dtype") or bool(getattr(leaf, "weak_type", False))
+    return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), weak_type=weak)
+
+
+def _first(leaf):
+    """One example of a batched leaf, for its shape."""
+    take = lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype)  # noqa: E731
+    return jax.tree.map(take, leaf)
+
+
+def _evaluate(structure: Structure, axes, constants: dict, batch, rounding: bool) -> tuple[Any, ...]:
+    """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
+    program, place = structure.constants, _compat.owned if _compat.default_device() is None else jnp.array
+    constants = {leaf: _compat.owned(value) for leaf, value in constants.items()}
+    values, computed = program.given(constants), program.computed
+    if computed:
+        eager = not any(map(_compat.is_tracer, jax.tree.leaves((constants, program.captured))))
+        in_axes = None if batch is None else tuple(0 if batch[i] else None for i in constants)
+        out_axes = axes and tuple(axis for k, axis in zip(program.used, axes, strict=True) if k in computed)
+        made = (_compiled if eager else _mapped)(structure, tuple(constants), in_axes, out_axes, rounding)
+        values.update(zip(computed, made(*constants.values()), strict=True))
+    return tuple(jax.tree.map(place, values[number]) for number in program.used)
+
+
+def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
+    def computed(*leaves):
+        given = dict(zip(numbers, leaves, strict=True))
+        values = inexact.evaluate(structure.constants, given) if rounding else structure.constants.values(given)
+        return tuple(values[number] for number in structure.constants.computed)
+
+    if in_axes is None or all(axis is None for axis in in_axes):
+        return computed
+    return jax.vmap(computed, in_axes=in_axes, out_axes=out_axes)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
+    return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes, rounding))
+
+
+def validate(args) -> None:
+    """Refuse malformed regions, by the argument that holds them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args, is_leaf=is_region):
+        if is_region(leaf):
+            regions.validate(leaf, f"the region at argument {jax.tree_util.keystr(path)}")
+
+
+def as_interval(found: Bounded, result: type[Interval] | type[Estimate] = Interval) -> Interval | Estimate:
+    """Bounds widened by their rounding."""
+    assert found.upper is not None
+    return result(found.lower - found.lower_rounding, found.upper + found.upper_rounding)
+
+
+def ends_of(constant: jax.Array | Inexact) -> tuple[jax.Array, jax.Array]:
+    """Between what its real value lies."""
+    if not isinstance(constant, Inexact):
+        return constant, constant
+    return constant.value - constant.error, constant.value + constant.error
+
+
+def fill(problem: Problem, dependent: Callable, fixed: Callable):
+    """A pytree like the function's result."""
+    outputs = [
+        dependent() if kind == "node" else fixed(problem.graph.constants[number])
+        for kind, number in problem.graph.structure.outputs
+    ]
+    return jax.tree.unflatten(problem.graph.structure.out_tree, outputs)
