@@ -32,7 +32,8 @@ import optax
 
 import jaxbound as jb
 from experiments import require, write_csv
-from jaxbound.certificates.certification import Report, certify, check_against_attack, margins
+from jaxbound.certificates.certification import Report, certify, check_against_attack
+from jaxbound.certificates.margins import margins
 
 METHODS: dict[str, jb.Method] = {"IBP": jb.IBP(), "CROWN-IBP": jb.CrownIBP(), "CROWN": jb.Crown()}
 CLIP = (0.0, 1.0)

@@ -4,10 +4,13 @@
 Flax networks; `certify` turns bounds into certificates. See README.md.
 """
 
-from jaxbound.certificates.attack import Attack, pgd
-from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
-from jaxbound.certificates.certification import certify, check_against_attack, margin_spec, margins
 from jaxbound.backend.compilation import compilation_cache
+from jaxbound.certificates.attack import Attack, pgd
+from jaxbound.certificates.certification import certify, check_against_attack
+from jaxbound.certificates.margins import margin_spec, margins
+from jaxbound.certificates.properties import Clause, Property
+from jaxbound.certificates.radius import certified_radius
+from jaxbound.certificates.report import Report
 from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,8 +23,6 @@ from jaxbound.errors import (
     SoundnessError,
     UnsupportedError,
 )
-from jaxbound.methods.exact import LP, MILP
-from jaxbound.transforms.explanation import Explanation
 from jaxbound.frontends import onnx, vnnlib
 from jaxbound.jacobian import (
     FastLip,
@@ -33,17 +34,18 @@ from jaxbound.jacobian import (
     spectral_lipschitz,
 )
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
-from jaxbound.network.model import Model
-from jaxbound.network import cap, crown, crown_ibp, fastlin, forward, frown, ibp
+from jaxbound.methods.exact import LP, MILP
+from jaxbound.methods.frown import Frown
 from jaxbound.methods.polytope import ConvexPolytope
-from jaxbound.certificates.properties import Clause, Property
 from jaxbound.methods.quadratic import Quadratic
-from jaxbound.certificates.radius import certified_radius
+from jaxbound.network.bounding import cap, crown, crown_ibp, fastlin, forward, frown, ibp
+from jaxbound.network.model import Model
 from jaxbound.regions import Box, LpBall
-from jaxbound.certificates.report import Report
-from jaxbound.search import BranchAndBound, Verdict, verification
-from jaxbound.transforms.transform import bound, explain, linear_bounds, pre_activation_bounds
-from jaxbound.methods.tuning import Frown, tune
+from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
+from jaxbound.search import BranchAndBound, Verdict, verify
+from jaxbound.transforms.bounding import bound, explain, linear_bounds, pre_activation_bounds
+from jaxbound.transforms.explanation import Explanation
+from jaxbound.transforms.tuning import tune
 
 __version__ = "0.1.0"
 

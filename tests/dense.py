@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.graph import tracing
-from jaxbound.graph import Op
+from jaxbound.graph import Op, tracing
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import Planes
 

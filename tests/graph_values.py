@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxbound.graph import tracing
-from jaxbound.graph import Structure
+from jaxbound.graph import Structure, tracing
 from jaxbound.relaxations import affine
 
 

@@ -21,12 +21,13 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import errors
-from jaxbound.certificates import records
-from jaxbound.transforms import transform
+from jaxbound.certificates import batches, records
 from jaxbound.certificates.attack import Attack
-from jaxbound.certificates.certification import Report, certify, check_against_attack, margin_spec, margins
+from jaxbound.certificates.certification import Report, certify, check_against_attack
+from jaxbound.certificates.margins import margin_spec, margins
 from jaxbound.methods import Bounded, Method
-from jaxbound.network import Network
+from jaxbound.network.resolving import Network
+from jaxbound.transforms import problems
 
 METHODS = {"IBP": jb.IBP(), "CrownIBP": jb.CrownIBP(), "Crown": jb.Crown()}
 COMPILED: list[str] = []
@@ -71,7 +72,7 @@ def data(count: int = 7, seed: int = 1, features: int = 4):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Without the check of a network's own values against bounds that a test makes up."""
-    monkeypatch.setattr(sys.modules["jaxbound.certify"], "check_values", lambda *_: None)
+    monkeypatch.setattr(batches, "check_values", lambda *_: None)
 
 
 @jax.tree_util.register_dataclass
@@ -768,10 +769,10 @@ def test_what_apply_fn_closes_over_counts_as_it_is_at_the_call(kind):
     call = functools.partial(
         certify, jnp.zeros(2), np.array([[1.0, 0.0]], np.float32), np.array([0]), 0.1, method=jb.IBP(), apply_fn=apply
     )
-    first, kept = call(), set(transform._STRUCTURES.entries)
+    first, kept = call(), set(problems._STRUCTURES.entries)
     assert first.verified.all() and first.correct.all()
     COMPILED.clear()
-    assert call().verified.all() and not COMPILED and kept == set(transform._STRUCTURES.entries)
+    assert call().verified.all() and not COMPILED and kept == set(problems._STRUCTURES.entries)
     if kind is np.asarray:
         held["scale"] *= -1
     else:

@@ -16,8 +16,8 @@ import pytest
 from networks import ACTIVATIONS, Activation
 
 import jaxbound as jb
-from jaxbound.graph import tracing
 from jaxbound.driver import Run
+from jaxbound.graph import tracing
 from jaxbound.relaxations.enclosures import maximum, product, scalar
 
 INTERVALS, SAMPLES = 1000, 1000

@@ -11,8 +11,7 @@ from jax import lax
 
 import jaxbound as jb
 from jaxbound import _compat
-from jaxbound.graph import primitives, tracing
-from jaxbound.graph import Program
+from jaxbound.graph import Program, primitives, tracing
 from jaxbound.relaxations.enclosures import evaluation
 
 POINTS = 2000

@@ -17,10 +17,10 @@ import pytest
 import jaxbound as jb
 from jaxbound import errors
 from jaxbound.graph import tracing
+from jaxbound.methods import Method
 from jaxbound.methods.exact import LP, MILP, encoding, families, solvers
 from jaxbound.methods.exact.program import Ball, Builder, Multipliers, Program, lower_bound
-from jaxbound.methods import Method
-from jaxbound.network import bound_network
+from jaxbound.network.bounding import bound_network
 
 pytest.importorskip("highspy")
 pytest.importorskip("clarabel")

@@ -11,6 +11,7 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import errors
+from jaxbound.certificates.radius import certified_radius
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.composition import jacobian_bounds
 from jaxbound.jacobian.integral import LipschitzIntegral
@@ -18,7 +19,6 @@ from jaxbound.jacobian.landscape import landscape_radius
 from jaxbound.jacobian.lipschitz import lipschitz
 from jaxbound.jacobian.recurjac import FastLip, RecurJac
 from jaxbound.jacobian.spectral import spectral_lipschitz
-from jaxbound.certificates.radius import certified_radius
 
 PAIRS = [(1, 1), (1, 2), (1, np.inf), (2, 2), (2, np.inf), (2, 1), (np.inf, 1), (np.inf, 2), (np.inf, np.inf), (3, 1)]
 

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import pytest
 
 import jaxbound as jb
-from jaxbound.regions import balls
-from jaxbound import driver, graph, network, regions
-from jaxbound.graph.rewriting import factors, indicators, patterns
+from jaxbound import driver, graph, regions
+from jaxbound.driver import steps
 from jaxbound.graph import operations, primitives
-from jaxbound.transforms import transform
+from jaxbound.graph.rewriting import factors, indicators, patterns
 from jaxbound.methods.exact import encoding, oracles, program, tree
+from jaxbound.network import functions
+from jaxbound.regions import balls, sets, support
 from jaxbound.relaxations import affine, backward, coefficients, convolutions, forward, interval, windows
 from jaxbound.relaxations.enclosures import (
     evaluation,
@@ -38,6 +39,7 @@ from jaxbound.relaxations.enclosures import (
     sort,
     staircase,
 )
+from jaxbound.transforms import problems
 
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
@@ -187,8 +189,8 @@ MUTANTS: dict[str, Mutant] = {
     # backward
     "intercept dropped": Mutant("crown_program", backward._Tally, "_shift", _always(None)),
     "lower planes on both sides": Mutant("crown_program", scalar, "planes", _upper_as_lower),
-    "rows not negated": Mutant("crown_program", driver, "_begin", _after(lambda r: (dataclasses.replace(r[0], weight=jnp.abs(r[0].weight)), r[1]))),
-    "rows mixed up": Mutant("crown_program", driver, "_by_side", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
+    "rows not negated": Mutant("crown_program", steps, "begin", _after(lambda r: (dataclasses.replace(r[0], weight=jnp.abs(r[0].weight)), r[1]))),
+    "rows mixed up": Mutant("crown_program", steps, "by_side", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
     "last rows forgotten": Mutant("chunks", driver.Run, "_chunks", lambda original: lambda *a: iter(list(original(*a))[:1])),
     "merged with the wrong end": Mutant("sound_everywhere", interval, "intersect", lambda _: lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[0] / 2 + b[1] / 2))),
     "magnitude of the upper end": Mutant("rounding", interval, "magnitude", lambda _: lambda ends: jnp.abs(ends[1]) * 1e-3),
@@ -215,8 +217,8 @@ MUTANTS: dict[str, Mutant] = {
     # regions
     "norm taken for its dual": Mutant("regions", balls, "dual_exponent", lambda _: lambda norm: norm),
     "clip box ignored": Mutant("regions", regions, "minimum", lambda original: lambda region, slope: original(dataclasses.replace(region, clip=None) if isinstance(region, jb.LpBall) else region, slope)),
-    "ends of boxes exchanged": Mutant("regions", regions, "_box_end", lambda original: lambda low, high, slope: original(high, low, slope)),
-    "no outward rounding of boxes": Mutant("regions", regions, "_next", lambda _: lambda value, direction: value),
+    "ends of boxes exchanged": Mutant("regions", support, "_box_end", lambda original: lambda low, high, slope: original(high, low, slope)),
+    "no outward rounding of boxes": Mutant("regions", sets, "next_number", lambda _: lambda value, direction: value),
     "nothing is empty": Mutant("abnormal", regions, "is_empty", _always(jnp.array(False))),
     # patterns
     "any sum is the denominator": Mutant("patterns", patterns, "put_back", _always(True)),
@@ -283,7 +285,7 @@ MUTANTS: dict[str, Mutant] = {
     "subnormal weights dropped": Mutant("equations", encoding, "_parts", lambda _: lambda op, constants: [(op, [jnp.where(jnp.abs(c) < 1e-307, 0, c) for c in constants], 1.0)]),
     "scaled weights not scaled back": Mutant("equations", encoding, "_parts", _after(lambda parts: [(op, read, 1.0) for op, read, _ in parts])),
     "a ball of half the radius": Mutant("balls", program.Builder, "add_ball", lambda original: lambda self, columns, center, radius: original(self, columns, center, radius / 2)),
-    "specification of the wrong sign": Mutant("interval_program", network.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
+    "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 
 
@@ -292,8 +294,8 @@ def _fresh():
     """No graph or program of before, and nothing compiled that a fault could hide behind."""
 
     def clear():
-        transform._STRUCTURES.entries.clear()
-        transform._compiled.cache_clear()
+        problems._STRUCTURES.entries.clear()
+        problems._compiled.cache_clear()
         driver._compiled.cache_clear()
         graph._shared.cache_clear()
 

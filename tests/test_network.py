@@ -22,7 +22,8 @@ from flax.training.train_state import TrainState
 
 import jaxbound as jb
 from jaxbound.methods import Method
-from jaxbound.network import bound_network, resolve
+from jaxbound.network.bounding import bound_network
+from jaxbound.network.resolving import resolve
 from jaxbound.regions import Box, LpBall
 
 RANDOM = np.random.default_rng(0)

@@ -19,8 +19,8 @@ from jax import lax
 
 import jaxbound as jb
 from jaxbound import errors
-from jaxbound.graph import operations, tracing
 from jaxbound.graph import NONLINEAR as KINDS
+from jaxbound.graph import operations, tracing
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR, REFUSED
 from jaxbound.relaxations import affine, coefficients, enclosures, interval
 

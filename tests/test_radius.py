@@ -14,8 +14,8 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import errors
-from jaxbound.methods import Bounded, Method
 from jaxbound.certificates.radius import certified_radius, search
+from jaxbound.methods import Bounded, Method
 
 TOLERANCE = 1e-3
 COMPILED: list[str] = []

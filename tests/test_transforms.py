@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound.network import bound_network
+from jaxbound.network.bounding import bound_network
 from jaxbound.regions import Box, LpBall
 
 RANDOM = np.random.default_rng(0)

@@ -14,9 +14,9 @@ import pytest
 from networks import ACTIVATIONS, NETWORKS
 
 import jaxbound as jb
-from jaxbound.methods import ascent
 from jaxbound import driver
 from jaxbound.graph import operations
+from jaxbound.methods import ascent
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import between, spread, times
 

@@ -14,7 +14,7 @@ import jaxbound as jb
 from jaxbound.search import goals, passes
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.skeletons import Skeleton
-from jaxbound.transforms.transform import prepare
+from jaxbound.transforms.problems import prepare
 
 BOX = jb.Box(-np.ones(3, np.float32), np.ones(3, np.float32))
 SHAPES = (3, 4, 3, 2)

@@ -29,7 +29,9 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
-from jaxbound.network import per_example_function, region_around
+from jaxbound.backend.sharding import anywhere
+from jaxbound.network.problems import region_around
+from jaxbound.network.resolving import per_example_function
 from jaxbound.regions import (
     Box,
     LpBall,
@@ -43,7 +45,6 @@ from jaxbound.regions import (
     project,
     sample,
 )
-from jaxbound.backend.sharding import anywhere
 
 _SHARE = 0.01  # of the coordinates that move in one step under the 1-norm
 

@@ -27,12 +27,15 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer, is_tracing
-from jaxbound.certificates.certification import logits_struct, margin_spec, refuse_half_precision
-from jaxbound.methods import Crown, Method, check_method, rounding_mode
-from jaxbound.network import example_of, outputs_of, problem_of, region_around, request_of, resolve
-from jaxbound.regions import LpBall
 from jaxbound.backend.sharding import anywhere
-from jaxbound.transforms.transform import forget_stale
+from jaxbound.certificates.batches import refuse_half_precision
+from jaxbound.certificates.margins import logits_struct, margin_spec
+from jaxbound.methods import Crown, Method, check_method, rounding_mode
+from jaxbound.network.bounding import outputs_of
+from jaxbound.network.problems import example_of, problem_of, region_around, request_of
+from jaxbound.network.resolving import resolve
+from jaxbound.regions import LpBall
+from jaxbound.transforms.problems import forget_stale
 
 TARGETS = ("all", "runner-up", "least-likely", "random")
 """The names of what a certificate may be about; an array of classes is the other choice."""

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.methods import Method
-from jaxbound.network import Network, example_of
 from jaxbound.backend.programs import Traced, bits
+from jaxbound.methods import Method
+from jaxbound.network.problems import example_of
+from jaxbound.network.resolving import Network
 from jaxbound.regions import Region
 
 

@@ -11,7 +11,6 @@ concrete values: a neuron whose relaxation is already exact is not bounded again
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,14 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import regions
-from jaxbound._compat import check_backend, eager_jit, is_tracer
+from jaxbound._compat import check_backend, is_tracer
+from jaxbound.driver import steps
 from jaxbound.graph import NONLINEAR, Block, Graph
-from jaxbound.relaxations import backward, coefficients, enclosures, execution, forward, interval
+from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
-from jaxbound.relaxations.planes import Freedom, Planes, spread
+from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
+
+
 Constants = tuple[tuple[Any, ...], tuple[int | None, ...] | None]
+
 
 ROWS = 1024
 """The most rows that one step carries where no memory limit says otherwise."""
@@ -75,7 +78,7 @@ class Run:
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
-        boxes, self.void = self.call(_boxes, None, (graph.constants, graph.axes), self.regions)
+        boxes, self.void = self.call(steps.boxes, None, (graph.constants, graph.axes), self.regions)
         self.ends: dict[int, Ends] = dict(enumerate(boxes))
         self.base: dict[int, Ends] = dict(self.ends)
         self.planes: dict[int, Planes] = {}
@@ -97,7 +100,7 @@ class Run:
     def call(self, step: Callable, static: Hashable, constants: Constants, *state):
         """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
         arrays, axes = constants
-        return (_compiled if self.eager else _mapped)(step, static, None if self.batch is None else axes)(
+        return (steps.compiled if self.eager else steps.mapped)(step, static, None if self.batch is None else axes)(
             arrays, *state
         )
 
@@ -111,14 +114,14 @@ class Run:
 
     def known(self, number: int) -> Ends:
         """What is known of a node; nothing if a region is empty."""
-        return self.call(_unless_void, None, ((), ()), self.ends[number], self.void)
+        return self.call(steps.unless_void, None, ((), ()), self.ends[number], self.void)
 
     # --- intervals and planes ---------------------------------------------------------------------------------------
 
     def propagate(self, block: Block) -> None:
         """Bound a block's nodes by interval arithmetic, a nonlinear one also from the best known of its inputs."""
         known = [self.ends[k] for k in block.outer], [self.base[k] for k in block.outer]
-        first, found = self.call(_propagate, (block.template, self.outward), self.constants(block), *known)
+        first, found = self.call(steps.propagate, (block.template, self.outward), self.constants(block), *known)
         self.base.update(zip(range(block.start, block.stop), found, strict=True))
         self.ends.update(zip(range(block.start, block.stop), [first, *found[1:]], strict=True))
 
@@ -126,13 +129,13 @@ class Run:
         """Relax the nonlinear node that begins a block, from the bounds of its inputs."""
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
         static = block.template.nodes[0], lower_slope
-        self.planes[block.start] = self.call(_enclose, static, self.constants(block), inputs, slopes)
+        self.planes[block.start] = self.call(steps.enclose, static, self.constants(block), inputs, slopes)
 
     def enclose_rows(self, block: Block, slopes, sides: str, count: int) -> None:
         """The same for `count` rows on every side, from slopes with an axis of groups of rows before their own."""
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
         static = block.template.nodes[0], 2 if sides == "both" else 1, count
-        self.planes[block.start] = self.call(_enclose_rows, static, self.constants(block), inputs, slopes)
+        self.planes[block.start] = self.call(steps.enclose_rows, static, self.constants(block), inputs, slopes)
 
     def exact(self, number: int) -> bool:
         """Whether a backward pass cannot improve on interval arithmetic.
@@ -157,7 +160,7 @@ class Run:
         found = self.bound_needed(number, needed, self.bound_node)
         if found is None:
             return
-        self.ends[number] = self.call(_merge, intersect, ((), ()), self.ends[number], *found, needed)
+        self.ends[number] = self.call(steps.merge, intersect, ((), ()), self.ends[number], *found, needed)
         if prefix:
             self.base[number] = self.ends[number]
 
@@ -171,7 +174,7 @@ class Run:
         deep = any(kinds[k] in NONLINEAR for reader in readers for k in consumers[reader])
         nodes = () if deep else [self.graph.nodes[k] for k in readers]
         uses = tuple((node.op, k) for node in nodes for k, source in enumerate(node.inputs) if source == number)
-        return self.call(_open, uses, ((), ()), self.ends[number])
+        return self.call(steps.unstable, uses, ((), ()), self.ends[number])
 
     # --- backward passes --------------------------------------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class Run:
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
         rows, carry = self.pull_to_inputs(*self.start(number, index, sides))
-        return Rows(*self.call(_concretize, None, ((), ()), self.regions, rows, carry, self.void))
+        return Rows(*self.call(steps.concretize, None, ((), ()), self.regions, rows, carry, self.void))
 
     def in_chunks(
         self,
@@ -248,8 +251,8 @@ class Run:
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
         found = None
         for index, part in zip(chunks, parts, strict=True):
-            found = self.call(_collect, (op.size, sides), ((), ()), found, index, part)
-        return self.call(_by_side, op.shape, ((), ()), found)
+            found = self.call(steps.collect, (op.size, sides), ((), ()), found, index, part)
+        return self.call(steps.by_side, op.shape, ((), ()), found)
 
     def _chunks(self, size: int, chosen, sides: int, most: int | None) -> Iterator[jax.Array]:
         """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
@@ -267,7 +270,7 @@ class Run:
 
     def dense(self, rows: Coefficients) -> coefficients.Dense:
         """Rows as an array."""
-        return self.call(_densify, None, ((), ()), rows)
+        return self.call(steps.densify, None, ((), ()), rows)
 
     def start(self, number: int, index=None, sides: str = "both") -> tuple[dict[int, Coefficients], backward.Carry]:
         """Rows for some entries of a node, or for all; where a pass begins."""
@@ -275,7 +278,7 @@ class Run:
         if index is None:
             index = np.arange(op.size, dtype=np.int32)
             index = jnp.asarray(index if self.batch is None else np.broadcast_to(index, (self.batch, op.size)))
-        identity, carry = self.call(_begin, (op.shape, op.dtype, sides, bool(self.outward)), ((), ()), index)
+        identity, carry = self.call(steps.begin, (op.shape, op.dtype, sides, bool(self.outward)), ((), ()), index)
         return {number: identity}, carry
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
@@ -285,7 +288,7 @@ class Run:
         leaves = range(self.graph.structure.num_inputs)
         for number in [number for number in rows if number not in leaves]:
             state = rows.pop(number), self.pairs[number], carry, self.regions
-            parts, carry = self.call(_substitute, None, ((), ()), *state)
+            parts, carry = self.call(steps.substitute, None, ((), ()), *state)
             for leaf, part in zip(leaves, parts, strict=True):
                 carry = self.deliver(rows, leaf, part, carry)
         return tuple(rows.get(leaf) for leaf in leaves), carry
@@ -303,7 +306,7 @@ class Run:
             known = tuple(self.ends[k] for k in block.outer), tuple(self.ends[k] for k in inside)
         state = incoming, carry, self.planes.get(block.start), known
         static = block.template, self.outward == execution.MODE
-        outgoing, stopped, carry = self.call(_pull, static, self.constants(block), *state)
+        outgoing, stopped, carry = self.call(steps.pull, static, self.constants(block), *state)
         rows = {k: part for k, part in rows.items() if k not in inside}
         for k, part in zip((*block.outer, block.start), (*outgoing, stopped), strict=True):
             if part is not None:
@@ -314,7 +317,7 @@ class Run:
         """Add rows on a node to those that are there; what is collected, with the rounding of the sum."""
         if number in rows:
             ends = self.ends[number] if self.outward else None
-            part, carry = self.call(_add, None, ((), ()), rows[number], part, carry, ends)
+            part, carry = self.call(steps.add, None, ((), ()), rows[number], part, carry, ends)
         rows[number] = part
         return carry
 
@@ -332,111 +335,3 @@ def _width(count: int, size: int, largest: int) -> int:
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(step: Callable, static: Hashable, axes) -> Callable:
-    return eager_jit(_mapped(step, static, axes))
-
-
-def _mapped(step: Callable, static: Hashable, axes) -> Callable:
-    @functools.wraps(step)
-    def single(constants, *state):
-        return step(static, constants, *state)
-
-    @functools.wraps(step)
-    def batched(constants, *state):
-        return jax.vmap(single, in_axes=(axes, *(0 for _ in state)))(constants, *state)
-
-    return single if axes is None else batched
-
-
-def _boxes(_static, constants, leaves):
-    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
-    void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
-    boxes = [regions.enclosing_box(leaf) for leaf in leaves]
-    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
-
-
-def _unless_void(_static, _constants, ends, void):
-    return jnp.where(void, -jnp.inf, ends[0]), jnp.where(void, jnp.inf, ends[1])
-
-
-def _propagate(static, constants, ends, base):
-    template, outward = static
-    found = interval.propagate(template, base, constants, outward=outward)
-    op, inputs, used = template.nodes[0]
-    if op.kind == "affine":
-        return found[0], found
-    return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
-
-
-def _enclose(static, constants, inputs, slopes):
-    (op, _, used), lower_slope = static
-    return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
-
-
-def _enclose_rows(static, constants, inputs, slopes):
-    (op, _, used), sides, count = static
-    own = [constants[k] for k in used]
-    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(slopes)
-    return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
-
-
-def _open(readers, _constants, ends):
-    exact = [enclosures.of(op).is_exact(op, position, ends) for op, position in readers]
-    return ~functools.reduce(jnp.logical_and, exact) if exact else jnp.ones(ends[0].shape, bool)
-
-
-def _merge(intersect, _constants, known, found, errors, needed):
-    widened = found[0] - errors[0], found[1] + errors[1]
-    merged = interval.intersect(known, widened) if intersect else interval.hull(widened)
-    return merged if needed is None else tuple(jnp.where(needed, *pair) for pair in zip(merged, known, strict=True))
-
-
-def _begin(static, _constants, index):
-    shape, dtype, sides, outward = static
-    sign = (index >= 0).astype(dtype)
-    if sides == "both":
-        index, sign = jnp.concatenate([index, index]), jnp.concatenate([sign, -sign])
-    return coefficients.Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
-
-
-def _pull(static, constants, incoming, carry, planes, ends):
-    template, executed = static
-    return backward.pull(template, constants, incoming, carry, planes, ends, executed=executed)
-
-
-def _densify(_static, _constants, rows):
-    return coefficients.Dense(coefficients.dense(rows))
-
-
-def _substitute(_static, _constants, rows, pair, carry, leaves):
-    return forward.substitute(rows, pair, carry, leaves)
-
-
-def _add(_static, _constants, first, second, carry, ends):
-    return backward.add(first, second, carry, None if ends is None else interval.magnitude(ends))
-
-
-def _concretize(_static, _constants, leaves, incoming, carry, void):
-    return backward.concretize(leaves, incoming, carry, void)
-
-
-def _collect(static, _constants, found, index, part):
-    """Put the bounds of some entries among those found; four rows: lower bounds of both signs, and their rounding."""
-    size, sides = static
-    if found is None:
-        nothing = jnp.full(size + 1, -jnp.inf, part.lower.dtype)
-        found = jnp.stack([nothing, nothing, jnp.zeros_like(nothing), jnp.zeros_like(nothing)])
-    where = jnp.where(index < 0, size, index)
-    kinds = slice(0, 2 if sides == "both" else 1), slice(2, 4 if sides == "both" else 3)
-    for kind, values in zip(kinds, part, strict=True):
-        if values is not None:
-            found = found.at[kind, where].set(values.reshape(-1, index.shape[0]))
-    return found
-
-
-def _by_side(shape, _constants, found):
-    low, negative, *errors = (values.reshape(shape) for values in found[:, :-1])
-    return (low, -negative), (errors[0], errors[1])

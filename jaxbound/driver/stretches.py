@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxbound.driver import Run
+from jaxbound.driver.run import Run
 from jaxbound.graph import NONLINEAR, Block, Graph, Structure
 from jaxbound.relaxations import backward, coefficients
 from jaxbound.relaxations.coefficients import Coefficients

@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.graph import primitives
 from jaxbound._compat import Primitive
+from jaxbound.graph import primitives
 from jaxbound.graph.values import ConstantProgram, plain
 
 NONLINEAR = frozenset({"scalar", *primitives.NONLINEAR.values()})

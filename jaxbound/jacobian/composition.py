@@ -22,15 +22,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
-from jaxbound.regions.bounds import Interval
+from jaxbound.backend.sharding import anywhere
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
 from jaxbound.methods import Best, Bounded, Method, better, check_certified
-from jaxbound.network import Network, Specified, example_of, outputs_of, problem_of, region_around, request_of, resolve
+from jaxbound.network.bounding import outputs_of
+from jaxbound.network.functions import Specified
+from jaxbound.network.problems import example_of, problem_of, region_around, request_of
+from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import Region
-from jaxbound.backend.sharding import anywhere
-from jaxbound.transforms.transform import Problem, prepare
+from jaxbound.regions.bounds import Interval
+from jaxbound.transforms.problems import Problem, prepare
 
 _OWN = PurePath(jax.__file__).parent / "_src"
 _TRUSTED = {

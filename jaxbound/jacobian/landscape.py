@@ -19,12 +19,13 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
-from jaxbound.certificates.certification import logits_struct
+from jaxbound.certificates.margins import logits_struct
+from jaxbound.certificates.radius import search
 from jaxbound.jacobian.composition import differentiated, jacobian_of
 from jaxbound.jacobian.recurjac import RecurJac
 from jaxbound.methods import Method
-from jaxbound.network import region_around, resolve
-from jaxbound.certificates.radius import search
+from jaxbound.network.problems import region_around
+from jaxbound.network.resolving import resolve
 
 
 def landscape_radius(

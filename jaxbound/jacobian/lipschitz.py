@@ -16,14 +16,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
-from jaxbound.certificates.certification import logits_struct, margin_spec
+from jaxbound.backend.sharding import anywhere
+from jaxbound.certificates.margins import logits_struct, margin_spec
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.composition import Differentiated, differentiated, jacobian_of
 from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
 from jaxbound.methods import Best, Bounded, Method, check_certified
-from jaxbound.network import Network, region_around, request_of, resolve
+from jaxbound.network.problems import region_around, request_of
+from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import LpBall, Region
-from jaxbound.backend.sharding import anywhere
 
 _OF = ("outputs", "margins", "map")
 

@@ -22,8 +22,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbound.regions import balls
 from jaxbound import errors
+from jaxbound.regions import balls
 from jaxbound.relaxations.affine import gamma
 
 _SQUARINGS = 12

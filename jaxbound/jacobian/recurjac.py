@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods import domains
 from jaxbound import errors
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.chains import Scalar, chain_of
 from jaxbound.jacobian.recursion import Ends, Problem, transposed
-from jaxbound.methods import Bounded, Crown, Method, Request, check_certified
+from jaxbound.methods import Bounded, Crown, Method, Request, check_certified, domains
 from jaxbound.relaxations.affine import gamma
 
 ROWS = 64

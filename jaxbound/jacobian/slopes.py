@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.graph import tracing
-from jaxbound.graph import Node, Op
-from jaxbound.relaxations import interval
 from jaxbound.curvature import jets
-from jaxbound.relaxations.enclosures import scalar
 from jaxbound.curvature.analysis import Cell, Curvature, Program, analyse
+from jaxbound.graph import Node, Op, tracing
+from jaxbound.relaxations import interval
+from jaxbound.relaxations.enclosures import scalar
 
 Ends = tuple[jax.Array, jax.Array]
 

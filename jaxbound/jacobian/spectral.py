@@ -22,7 +22,8 @@ from jaxbound import errors, regions
 from jaxbound.driver import Run
 from jaxbound.jacobian import norms, slopes
 from jaxbound.jacobian.chains import Chain, Segment, chain_of
-from jaxbound.network import problem_of, resolve
+from jaxbound.network.problems import problem_of
+from jaxbound.network.resolving import resolve
 from jaxbound.regions import Box
 from jaxbound.relaxations.affine import gamma
 

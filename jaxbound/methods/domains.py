@@ -27,10 +27,11 @@ import numpy as np
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph, Node
-from jaxbound.methods import IBP, Bounded, Ends, Method, Request, output_nodes
+from jaxbound.graph.values import Inexact
+from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes
+from jaxbound.methods.ibp import IBP
 from jaxbound.relaxations import affine, enclosures, execution, interval
 from jaxbound.relaxations.enclosures import scalar
-from jaxbound.graph.values import Inexact
 
 
 def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:

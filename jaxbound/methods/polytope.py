@@ -29,15 +29,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbound.regions import balls
 from jaxbound import errors, regions
 from jaxbound.driver import Run
 from jaxbound.graph import Graph, Op
-from jaxbound.methods import Bounded, FastLin, Method, Request, targets
+from jaxbound.methods.base import Bounded, Ends, Method, Request, targets
+from jaxbound.methods.crown import FastLin
+from jaxbound.regions import balls
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes, times
-
-Ends = tuple[jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass

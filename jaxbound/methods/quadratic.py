@@ -48,7 +48,8 @@ import numpy as np
 from jaxbound import errors, regions
 from jaxbound.driver import Run
 from jaxbound.graph import NONLINEAR, Graph, Node
-from jaxbound.methods import Bounded, Crown, Ends, Method, Request, better, output_nodes
+from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes
+from jaxbound.methods.crown import Crown
 from jaxbound.relaxations import backward, coefficients
 from jaxbound.relaxations.affine import gamma
 from jaxbound.relaxations.backward import Carry

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxbound import errors, regions
-from jaxbound.regions import is_region
+from jaxbound import errors
+from jaxbound.regions.sets import is_region
+from jaxbound.regions.support import minimum
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,6 @@ class LinearBounds:
         lower, upper = self.lower_intercept, -self.upper_intercept
         for region, below, above in zip(leaves, low, high, strict=True):
             if is_region(region):
-                lower = lower + regions.minimum(region, below)
-                upper = upper + regions.minimum(region, -above)
+                lower = lower + minimum(region, below)
+                upper = upper + minimum(region, -above)
         return Interval(*(sign * jnp.where(end < jnp.inf, end, -jnp.inf) for end, sign in ((lower, 1), (upper, -1))))

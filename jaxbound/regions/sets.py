@@ -17,18 +17,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxbound.regions import balls
 from jaxbound import errors
-from jaxbound._compat import eager_jit, is_tracer, owned
-
-_REACH = 1000.0  # how far `sample` goes where a region has no end
+from jaxbound._compat import eager_jit, is_tracer
+from jaxbound.regions import balls
+from jaxbound.regions.rounding import cast_to, is_subnormal, next_number, without_subnormals
 
 
 @jax.tree_util.register_static
@@ -140,14 +139,21 @@ def canonical(region: Region) -> Region:
     """
     dtype = leaf_struct(region).dtype
     if isinstance(region, Box):
-        return Box(*(_normal(_cast(end, dtype, side), side) for end, side in ((region.lower, -1), (region.upper, +1))))
+        return Box(
+            *(
+                without_subnormals(cast_to(end, dtype, side), side)
+                for end, side in ((region.lower, -1), (region.upper, +1))
+            )
+        )
     clip = region.clip
     if clip is not None and not isinstance(clip, _Constants):
-        clip = tuple(_normal(_cast(end, dtype, side), side) for end, side in zip(clip, (-1, +1), strict=True))
-    center, radius = _cast(region.center, dtype, 0), _normal(_cast(region.radius, dtype, +1), +1)
-    moved = _is_subnormal(center)
+        clip = tuple(
+            without_subnormals(cast_to(end, dtype, side), side) for end, side in zip(clip, (-1, +1), strict=True)
+        )
+    center, radius = cast_to(region.center, dtype, 0), without_subnormals(cast_to(region.radius, dtype, +1), +1)
+    moved = is_subnormal(center)
     count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
-    grown = _next(radius + count * jnp.finfo(dtype).tiny, +1)
+    grown = next_number(radius + count * jnp.finfo(dtype).tiny, +1)
     radius = jnp.where(count > 0, grown, radius)
     return dataclasses.replace(region, center=jnp.where(moved, 0, center), radius=radius, clip=clip)
 
@@ -164,7 +170,7 @@ def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.A
     >>> float(lower[0]), bool(upper[0] >= 0.4)
     (0.0, True)
     """
-    return _ends(region, np.dtype(leaf_struct(region).dtype if dtype is None else dtype), outward=True)
+    return box_ends(region, np.dtype(leaf_struct(region).dtype if dtype is None else dtype), outward=True)
 
 
 def magnitude(region: Region) -> jax.Array:
@@ -192,12 +198,12 @@ def per_example(region: Region) -> Region:
         raise errors.ArgumentError(
             f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1"
         )
-    radius, clip = _cast(region.radius, dtype, +1), region.clip
+    radius, clip = cast_to(region.radius, dtype, +1), region.clip
     radius = jnp.broadcast_to(radius, shape[: max(radius.ndim, region.batch_ndim)])
     if clip is not None and not isinstance(clip, _Constants):
-        low, high = _cast(clip[0], dtype, -1), _cast(clip[1], dtype, +1)
+        low, high = cast_to(clip[0], dtype, -1), cast_to(clip[1], dtype, +1)
         clip = jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape)
-    return LpBall(_cast(region.center, dtype, 0), radius, region.norm, clip=clip, batch_ndim=region.batch_ndim - 1)
+    return LpBall(cast_to(region.center, dtype, 0), radius, region.norm, clip=clip, batch_ndim=region.batch_ndim - 1)
 
 
 def is_empty(region: Region) -> jax.Array:
@@ -218,7 +224,7 @@ def is_empty(region: Region) -> jax.Array:
     empty = empty | jnp.any(~(jnp.asarray(region.radius) >= 0))
     if region.clip is None or is_box(region):
         return empty
-    ball = _flat(region)
+    ball = flat_ball(region)
     nearest = jnp.clip(ball.center, ball.low, ball.high)
     gap = nearest - ball.center
     # The ends were rounded when they were written down: 1.1 - 1.0 is not 0.1.
@@ -227,123 +233,34 @@ def is_empty(region: Region) -> jax.Array:
     return empty | jnp.any(~(balls.vector_norm(gap, region.norm) <= reach))
 
 
-def minimum(region: Region, slope: ArrayLike) -> jax.Array:
-    """The least value of a linear function: how linear bounds become numbers ("concretize").
-
-    `minimum(region, slope) <= sum(slope * x)` for every `x` in the region, with equality for some `x`.
-
-    Args:
-        region: any non-empty region; the minima of separate balls (`batch_ndim`) add up.
-        slope: floating, shape `(*leading, *leaf shape)`; any other shape raises a ValueError.
-
-    Returns:
-        Shape `(*leading)`. A coefficient that is exactly 0 ignores an unbounded coordinate; whatever is unbounded,
-        overflows or is undefined gives -inf, never NaN.
-
-    Rounding: up to gamma_n of the sums, over |slope||x|. A ball with a clip box is widened by (4 + log2 n) units of
-        rounding, which covers the error of the measured distance when the two barely meet.
-
-    Reference: Hoelder's inequality; with a clip box, Lagrangian duality (module docstring).
-
-    >>> minimum(LpBall(jnp.zeros(3), 1.0, 1), jnp.array([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0]]))
-    Array([-3.,  0.], dtype=float32)
-    """
-    slope, leading = _rows(region, slope)
-    if isinstance(region, Box) or is_box(region):
-        return _box_minimum(*enclosing_box(region), slope, slope.ndim - len(leading))
-    ball = _flat(region)
-    slope = slope.reshape(leading + ball.center.shape)
-    finite = jnp.isfinite(ball.radius)
-    if region.clip is None:
-        spread = -balls.vector_norm(slope, balls.dual_exponent(region.norm))
-        unbounded = jnp.where(spread == 0, 0, -jnp.inf)
-    else:
-        spread = balls.clipped_spread(ball, slope, region.norm)
-        unbounded = _box_minimum(ball.low - ball.center, ball.high - ball.center, slope, 1)
-    around = jnp.where(finite, jnp.where(finite, ball.radius, 0) * spread, unbounded)
+def box_ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
+    """The enclosing box; points are taken from the one that is not rounded outward."""
+    if isinstance(region, Box):
+        return cast_to(region.lower, dtype, -1), cast_to(region.upper, dtype, +1)
+    own = leaf_struct(region).dtype
+    center, radius = cast_to(region.center, own, 0), cast_to(region.radius, own, +1)
+    radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
+    ends = center - radius, center + radius
+    if outward:
+        exact = jnp.broadcast_to(radius == 0, center.shape)
+        ends = tuple(jnp.where(exact, center, next_number(end, side)) for end, side in zip(ends, (-1, +1), strict=True))
+    lower, upper = cast_to(ends[0], dtype, -1), cast_to(ends[1], dtype, +1)
     if region.clip is not None:
-        around = around - jnp.where(finite, balls.underflow(ball, slope), 0)
-        # The clip box alone is a bound too: that of a large ball, whose units hide it.
-        around = jnp.where((ball.radius > 0) & (unbounded > around), unbounded, around)
-    value = jnp.sum(slope * ball.center, axis=-1) + around
-    value = jnp.where((ball.radius >= 0) & jnp.isfinite(value), value, -jnp.inf)
-    return jnp.sum(value, axis=tuple(range(len(leading), value.ndim)))
+        lower = jnp.maximum(lower, cast_to(region.clip[0], dtype, -1))
+        upper = jnp.minimum(upper, cast_to(region.clip[1], dtype, +1))
+    return lower, upper
 
 
-def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
-    """A point of the region where `sum(slope * x)` is least: it attains `minimum` up to rounding.
-
-    The shape is that of `slope`, `(*leading, *leaf shape)` (a ValueError otherwise), and the point is inside as
-    `project` states it; +-inf where the region has no end. A zero coefficient leaves a box's coordinate in the middle.
-
-    >>> minimizer(LpBall(jnp.zeros(2), 5.0, 1), jnp.array([3.0, 4.0]))
-    Array([ 0., -5.], dtype=float32)
-    """
-    slope, leading = _rows(region, slope)
-    if isinstance(region, Box) or is_box(region):
-        return _box_end(*_ends(region, slope.dtype, outward=False), slope)
-    ball = _flat(region)
-    rows = slope.reshape(leading + ball.center.shape)
-    unit = balls.least_point(ball, rows, region.norm)
-    radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
-    points = balls.into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
-    endless = jnp.isinf(ball.radius)[..., None]
-    return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
-
-
-def project(region: Region, x: ArrayLike) -> jax.Array:
-    """The point of the region nearest to `x`, for a box and for p = 1, 2 (clip box included).
-
-    For other p: where the segment from `x` to the center, each point cut to the clip box, enters the region.
-
-    `x` is finite, of shape `(*leading, *leaf shape)` (a ValueError otherwise), and comes back unchanged where it is
-    inside: projecting twice changes nothing.
-
-    Rounding: inside the clip box as the dtype holds it; `||result - center||_p <= radius * (1 + (4 + log2 n) eps)`.
-
-    Reference: Duchi et al. 2008 for p = 1; the threshold or scale of the KKT conditions is found by bisection.
-
-    >>> project(LpBall(jnp.zeros(2), 1.0, 1), jnp.array([2.0, 0.5])).round(3)
-    Array([1., 0.], dtype=float32)
-    """
-    x, leading = _rows(region, x)
-    if isinstance(region, Box) or is_box(region):
-        return jnp.clip(x, *_ends(region, x.dtype, outward=False))
-    ball = _flat(region)
-    return balls.into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
-
-
-def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extremes: bool = False) -> jax.Array:
-    """Random points of the region: uniform for a box or a ball; with a clip box the ball's points are projected.
-
-    Args:
-        region: any non-empty region; a side without end is sampled a thousand units far.
-        key: a typed or raw PRNG key.
-        shape: the result is `(*shape, *leaf shape)`, inside the region as `project` states it.
-        extremes: points where a random direction is least instead: corners of a box, faces' centers, the surface of a
-            ball, its poles; half of the directions see a single coordinate of each ball (or of the box).
-
-    >>> sample(Box(jnp.zeros(3), jnp.ones(3)), jax.random.key(0), (5,)).shape
-    (5, 3)
-    """
-    region, struct = _truncated(region), leaf_struct(region)
-    whole = (*shape, *struct.shape)
-    if extremes:
-        direction_key, coin_key = jax.random.split(key)
-        direction = jax.random.normal(direction_key, whole, struct.dtype)
-        batch_ndim = 0 if isinstance(region, Box) else region.batch_ndim
-        axes = tuple(range(len(shape) + batch_ndim, len(whole)))
-        largest = jnp.abs(direction) == jnp.max(jnp.abs(direction), axis=axes, keepdims=True)
-        dense = jax.random.bernoulli(coin_key, shape=(*shape, *(1,) * len(struct.shape)))
-        return minimizer(region, jnp.where(dense | largest, direction, 0))
-    if isinstance(region, Box) or is_box(region):
-        lower, upper = _ends(region, struct.dtype, outward=False)
-        part = jax.random.uniform(key, whole, struct.dtype)
-        return jnp.clip(lower * (1 - part) + upper * part, lower, upper)
-    ball = _flat(region)
-    *batch, features = ball.center.shape
-    unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
-    return balls.into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
+def flat_ball(region: LpBall) -> balls.Ball:
+    """The ball with one axis of features, and its clip box."""
+    struct = leaf_struct(region)
+    batch = struct.shape[: region.batch_ndim]
+    flat = (*batch, math.prod(struct.shape[region.batch_ndim :]))
+    low, high = (-math.inf, math.inf) if region.clip is None else region.clip
+    low, high = cast_to(low, struct.dtype, -1), cast_to(high, struct.dtype, +1)
+    low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
+    radius = jnp.broadcast_to(cast_to(region.radius, struct.dtype, +1), batch)
+    return balls.Ball(cast_to(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
 
 
 def validate(region: Region, name: str = "the region") -> None:
@@ -425,127 +342,3 @@ def _parts(region: Region) -> dict[str, ArrayLike]:
         raise errors.ArgumentError(f"clip must be None or a pair (low, high), got {region.clip!r}")
     ends = {} if region.clip is None else {"clip[0]": region.clip[0], "clip[1]": region.clip[1]}
     return {"center": region.center, "radius": region.radius, **ends}
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _next(value: jax.Array, direction: int) -> jax.Array:
-    """The next number up or down, with the identity's derivative (a step of `nextafter` has none)."""
-    return _stepped(value, direction, jnp)
-
-
-_next.defjvp(lambda direction, primals, tangents: (_next(*primals, direction), *tangents))
-
-
-def _stepped(value, direction: int, xp: Any = np):
-    """The next number up or down, by NumPy or by `jax.numpy`."""
-    stepped = xp.nextafter(value, xp.asarray(direction * xp.inf, value.dtype))
-    # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.
-    tiny = jnp.finfo(value.dtype).tiny
-    return xp.where(xp.abs(stepped) <= tiny, xp.asarray(direction * tiny, value.dtype), stepped)
-
-
-def _is_subnormal(value: jax.Array) -> jax.Array:
-    """Whether a number is below the smallest normal one, but not 0; by its bits, since it may compare as 0."""
-    kind = np.dtype(f"uint{8 * value.dtype.itemsize}")
-    least = np.asarray(jnp.finfo(value.dtype).tiny, value.dtype).view(kind)
-    sign = kind.type(1) << kind.type(8 * value.dtype.itemsize - 1)
-    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), kind) & ~sign
-    return (bits > 0) & (bits < least)
-
-
-def _normal(value: jax.Array, direction: int) -> jax.Array:
-    """A subnormal number moved down (-1) or up (+1), to one that processors do not take for 0."""
-    beyond = jnp.where(jnp.signbit(value) == (direction < 0), direction * jnp.finfo(value.dtype).tiny, 0)
-    return jnp.where(_is_subnormal(value), beyond.astype(value.dtype), value)
-
-
-def _cast(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
-    """`value` in `dtype`, rounded down (-1), up (+1) or to nearest (0)."""
-    by_jax = isinstance(value, jax.Array)
-    xp, step = (jnp, _next) if by_jax else (np, _stepped)
-    array: Any = xp.asarray(value)
-    if array.dtype == dtype:
-        return owned(array)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        narrow = array.astype(dtype)
-        if direction == 0:
-            return jnp.asarray(narrow)
-        back = _rounded(array, dtype) if by_jax else narrow.astype(array.dtype)
-        wrong = back > array if direction < 0 else back < array
-        return jnp.asarray(xp.where(wrong, step(narrow, direction), narrow))
-
-
-def _rounded(value: jax.Array, dtype: np.dtype) -> jax.Array:
-    """What `dtype` makes of a wider value. (XLA for GPU takes a cast there and back for nothing.)"""
-    if not jnp.issubdtype(value.dtype, jnp.floating) or jnp.finfo(value.dtype).nmant <= jnp.finfo(dtype).nmant:
-        return value.astype(dtype).astype(value.dtype)
-    limits = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(value, limits.nexp, limits.nmant)
-
-
-def _ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
-    """The enclosing box; points are taken from the one that is not rounded outward."""
-    if isinstance(region, Box):
-        return _cast(region.lower, dtype, -1), _cast(region.upper, dtype, +1)
-    own = leaf_struct(region).dtype
-    center, radius = _cast(region.center, own, 0), _cast(region.radius, own, +1)
-    radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
-    ends = center - radius, center + radius
-    if outward:
-        exact = jnp.broadcast_to(radius == 0, center.shape)
-        ends = tuple(jnp.where(exact, center, _next(end, side)) for end, side in zip(ends, (-1, +1), strict=True))
-    lower, upper = _cast(ends[0], dtype, -1), _cast(ends[1], dtype, +1)
-    if region.clip is not None:
-        lower = jnp.maximum(lower, _cast(region.clip[0], dtype, -1))
-        upper = jnp.minimum(upper, _cast(region.clip[1], dtype, +1))
-    return lower, upper
-
-
-def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
-    """The values as an array that ends in the leaf's shape, and its leading shape."""
-    struct = leaf_struct(region)
-    values = owned(values, jnp.promote_types(jnp.result_type(values), struct.dtype))
-    leading = values.ndim - len(struct.shape)
-    if leading < 0 or values.shape[leading:] != struct.shape:
-        raise errors.ArgumentError(
-            f"shape {values.shape} does not end in {struct.shape}, the shape of the region's leaf"
-        )
-    return values, values.shape[:leading]
-
-
-def _flat(region: LpBall) -> balls.Ball:
-    struct = leaf_struct(region)
-    batch = struct.shape[: region.batch_ndim]
-    flat = (*batch, math.prod(struct.shape[region.batch_ndim :]))
-    low, high = (-math.inf, math.inf) if region.clip is None else region.clip
-    low, high = _cast(low, struct.dtype, -1), _cast(high, struct.dtype, +1)
-    low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
-    radius = jnp.broadcast_to(_cast(region.radius, struct.dtype, +1), batch)
-    return balls.Ball(_cast(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
-
-
-def _truncated(region: Region) -> Region:
-    """The region without its infinite parts, for sampling."""
-    dtype = leaf_struct(region).dtype
-    if isinstance(region, LpBall):
-        return dataclasses.replace(region, radius=jnp.minimum(_cast(region.radius, dtype, 0), _REACH))
-    lower, upper = enclosing_box(region)
-    low, high = (jnp.where(jnp.isfinite(end), end, 0) for end in (lower, upper))
-    return Box(jnp.where(low == lower, low, high - _REACH), jnp.where(high == upper, high, low + _REACH))
-
-
-def _box_end(lower: jax.Array, upper: jax.Array, slope: jax.Array) -> jax.Array:
-    """The end of each interval where slope * x is least; at slope 0 a finite point between the ends."""
-    middle = 0.5 * lower + 0.5 * upper
-    resting = jnp.clip(jnp.zeros_like(lower), lower, upper)
-    resting = jnp.where(jnp.isfinite(middle), middle, jnp.where(jnp.isfinite(resting), resting, 0))
-    return jnp.where(slope > 0, lower, jnp.where(slope < 0, upper, resting))
-
-
-def _box_minimum(lower: jax.Array, upper: jax.Array, slope: jax.Array, leaf_ndim: int) -> jax.Array:
-    """min <slope, x> over a box, summed over the last `leaf_ndim` axes."""
-    end = _box_end(lower, upper, slope)
-    finite = jnp.isfinite(end)
-    terms = jnp.where(finite, slope * jnp.where(finite, end, 0), -jnp.inf)
-    total = jnp.sum(terms, axis=tuple(range(slope.ndim - leaf_ndim, slope.ndim)))
-    return jnp.where(jnp.isfinite(total), total, -jnp.inf)

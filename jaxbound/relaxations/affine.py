@@ -39,8 +39,8 @@ import numpy as np
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
-from jaxbound.relaxations import convolutions, matrices
 from jaxbound.graph.values import Inexact, plain
+from jaxbound.relaxations import convolutions, matrices
 
 Ends = tuple[jax.Array, jax.Array]
 

@@ -26,13 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.graph import primitives
 from jaxbound import regions
-from jaxbound.graph import Op
+from jaxbound.graph import Op, primitives
+from jaxbound.graph.values import plain
 from jaxbound.relaxations import affine, windows
 from jaxbound.relaxations.planes import by_sign, times
 from jaxbound.relaxations.windows import Windowed
-from jaxbound.graph.values import plain
 
 
 @jax.tree_util.register_dataclass

@@ -27,10 +27,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxbound.curvature.analysis import analyse
 from jaxbound.graph import Op, Program
 from jaxbound.relaxations import affine
 from jaxbound.relaxations.enclosures import evaluation
-from jaxbound.curvature.analysis import analyse
 
 MODE = "execution"
 _KINDS = frozenset({"maximum", "sort"})

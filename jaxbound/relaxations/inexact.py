@@ -24,9 +24,9 @@ from jaxbound import errors
 from jaxbound._compat import ClosedJaxpr, Literal, bind, called
 from jaxbound.graph import Program
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
+from jaxbound.graph.values import Constant, ConstantProgram, Inexact
 from jaxbound.relaxations import affine
 from jaxbound.relaxations.enclosures import evaluation
-from jaxbound.graph.values import Constant, ConstantProgram, Inexact
 
 Error = jax.Array | None
 """Entry by entry, or None for none; of a truth value, whether rounding may turn it."""

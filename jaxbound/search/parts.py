@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.methods import domains
 from jaxbound import errors, regions
-from jaxbound.methods import IBP, Crown, CrownIBP, Request
-from jaxbound.network.model import Model
 from jaxbound.certificates.properties import Property
+from jaxbound.methods import IBP, Crown, CrownIBP, Request, domains
+from jaxbound.network.model import Model
 from jaxbound.regions import Box
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
@@ -21,7 +20,7 @@ from jaxbound.search.passes import Domain, started
 from jaxbound.search.points import Attack, Counterexample, inward
 from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
-from jaxbound.transforms.transform import prepare
+from jaxbound.transforms.problems import prepare
 
 Array = np.ndarray
 

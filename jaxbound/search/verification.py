@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
-from jaxbound.methods import Crown, Method
 from jaxbound.certificates.properties import Property
+from jaxbound.methods import Crown, Method
+from jaxbound.methods.frown import Frown
 from jaxbound.regions import Box, LpBall, Region
 from jaxbound.search.parts import Clock, Part
-from jaxbound.methods.tuning import Frown
 
 SPLITS = ("auto", "relu", "input")
 PROVED = "real arithmetic on the given parameters and inputs, rounding counted"

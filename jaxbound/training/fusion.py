@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbound.certificates.certification import margin_spec
+from jaxbound.certificates.margins import margin_spec
 from jaxbound.methods import IBP, Method
-from jaxbound.network import bound_network
+from jaxbound.network.bounding import bound_network
 from jaxbound.training.losses import Clean, Clip, MarginLoss, Robust, holds, robust
 
 

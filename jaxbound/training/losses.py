@@ -35,11 +35,12 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxbound.certificates.attack import pgd
-from jaxbound.certificates.certification import margins
+from jaxbound.certificates.margins import margins
 from jaxbound.methods import IBP, CrownIBP, Method
-from jaxbound.network import region_around, resolve
+from jaxbound.network.problems import region_around
+from jaxbound.network.resolving import resolve
 from jaxbound.regions import per_example
-from jaxbound.transforms.transform import pre_activation_bounds
+from jaxbound.transforms.bounding import pre_activation_bounds
 
 Clip = tuple[ArrayLike, ArrayLike] | None
 

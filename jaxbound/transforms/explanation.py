@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxbound import errors
-from jaxbound.graph import tracing
-from jaxbound.graph import Node
+from jaxbound.graph import Node, tracing
 from jaxbound.relaxations import enclosures
 
 

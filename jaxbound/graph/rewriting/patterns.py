@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.graph.rewriting import definedness, factors, indicators, rewrites
 from jaxbound.graph import operations
+from jaxbound.graph.rewriting import definedness, factors, indicators, rewrites
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]

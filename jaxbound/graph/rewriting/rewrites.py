@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.graph import operations
 from jaxbound._compat import jaxpr_as_fun, scan_counts
+from jaxbound.graph import operations
 from jaxbound.graph.values import Value, made_by
 
 Rewrite = tuple[Callable, Sequence]

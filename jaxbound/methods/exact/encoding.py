@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
-from jaxbound.methods.exact.program import Array, Builder, Option
 from jaxbound.graph import Node, Op
+from jaxbound.methods.exact.program import Array, Builder, Option
 from jaxbound.relaxations import affine, enclosures
 from jaxbound.relaxations.planes import Planes
 

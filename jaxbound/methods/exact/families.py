@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.driver import Run
-from jaxbound.methods.exact.program import Array
 from jaxbound.graph import Op
+from jaxbound.methods.exact.program import Array
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.enclosures import maximum, scalar
 from jaxbound.relaxations.planes import Planes

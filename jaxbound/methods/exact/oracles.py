@@ -16,12 +16,12 @@ import numpy as np
 
 from jaxbound import _compat, errors, regions
 from jaxbound.driver import Run
+from jaxbound.graph import NONLINEAR, Graph, Node
+from jaxbound.methods.base import Bounded, Ends, Method, Request, check_method, output_nodes
 from jaxbound.methods.exact import encoding, families, solvers
 from jaxbound.methods.exact.encoding import Encoding
 from jaxbound.methods.exact.program import Array, lower_bound
 from jaxbound.methods.exact.tree import Tree
-from jaxbound.graph import NONLINEAR, Graph, Node
-from jaxbound.methods import Bounded, Ends, Method, Request, check_method, output_nodes
 from jaxbound.relaxations import interval
 from jaxbound.relaxations.enclosures import scalar
 

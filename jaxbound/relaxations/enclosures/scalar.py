@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound.curvature.analysis import Cell, Curvature, analyse
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
-from jaxbound.curvature.analysis import Cell, Curvature, analyse
 from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of, picked
 
 Ends = tuple[jax.Array, jax.Array]

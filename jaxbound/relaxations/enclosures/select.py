@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
 from jaxbound.graph.values import plain
+from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
 
 Ends = tuple[jax.Array, jax.Array]
 

@@ -13,21 +13,20 @@ make tighter lines, which is the only way past the linear program of fixed input
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbound.methods import ascent
 from jaxbound import errors
-from jaxbound.regions.bounds import Interval
-from jaxbound.driver import Ends, Rows, Run
+from jaxbound.driver import Rows, Run
 from jaxbound.graph import NONLINEAR, Graph
-from jaxbound.methods import Bounded, Crown, Method, Request, better, output_nodes, targets
+from jaxbound.methods import ascent
+from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes, targets
+from jaxbound.methods.crown import Crown
 from jaxbound.relaxations import interval
-from jaxbound.transforms.transform import as_interval, fill, prepare, validate
 
 _COPIES = 10
 """Arrays of the size of all slopes that one tuning step holds: shares, moments, gradients, lines."""
@@ -175,61 +174,6 @@ class Frown(Method):
             return
         widened = run.call(_widened, None, ((), ()), *found)
         run.ends[number] = run.call(_met, None, ((), ()), run.ends[number], widened)
-
-
-def tune(fn: Callable, method: Frown) -> Callable:
-    """Bounds of a function's result, and the slopes that were found for them.
-
-    `lower <= fn(x) <= upper` for every x in the regions.
-
-    Args:
-        fn: any JAX function of pytrees.
-        method: how to tune.
-
-    Returns:
-        A function of fn's arguments that returns `(bounds, slopes)`: bounds as `bound(fn, method)` returns them, and
-        `{node name: (lower, upper)}` for every nonlinear node with a choice of lines. The first axis of a slope is that
-        of groups: those of the lower bounds of the result's entries, then those of its upper bounds. Pass them on as
-        `Crown(slopes=slopes)`: every slope is sound, for other regions and parameters too. For a result with several
-        leaves that depend on a region, slopes is a list with one such dictionary for each.
-
-    Raises:
-        UnsupportedError: fn cannot be bounded.
-        ArgumentTypeError: the method is not `Frown`.
-
-    >>> import jax, jax.numpy as jnp, jaxbound as jb
-    >>> fn, box = lambda x: jax.nn.relu(x).sum(), jb.Box(-jnp.ones(2), 2 * jnp.ones(2))
-    >>> bounds, slopes = jb.tune(fn, jb.Frown(steps=5))(box)
-    >>> {name: lower.shape for name, (lower, upper) in slopes.items()}
-    {'001/relu': (2, 2)}
-    """
-
-    @functools.wraps(fn, updated=())
-    def tuned(*args):
-        if not isinstance(method, Frown):
-            raise errors.argument_type("method", f"is {method!r}", "pass a jaxbound.Frown(...)")
-        validate(args)
-        problem = prepare(fn, args)
-        graph, request = problem.graph, Request()
-        run, untuned = method.prepared(graph, problem.leaves, request)
-        run.max_rows = 2 * max((graph.nodes[k].op.size for k in output_nodes(graph)), default=1)  # all in one chunk
-        found, slopes = [], []
-        for number, first in zip(output_nodes(graph), untuned, strict=True):
-
-            def rows(index, number=number):
-                bounds, chosen = method.tuned_rows(run, number, index)
-                slopes.append({graph.nodes[k].name: pair for k, pair in chosen.items()})
-                return bounds
-
-            found.append(best_of(run, first, *run.in_chunks(rows, number)))
-        results = iter(found)
-        bounds = fill(problem, lambda: as_interval(next(results)), lambda c: Interval(c, c))
-        return bounds, slopes[0] if len(slopes) == 1 else slopes
-
-    return tuned
-
-
-# --- shared pieces ----------------------------------------------------------------------------------------------------
 
 
 def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:

@@ -1,0 +1,1 @@
+"""How programs are compiled, kept and placed on devices; knows nothing of bounds."""

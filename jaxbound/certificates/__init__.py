@@ -1,0 +1,1 @@
+"""From bounds to statements: margins, certificates of data sets, radii, attacks, properties, records of long runs."""

@@ -1,0 +1,212 @@
+"""A data set in batches on all devices: the regions, where each is bounded, and the network's own values there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbound import _compat, errors, regions
+from jaxbound.certificates.margins import margin_bounds, margin_spec
+from jaxbound.methods import Forward, Method
+from jaxbound.network.functions import on_batch
+from jaxbound.network.problems import MEMORY_LIMIT, check_types, problem_of, radii, region_around
+from jaxbound.network.resolving import Network
+from jaxbound.regions import Box, LpBall, Region, is_region
+
+_LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
+
+
+class Work(NamedTuple):
+    """Checked arguments; the whole data set stays on the host."""
+
+    network: Network
+    program: str
+    """The digest of the network's program."""
+    region: Region
+    labels: np.ndarray
+    logits: jax.ShapeDtypeStruct
+    method: Method
+    batch_size: int
+    memory_limit: int | None
+    outward: bool | str
+
+
+def host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip) -> Region:
+    """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    if not is_region(x):
+        check_types(x, eps)
+        x = np.asarray(x)
+    around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
+    traced = jax.eval_shape(around, x, eps)  # every check that needs no values
+    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
+    if isinstance(x, Box):
+        return jax.tree.map(np.asarray, x)
+    if not isinstance(x, LpBall):
+        eps = radii(eps, np.shape(x), norm, batched=network.batched)
+    ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
+    radius = np.asarray(ball.radius)
+    if not np.all(radius >= 0):
+        raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
+    center = np.asarray(ball.center, traced.center.dtype)
+    return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
+
+
+def refuse_half_precision(name: str, dtypes: list) -> None:
+    """Refuse dtypes whose rounding no certificate survives."""
+    for dtype in dtypes:
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise errors.argument_type(
+                name, f"hold {dtype}, too coarse to certify", "cast to float32, and certify that"
+            )
+
+
+def _rounded_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype)
+        return np.where(narrow < values, np.nextafter(narrow, np.asarray(np.inf, dtype)), narrow)
+
+
+def with_batch_axis(region: Region) -> Region:
+    """One example as a batch of one."""
+    region = jax.tree.map(lambda leaf: np.asarray(leaf)[None], region)
+    return region if isinstance(region, Box) else dataclasses.replace(region, batch_ndim=region.batch_ndim + 1)
+
+
+def automatic_batch_size(network: Network, region: Region, logits, method: Method, memory_limit: int | None) -> int:
+    """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
+    spec = margin_spec(np.zeros(1, int), logits.shape[0]).astype(logits.dtype)
+    problem = problem_of(network, _rows(region, np.zeros(1, int)), spec)
+    largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
+    parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
+    forward = any(isinstance(part, Forward) for part in parts)
+    rows = 6 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
+    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+    return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
+
+
+def _rows(region: Region, index: np.ndarray) -> Region:
+    """Some of the examples' regions."""
+    if isinstance(region, Box):
+        return Box(np.asarray(region.lower)[index], np.asarray(region.upper)[index])
+    center, radius, clip = np.asarray(region.center), np.asarray(region.radius), region.clip
+    if jax.tree.leaves(clip):  # arrays; numbers are static
+        clip = tuple(np.broadcast_to(end, center.shape)[index] for end in clip or ())
+    return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
+
+
+def over_devices(work: Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
+    """What `_one_batch` finds for each batch, in order.
+
+    Each local device works on a batch of its own, driven by a thread, so the host's work for one overlaps with the
+    others', and what is found does not depend on their number.
+    """
+    devices = _devices(work)[: len(starts)]
+    if len(devices) <= 1:
+        yield from (_one_batch(work, first) for first in starts)
+        return
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for device in devices:
+        free.put((device, work._replace(network=_placed(work.network, device))))
+
+    x64 = jnp.result_type(float) == np.float64  # a thread begins with the global settings, not with those of its parent
+
+    def on_a_free_device(first: int) -> tuple[np.ndarray, ...]:
+        device, own = free.get()
+        try:
+            with jax.default_device(device), jax.enable_x64(x64):
+                return _one_batch(own, first)
+        finally:
+            free.put((device, own))
+
+    with ThreadPoolExecutor(len(devices), "certify") as pool:
+        yield from pool.map(on_a_free_device, starts)
+
+
+def _devices(work: Work) -> list:
+    """All local devices; one where JAX was told which, or where parameters are split over several."""
+    arrays = [leaf for leaf in jax.tree.leaves(work.network.variables) if isinstance(leaf, jax.Array)]
+    if _compat.default_device() is not None or not all(leaf.is_fully_replicated for leaf in arrays):
+        return []
+    return jax.local_devices()
+
+
+def _placed(network: Network, device) -> Network:
+    """The network with its arrays on one device."""
+    place = lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
+    return network._replace(variables=jax.tree.map(place, network.variables))
+
+
+def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
+    """Margins, their rounding and whether predictions are right, of the batch that begins at example `first`."""
+    stop = min(first + work.batch_size, len(work.labels))
+    index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
+    region, labels = _rows(work.region, index), work.labels[index]
+    network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
+    bounds = margin_bounds(network, region, labels, logits, method, limit, outward=work.outward)
+    lower, error = map(np.asarray, bounds)
+    logits, inside = _predictions(network, work.program, region)
+    check_values(repr(method), labels, inside, lower, error, first)
+    rows = np.arange(len(labels))
+    true, logits[rows, labels] = logits[rows, labels], -np.inf
+    return tuple(values[: stop - first] for values in (lower, error, true > logits.max(axis=1)))
+
+
+def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first=0):
+    """Hold a network's own margins at points of its regions against their bounds: a check that costs a forward pass.
+
+    A margin may be below its bound by the rounding of the bound, by as much again, and by 1e-4 of the example's largest
+    logit, for what the network's own evaluation rounds.
+
+    Args:
+        method: what gave the bounds, for the message.
+        labels: int (batch,).
+        logits: (batch, classes), each at a point of the example's region; what is not finite is not checked.
+        lower, error: (batch, classes - 1), bounds and how much of each may be rounding.
+        first: the first example's number.
+
+    Raises:
+        SoundnessError: with the likely causes.
+
+    >>> check_values("IBP()", np.array([0]), np.array([[2.0, 1.0]]), np.array([[0.5]]), np.array([[0.0]]))
+    """
+    rows = np.arange(len(labels))[:, None]
+    with np.errstate(all="ignore"):
+        others = np.arange(lower.shape[1])
+        own = logits[rows, labels[:, None]] - logits[rows, others + (others >= labels[:, None])]
+        room = 2 * error + 1e-4 * np.abs(logits).max(axis=1, keepdims=True)
+        wrong = np.isfinite(own) & np.isfinite(lower) & (own < lower - room)
+    broken = np.flatnonzero(wrong.any(axis=1))
+    if broken.size:
+        k = broken[0], np.argmax(wrong[broken[0]])
+        raise errors.value_outside(method, (first + broken).tolist(), float(lower[k]), float(own[k]))
+
+
+def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
+    points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
+    try:
+        predict = _compiled_prediction(network.function, program)
+    except TypeError:  # an unhashable callable runs uncompiled
+        predict = on_batch(network.function)
+    logits, inside = np.array(predict(network.variables, points)), points
+    if isinstance(region, LpBall) and region.clip is not None:
+        inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)
+    same = np.array_equal(inside, points, equal_nan=True)
+    return logits, logits.copy() if same else np.array(predict(network.variables, inside))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_prediction(function: Callable, _program: str) -> Callable:
+    """Compiled anew where the function's program is another one than before."""
+    return _compat.eager_jit(on_batch(function))

@@ -1,0 +1,153 @@
+"""Margins: the label's logit minus each other, as specification rows and as lower bounds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbound import _compat, errors, regions
+from jaxbound.backend.sharding import anywhere
+from jaxbound.methods import Method
+from jaxbound.network.bounding import outputs_of
+from jaxbound.network.problems import output_struct, problem_of, region_around, request_of
+from jaxbound.network.resolving import Network, resolve
+from jaxbound.regions import Region
+
+
+def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
+    """The specification of margins: rows e_y - e_j for every class j but the label y, j ascending.
+
+    `margin_spec(y, C) @ logits` is `logits[y] - logits[j]`.
+
+    Args:
+        labels: true classes, int, (batch,) or ().
+        num_classes: the number of logits, at least 2.
+
+    Returns:
+        float32, (batch, num_classes - 1, num_classes), without the batch axis for one label.
+
+    Raises:
+        ArgumentTypeError: labels that are no integers.
+        ArgumentError: fewer than two classes, or a label out of range. Where labels are traced, the rows of such a
+            label are NaN, so that its bounds are -inf.
+
+    Rounding: exact.
+
+    >>> margin_spec(jnp.array([1]), 3)
+    Array([[[-1.,  1.,  0.],
+            [ 0.,  1., -1.]]], dtype=float32)
+    """
+    if num_classes < 2:
+        raise errors.argument("num_classes", f"is {num_classes}", "margins need two classes at least")
+    if not _compat.is_tracer(labels):
+        given = np.asarray(labels)
+        wrong = given[(given < 0) | (given >= num_classes)]
+        if wrong.size:
+            raise errors.argument("labels", f"hold {wrong[0]}", f"classes are numbered 0..{num_classes - 1}")
+    true = jnp.asarray(labels)[..., None, None]
+    if not jnp.issubdtype(true.dtype, jnp.integer):
+        raise errors.argument_type("labels", f"are {true.dtype}", "pass class indices as integers")
+    return _margin_rows(true, num_classes)
+
+
+@functools.partial(_compat.eager_jit, static_argnums=1)
+def _margin_rows(true: jax.Array, num_classes: int) -> jax.Array:
+    row, column = jnp.arange(num_classes - 1)[:, None], jnp.arange(num_classes)[None]
+    other = row + (row >= true)
+    rows = (column == true).astype(jnp.float32) - (column == other)
+    return jnp.where((true >= 0) & (true < num_classes), rows, jnp.nan)
+
+
+@anywhere
+def margins(
+    params,
+    x: ArrayLike | Region,
+    labels: ArrayLike,
+    eps: ArrayLike | None = None,
+    *,
+    method: Method,
+    apply_fn: Callable | None = None,
+    activation: str | Callable | None = None,
+    norm: float = math.inf,
+    clip: tuple[ArrayLike, ArrayLike] | None = None,
+    memory_limit: int | None = None,
+) -> jax.Array:
+    """Lower bounds of the margins f_y - f_j over a ball around every example: what certificates and losses are made of.
+
+    `margins[i, k] <= f_y(x') - f_j(x')` for every x' with `||x' - x[i]||_norm <= eps` and `clip[0] <= x' <= clip[1]`,
+    y = labels[i] and j the k-th class that is not y. A plain JAX function for `jit`, `vmap`, `grad` and `pmap`.
+
+    Args:
+        params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
+        labels: true classes, int (batch,); () for one example.
+        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
+            axes as x.
+        method: how to bound, e.g. `jaxbound.Crown()`.
+        apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
+        activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
+        norm: p >= 1, `jnp.inf` included.
+        clip: None or `(low, high)`: the range of valid inputs.
+        memory_limit: bytes that the coefficients of a backward pass may take.
+
+    Returns:
+        (batch, classes - 1), j ascending; -inf where a region is empty, a label out of range or a bound undefined.
+
+    Raises:
+        ArgumentError, ArgumentTypeError, UnsupportedError: with what to do instead; values are checked where concrete.
+
+    Rounding: up to that of the computation; `certify` bounds it.
+
+    Reference: Wong and Kolter 2018, section 3.2; Zhang et al. 2020, section 3.1 (the specification matrix C).
+
+    >>> from jaxbound import IBP
+    >>> layers = [(jnp.eye(2), jnp.zeros(2))]
+    >>> margins(layers, jnp.array([[0.75, 0.25]]), jnp.array([0]), 0.125, method=IBP(), activation="relu").round(3)
+    Array([[0.25]], dtype=float32)
+    """
+    check_margin_method(method)
+    network = resolve(params, x, apply_fn, activation)
+    region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
+    logits = logits_struct(network, region)
+    return margin_bounds(network, region, labels, logits, method, memory_limit, outward=False)[0]
+
+
+def margin_bounds(
+    network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
+) -> tuple[jax.Array, jax.Array]:
+    """Lower bounds of margins, not widened, and their rounding errors."""
+    batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
+    if np.shape(labels) != batch:
+        raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
+    spec = margin_spec(labels, logits.shape[0]).astype(logits.dtype)
+    problem = problem_of(network, region, spec, rounding=bool(outward))
+    (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
+    empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
+    return jnp.where(empty[..., None], -jnp.inf, found.lower), found.lower_rounding
+
+
+@_compat.eager_jit
+def _are_empty(stacked: Region) -> jax.Array:
+    return jax.vmap(regions.is_empty)(stacked)
+
+
+def logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one example's logits."""
+    logits = output_struct(network, region)
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 1:
+        kind = type(logits).__name__ if shape is None else f"an array of shape {shape}"
+        raise errors.ArgumentError(f"the network gives {kind} for one example, but margins need a vector of logits")
+    return logits
+
+
+def check_margin_method(method: object) -> None:
+    """Refuse what is not a method object, and Jacobian methods."""
+    if not isinstance(method, Method):
+        raise errors.argument_type("method", f"is {method!r}", "pass a method object such as jaxbound.Crown()")

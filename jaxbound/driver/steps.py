@@ -1,0 +1,139 @@
+"""The compiled steps of a run: what one node, one block of nodes or one pass computes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import regions
+from jaxbound._compat import eager_jit
+from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
+from jaxbound.relaxations.planes import spread
+
+
+@functools.lru_cache(maxsize=1024)
+def compiled(step: Callable, static: Hashable, axes) -> Callable:
+    """The step for a batch, compiled; the same one for equal static facts."""
+    return eager_jit(mapped(step, static, axes))
+
+
+def mapped(step: Callable, static: Hashable, axes) -> Callable:
+    """The step over the batch axis, where there is one."""
+
+    @functools.wraps(step)
+    def single(constants, *state):
+        return step(static, constants, *state)
+
+    @functools.wraps(step)
+    def batched(constants, *state):
+        return jax.vmap(single, in_axes=(axes, *(0 for _ in state)))(constants, *state)
+
+    return single if axes is None else batched
+
+
+def boxes(_static, constants, leaves):
+    """The enclosing boxes of the regions, and whether nothing can be bounded: an empty region, an infinite constant."""
+    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
+    void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
+    boxes = [regions.enclosing_box(leaf) for leaf in leaves]
+    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
+
+
+def unless_void(_static, _constants, ends, void):
+    """The ends, infinite where nothing can be bounded."""
+    return jnp.where(void, -jnp.inf, ends[0]), jnp.where(void, jnp.inf, ends[1])
+
+
+def propagate(static, constants, ends, base):
+    """Intervals of the nodes of a block."""
+    template, outward = static
+    found = interval.propagate(template, base, constants, outward=outward)
+    op, inputs, used = template.nodes[0]
+    if op.kind == "affine":
+        return found[0], found
+    return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
+
+
+def enclose(static, constants, inputs, slopes):
+    """The planes of a nonlinear node."""
+    (op, _, used), lower_slope = static
+    return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
+
+
+def enclose_rows(static, constants, inputs, slopes):
+    """The planes of a nonlinear node with slopes of groups of rows."""
+    (op, _, used), sides, count = static
+    own = [constants[k] for k in used]
+    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(slopes)
+    return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
+
+
+def unstable(readers, _constants, ends):
+    """Which entries some reader does not relax exactly as they are known."""
+    exact = [enclosures.of(op).is_exact(op, position, ends) for op, position in readers]
+    return ~functools.reduce(jnp.logical_and, exact) if exact else jnp.ones(ends[0].shape, bool)
+
+
+def merge(intersect, _constants, known, found, errors, needed):
+    """What is known of the entries of a node, with what a pass found."""
+    widened = found[0] - errors[0], found[1] + errors[1]
+    merged = interval.intersect(known, widened) if intersect else interval.hull(widened)
+    return merged if needed is None else tuple(jnp.where(needed, *pair) for pair in zip(merged, known, strict=True))
+
+
+def begin(static, _constants, index):
+    """The rows that start at some entries of a node."""
+    shape, dtype, sides, outward = static
+    sign = (index >= 0).astype(dtype)
+    if sides == "both":
+        index, sign = jnp.concatenate([index, index]), jnp.concatenate([sign, -sign])
+    return coefficients.Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
+
+
+def pull(static, constants, incoming, carry, planes, ends):
+    """Rows pulled through a block."""
+    template, executed = static
+    return backward.pull(template, constants, incoming, carry, planes, ends, executed=executed)
+
+
+def densify(_static, _constants, rows):
+    """Rows with a coefficient for every entry."""
+    return coefficients.Dense(coefficients.dense(rows))
+
+
+def substitute(_static, _constants, rows, pair, carry, leaves):
+    """A node's own linear functions in the place of the node."""
+    return forward.substitute(rows, pair, carry, leaves)
+
+
+def add(_static, _constants, first, second, carry, ends):
+    """Rows that reach one node on two ways."""
+    return backward.add(first, second, carry, None if ends is None else interval.magnitude(ends))
+
+
+def concretize(_static, _constants, leaves, incoming, carry, void):
+    """Rows at the regions, as numbers."""
+    return backward.concretize(leaves, incoming, carry, void)
+
+
+def collect(static, _constants, found, index, part):
+    """Put the bounds of some entries among those found; four rows: lower bounds of both signs, and their rounding."""
+    size, sides = static
+    if found is None:
+        nothing = jnp.full(size + 1, -jnp.inf, part.lower.dtype)
+        found = jnp.stack([nothing, nothing, jnp.zeros_like(nothing), jnp.zeros_like(nothing)])
+    where = jnp.where(index < 0, size, index)
+    kinds = slice(0, 2 if sides == "both" else 1), slice(2, 4 if sides == "both" else 3)
+    for kind, values in zip(kinds, part, strict=True):
+        if values is not None:
+            found = found.at[kind, where].set(values.reshape(-1, index.shape[0]))
+    return found
+
+
+def by_side(shape, _constants, found):
+    """Lower and upper bounds, and the rounding of each, of rows that hold both sides."""
+    low, negative, *errors = (values.reshape(shape) for values in found[:, :-1])
+    return (low, -negative), (errors[0], errors[1])

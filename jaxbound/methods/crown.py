@@ -1,0 +1,181 @@
+"""Backward linear bounds: CROWN, and the two methods that are CROWN with one choice made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import errors
+from jaxbound.driver import Run, stretches
+from jaxbound.graph import NONLINEAR, Block, Graph
+from jaxbound.methods.base import (
+    Bounded,
+    Ends,
+    Method,
+    Request,
+    check_certified,
+    checked_slope_rule,
+    output_nodes,
+    targets,
+)
+from jaxbound.methods.ibp import IBP
+from jaxbound.methods.passes import bound_by_pass, linear_functions
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Crown(Method):
+    """CROWN: backward linear bounds with relaxations chosen per nonlinearity.
+
+    `lower <= fn(x) <= upper`, from linear functions of the input below and above every output.
+
+    Args:
+        pre_activation: the method that bounds the inputs of nonlinearities; None for CROWN itself, at every one.
+        lower_slope: "adaptive" (the slope with the smallest gap; for ReLU 1 if u > -l else 0), "parallel" (the upper
+            line's slope), "zero" or "one" (as near as the graph's convex hull allows). Static.
+        slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound. With the node's shape,
+            they hold for every bound; with a first axis more, as `tune` returns them (a list for several outputs),
+            they belong to groups of the result's rows, and inputs of nonlinearities are bounded with CROWN's own.
+        intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
+            everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
+        budget: under `jit`, which cannot choose rows by their values, the part of each layer's entries (0 to 1) that is
+            bounded where no example has more of them open; where one has, all are, so the numbers are the same. Both
+            programs are compiled; under an outer `vmap` both run. None to bound all entries. Static.
+
+    Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",
+    2018, theorem 3.2 and corollary 3.3.
+
+    >>> import jax.numpy as jnp, jaxbound as jb
+    >>> bounds = jb.bound(lambda x: jnp.maximum(x, 0).sum(), jb.Crown())(jb.Box(-jnp.ones(2), jnp.ones(2)))
+    >>> float(bounds.upper)
+    2.0
+    """
+
+    pre_activation: Method | None = None
+    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
+    intersect: bool = field(default=True, metadata={"static": True})
+    budget: float | None = field(default=None, metadata={"static": True})
+
+    @property
+    def charges_constants(self) -> bool:
+        """It does, if the method that bounds the inputs of nonlinearities does."""
+        return self.pre_activation is None or self.pre_activation.charges_constants
+
+    @property
+    def charges_execution(self) -> bool:
+        """It does, with one interval per value, from a method that does."""
+        return self.intersect and (self.pre_activation is None or self.pre_activation.charges_execution)
+
+    def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
+        """Bound the inputs of every nonlinear node and relax it."""
+        checked_slope_rule(self.lower_slope)
+        if self.pre_activation is not None:
+            check_certified("pre_activation", self.pre_activation)
+        if self.budget is not None and not 0 <= self.budget <= 1:
+            raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
+        given = None
+        if self.pre_activation is not None:
+            given = self.pre_activation.pre_activations(graph, leaves, request)
+        known = given or {}
+        if whole := len(known) == len(graph.nodes):  # then there is nothing to propagate
+            run.ends.update(known)
+
+        def relax_block(run: Run, block: Block) -> None:
+            node = graph.nodes[block.start]
+            if node.op.kind != "affine":
+                for source in sorted(set(node.inputs) - run.tightened):
+                    if given is not None:
+                        run.ends[source] = given[source]
+                    elif not run.exact(source):
+                        run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
+                    run.tightened.add(source)
+                run.enclose(block, checked_slope_rule(self.lower_slope), self._given(run, block, 0, grouped=False))
+            if not whole:
+                run.propagate(block)
+
+        scan = not run.eager and given is None and self.slopes is None
+        plan = stretches.plan(graph) if scan else graph.blocks
+        run.segments = []
+        for segment in plan:
+            if isinstance(segment, Block):
+                relax_block(run, segment)
+                run.segments.append(segment)
+            else:
+                stretches.relax(run, segment, relax_block)
+        return run
+
+    def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
+        """Bounds of every input of a nonlinear node."""
+        run = self.relax(graph, leaves, request, skip_exact=False)
+        return {number: run.ends[number] for number in targets(graph)}
+
+    def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
+        """Bounds of the outputs that depend on a region."""
+        return self.outputs(self.relax(graph, leaves, request), request)
+
+    def outputs(self, run: Run, request: Request) -> list[Bounded]:
+        """Bounds of the outputs, once everything before them is relaxed."""
+        results = []
+        for position, number in enumerate(output_nodes(run.graph)):
+            known = run.known(number) if self.intersect else None
+            results.append(bound_by_pass(self._for_rows(run, position, request), number, request, known))
+        return results
+
+    def _for_rows(self, run: Run, position: int, request: Request) -> Run:
+        """The relaxations for one output, where slopes are given by groups of its rows."""
+        rows, sides = run.graph.nodes[output_nodes(run.graph)[position]].op.size, 2 if request.sides == "both" else 1
+        blocks = [block for block in run.graph.blocks if run.graph.nodes[block.start].op.kind in NONLINEAR]
+        given = {block: self._given(run, block, position, grouped=True) for block in blocks}
+        if all(slopes is None for slopes in given.values()):
+            return run
+        run = run.fork({})
+        run.max_rows = sides * rows
+        for block, slopes in given.items():
+            if slopes is not None:  # those of lower bounds are the first half
+                groups = slopes[0].shape[run.batch is not None] * sides // 2
+                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], slopes)
+                run.enclose_rows(block, own, request.sides, rows)
+        return run
+
+    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> tuple | None:
+        """The slopes given for a node and an output, if they are (or are not) by groups."""
+        if self.slopes is None:
+            return None
+        node = run.graph.nodes[block.start]
+        slopes = (self.slopes if isinstance(self.slopes, dict) else self.slopes[position]).get(node.name)
+        ndim = len(node.op.shape) + (run.batch is not None)
+        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else slopes
+
+    def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
+        """The linear functions of each output."""
+        run = self.relax(graph, leaves, request)
+        numbers = enumerate(output_nodes(graph))
+        return [linear_functions(self._for_rows(run, position, request), number) for position, number in numbers]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FastLin(Crown):
+    """Fast-Lin: CROWN with parallel lines, the lower slope equal to the upper one.
+
+    Reference: Weng et al., "Towards fast computation of certified robustness for ReLU networks", 2018, section 3.3.
+    """
+
+    lower_slope: str = field(default="parallel", metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CrownIBP(Crown):
+    """CROWN-IBP: one backward pass over pre-activation bounds from interval propagation.
+
+    Reference: Zhang et al., "Towards stable and efficient training of verifiably robust neural networks", 2020,
+    section 3.2.
+    """
+
+    pre_activation: Method | None = field(default_factory=IBP)

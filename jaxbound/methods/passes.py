@@ -1,0 +1,54 @@
+"""What methods share once inputs of nonlinearities are bounded: a pass from a node, as numbers or linear functions."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxbound import regions
+from jaxbound.driver import Run
+from jaxbound.methods.base import Bounded, Ends, Request, better, of_ends
+from jaxbound.relaxations import coefficients
+
+
+def tighten_prefix(run: Run, number: int) -> None:
+    """An affine image of the region is bounded by its dual norm."""
+    if run.graph.nodes[number].affine_in_region and not run.exact(number):
+        run.tighten(number, skip_exact=False)
+
+
+def bound_by_pass(run: Run, number: int, request: Request, known: Ends | None = None) -> Bounded:
+    """A backward pass from one node, and the better of this and what is known."""
+    found, rounding = run.bound_node(number, sides=request.sides)
+    return run.call(_finish, request, ((), ()), found, rounding, known)
+
+
+def _finish(request, _constants, found, rounding, known) -> Bounded:
+    """Ends that rounding put in the wrong order are swapped."""
+    (low, high), (low_error, high_error) = found, rounding
+    result = Bounded(low, None, low_error, high_error)
+    if request.sides == "both":
+        swapped = low > high
+        result = Bounded(
+            jnp.where(swapped, high, low), jnp.where(swapped, low, high),
+            jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
+        )  # fmt: skip
+    return result if known is None else better(result, of_ends(known, request))
+
+
+def linear_functions(run: Run, number: int) -> tuple:
+    """The linear functions of one node: a pass that stops at the region."""
+    op = run.graph.nodes[number].op
+    static = op.shape, tuple(regions.leaf_struct(leaf).shape for leaf in run.regions)
+    rows, carry = run.pull_to_inputs(*run.start(number))
+    return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
+
+
+def _split_sides(static, _constants, rows, intercept):
+    shape, leaf_shapes = static
+    half = intercept.shape[0] // 2
+    low, high = [], []
+    for part, leaf in zip(rows, leaf_shapes, strict=True):
+        values = jnp.zeros((2 * half, *leaf), intercept.dtype) if part is None else coefficients.dense(part)
+        low.append(values[:half].reshape(*shape, *leaf))
+        high.append(-values[half:].reshape(*shape, *leaf))
+    return tuple(low), intercept[:half].reshape(shape), tuple(high), -intercept[half:].reshape(shape)
