@@ -21,7 +21,7 @@ import pytest
 import jaxbound as jb
 from jaxbound import driver, graph, regions
 from jaxbound.driver import steps
-from jaxbound.graph import operations, primitives
+from jaxbound.graph import operations, primitives, structure
 from jaxbound.graph.rewriting import factors, indicators, patterns
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
@@ -296,8 +296,8 @@ def _fresh():
     def clear():
         problems._STRUCTURES.entries.clear()
         problems._compiled.cache_clear()
-        driver._compiled.cache_clear()
-        graph._shared.cache_clear()
+        steps.compiled.cache_clear()
+        structure._shared.cache_clear()
 
     clear()
     with jax.enable_x64(True), jax.disable_jit():

@@ -9,8 +9,6 @@ back. With 1/p + 1/q = 1 that is
 which is sign(g) for p = inf and g / ||g||_2 for p = 2. For p = 1 it is a single coordinate, too slow in high dimension:
 the largest hundredth of the coordinates share the step (Tramer and Boneh 2019). The best point ever seen is kept, the
 start included, and every point lies in the region: a margin <= 0 here contradicts any certificate for that example.
-
-Length: one attack; the checks of its arguments are a fifth of it.
 """
 
 from __future__ import annotations

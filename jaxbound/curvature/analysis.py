@@ -26,8 +26,6 @@ whose equality is only known up to rounding, and for turning points, known up to
 sigma differs from its extreme value by at most `|sigma''| w^2`, and between them it is monotone up to the slack.
 
 Steps 1 and 2 are in `partition`.
-
-Length: pieces and turns are one proof; each step reads what the one before has left.
 """
 
 import dataclasses

@@ -19,8 +19,6 @@ undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a 
 
 Beside its intervals a jet says on which cells it is certainly *defined*: has a real value, with real values in all that
 it is made of. What a decided choice throws away does not count; limits say nothing of it.
-
-Length: jets and the rules of the primitives are one chain of trust, with one caller, `curvature.py`.
 """
 
 import dataclasses

@@ -1,16 +1,4 @@
-"""From a JAX function to a `Structure`: trace once, inline calls, sort values into kinds, fuse scalar chains.
-
-Length: one walk over the equations and one over the values that it leaves; neither is of use alone.
-
-Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
-`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it
-and, through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
-
-* with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
-* an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
-  after the bias;
-* where a nonlinear operation meets several roots that are themselves affine images, with array constants, of one value,
-  the last such value is the root (PReLU: `where(x >= 0, x, a * x)`).
+"""From a JAX function to a `Structure`: trace once, read the values, sort them into kinds, fuse scalar chains.
 
 Nodes are made on demand, from the outputs, so nothing that the outputs do not need is ever refused. A fused chain whose
 curvature cannot be proved is made of its parts.

@@ -20,8 +20,6 @@ that these share the steps of a layer, which are compiled once; rows as many as 
 end is widened by a bound on its rounding error: `gamma_n` of the sums of absolute values, where the error of a folded
 column is charged at the largest value that it can be multiplied with. That charge, `max |Y_{l+1} S_l| |W_l|`, is what
 the plain step of the same layer was widened by, and is kept from there.
-
-Length: the recursion, how it is cut into chunks, and its steps; a third is documentation.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ make a loss like any other, without the guarantee.
 BatchNorm: in training the clean batch is normalised by its own statistics, and bounds hold these fixed: the network
 with frozen statistics is bounded, so that the bound is one of a network that this batch defines, and of no other. It
 is sound for the network in eval mode with those statistics. Gradients flow through the statistics.
-
-Length: the losses, three robust terms and the objective that adds them up; each is short, their documentation is not.
 """
 
 from __future__ import annotations

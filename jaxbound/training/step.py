@@ -20,8 +20,6 @@ the number of accumulated parts and the padding of the last batch (examples of w
 `pmapped` runs this under `pmap` with explicit sums; `sharded` runs the same function under `jit`, with the batch split
 over a mesh, where XLA adds up. BatchNorm's statistics are those of the whole batch in both (`models.ResNet.axis_name`
 names pmap's axis), and of each part where gradients are accumulated.
-
-Length: one step, whose phases, parts of a batch and devices meet in one sum.
 """
 
 from __future__ import annotations
