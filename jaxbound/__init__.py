@@ -4,6 +4,7 @@
 Flax networks; `certify` turns bounds into certificates. See README.md.
 """
 
+from jaxbound.backend.caches import clear_caches
 from jaxbound.backend.compilation import compilation_cache
 from jaxbound.certificates.attack import Attack, pgd
 from jaxbound.certificates.certification import certify, check_against_attack
@@ -85,6 +86,7 @@ __all__ = [
     "certified_radius",
     "certify",
     "check_against_attack",
+    "clear_caches",
     "compilation_cache",
     "crown",
     "crown_ibp",

@@ -21,7 +21,7 @@ import pytest
 import jaxbound as jb
 from jaxbound import driver, graph, regions
 from jaxbound.driver import steps
-from jaxbound.graph import operations, primitives, structure
+from jaxbound.graph import operations, primitives
 from jaxbound.graph.rewriting import factors, indicators, patterns
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
@@ -39,7 +39,6 @@ from jaxbound.relaxations.enclosures import (
     sort,
     staircase,
 )
-from jaxbound.transforms import problems
 
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
@@ -292,17 +291,10 @@ MUTANTS: dict[str, Mutant] = {
 @pytest.fixture
 def _fresh():
     """No graph or program of before, and nothing compiled that a fault could hide behind."""
-
-    def clear():
-        problems._STRUCTURES.entries.clear()
-        problems._compiled.cache_clear()
-        steps.compiled.cache_clear()
-        structure._shared.cache_clear()
-
-    clear()
+    jb.clear_caches()
     with jax.enable_x64(True), jax.disable_jit():
         yield
-    clear()
+    jb.clear_caches()
 
 
 @pytest.mark.quick(12)

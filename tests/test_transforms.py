@@ -710,6 +710,17 @@ def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
     assert len(problems._STRUCTURES.entries) <= problems._STRUCTURES.size
 
 
+def test_what_a_function_closes_over_is_seen_anew_once_caches_are_cleared():
+    scale = [2.0]
+    fn = lambda x: x * scale[0]  # noqa: E731
+    box = Box(np.zeros(2, "f"), np.ones(2, "f"))
+    bounds = [jb.bound(fn, jb.IBP())(box)]
+    scale[0] = 4.0
+    jb.clear_caches()
+    bounds.append(jb.bound(fn, jb.IBP())(box))
+    assert_same([found.upper for found in bounds], [np.full(2, 2.0), np.full(2, 4.0)], atol=1e-5)
+
+
 @pytest.mark.parametrize("given", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
 def test_weights_are_copied_only_from_memory_that_may_change(given):
     from jaxbound.transforms import problems

@@ -13,7 +13,6 @@ start included, and every point lies in the region: a margin <= 0 here contradic
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
+from jaxbound.backend.caches import kept
 from jaxbound.backend.sharding import anywhere
 from jaxbound.network.problems import region_around
 from jaxbound.network.resolving import per_example_function
@@ -291,7 +291,7 @@ def _pieces(function: Callable, restarts: int) -> _Pieces:
     )
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _compiled(function: Callable, restarts: int) -> _Pieces:
     begin, step, last = _pieces(function, restarts)
     return _Pieces(eager_jit(begin), eager_jit(step), eager_jit(last))

@@ -26,7 +26,6 @@ stands, so equal layers share one compiled program and, under an outer trace, on
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound._compat import Primitive
+from jaxbound.backend.caches import kept
 from jaxbound.graph import primitives
 from jaxbound.graph.values import ConstantProgram, plain
 
@@ -249,7 +249,7 @@ class Structure:
         return tuple(map(tuple, readers))
 
 
-@functools.lru_cache(maxsize=4096)
+@kept(4096)
 def _shared(template: Template) -> Template:
     """One object for equal templates, so that comparing them is free."""
     return template

@@ -7,7 +7,6 @@ again. Constants are evaluated here, with their errors where rounding is counted
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
-from jaxbound.backend.programs import Recent, Traced
+from jaxbound.backend.caches import Recent, kept
+from jaxbound.backend.programs import Traced
 from jaxbound.graph import Graph, Structure, tracing
 from jaxbound.graph.values import Inexact
 from jaxbound.methods import Bounded
@@ -175,7 +175,7 @@ def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, r
     return jax.vmap(computed, in_axes=in_axes, out_axes=out_axes)
 
 
-@functools.lru_cache(maxsize=256)
+@kept(256)
 def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
     return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes, rounding))
 
