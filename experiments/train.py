@@ -48,6 +48,7 @@ _KEY: Any = np.zeros(2, np.uint32)  # a raw key in NumPy: importing this starts 
 METHODS: dict[str, jb.Method] = {
     "ibp": jb.IBP(),
     "crown_ibp": jb.CrownIBP(),
+    "crown_ibp_alone": jb.CrownIBP(intersect=False),
     "crown": jb.Crown(),
     "fastlin": jb.FastLin(),
     "crown_zero": jb.Crown(lower_slope="zero"),
@@ -57,8 +58,9 @@ METHODS: dict[str, jb.Method] = {
     "frown": jb.Frown(),
     "best": jb.Best(jb.IBP(), jb.CrownIBP()),
 }
-"""Bounds by name. "crown_alone" keeps nothing of interval arithmetic, as in the paper's Table 1; "convex_polytope_50"
-estimates, which makes a loss and no certificate; "best" is, margin by margin, the better one of IBP and CROWN-IBP."""
+"""Bounds by name. "crown_ibp_alone" and "crown_alone" keep nothing of what interval arithmetic says of the margins, as
+in the paper's equation 9 and Table 1; "convex_polytope_50" estimates, which makes a loss and no certificate; "best" is,
+margin by margin, the better one of IBP and CROWN-IBP."""
 CLIP = (0.0, 1.0)
 Config = Any  # an ml_collections.ConfigDict: its fields have no types
 
@@ -73,7 +75,7 @@ def model_of(config: Config, name: str, dataset: Dataset):
         return models.MLP(tuple(config.hidden), initializer=config.initializer, **normal)
     if name == "resnet":
         axis_name = "devices" if config.parallel == "pmap" else None
-        return models.ResNet(tuple(config.hidden), axis_name=axis_name, **normal)
+        return models.ResNet(tuple(config.hidden), axis_name=axis_name, initializer=config.initializer, **normal)
     released = config.released and len(models.ARCHITECTURES[name].convolutions) == 3
     return models.network(name, released=released, initializer=config.initializer, **normal)
 
