@@ -48,7 +48,7 @@ from jaxbound.transforms.bounding import bound, explain, linear_bounds, pre_acti
 from jaxbound.transforms.explanation import Explanation
 from jaxbound.transforms.tuning import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "IBP",

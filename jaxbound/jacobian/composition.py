@@ -154,7 +154,7 @@ def jacobian_bounds(
         memory_limit: bytes that the coefficients of a backward pass may take.
 
     Returns:
-        `Interval` of shape (batch, outputs or specs, *example shape); without batch axis for one example.
+        `Interval` of shape `(batch, outputs or specs, *example shape)`; without batch axis for one example.
 
     Raises:
         UnsupportedError: the function may jump, hides its derivative, or is no chain (RecurJac, FastLip).
