@@ -66,9 +66,19 @@ def pad(params: dict, operands: Sequence) -> Rewrite | None:
     return function, operands
 
 
+_Mode = jax.lax.GatherScatterMode
+
+
 def gather(params: dict, operands: Sequence) -> Rewrite | None:
-    """What is out of bounds is filled with a constant: gathering with zeros there is linear, and the constant adds."""
-    if params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP or params["fill_value"] == 0:
+    """What is out of bounds is filled with a constant: gathering with zeros there is linear, and the constant adds.
+
+    Indices that are promised to be in bounds are cut to them, as XLA does where the promise is broken: JAX's transpose
+    drops what is not.
+    """
+    x, indices = operands
+    if params["mode"] == _Mode.PROMISE_IN_BOUNDS:
+        return functools.partial(jax.lax.gather, **{**params, "mode": _Mode.CLIP}), operands
+    if params["mode"] != _Mode.FILL_OR_DROP or params["fill_value"] == 0 or isinstance(indices, Value):
         return None
     gather = functools.partial(jax.lax.gather, **{k: v for k, v in params.items() if k != "fill_value"})
 
@@ -77,6 +87,14 @@ def gather(params: dict, operands: Sequence) -> Rewrite | None:
         return gather(x, indices, fill_value=0) + filled
 
     return function, operands
+
+
+def scatter_add(params: dict, operands: Sequence) -> Rewrite | None:
+    """Indices that are promised to be in bounds are dropped where they are not, as XLA does; the transpose cuts them."""
+    if params["mode"] != _Mode.PROMISE_IN_BOUNDS:
+        return None
+    options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices")}
+    return functools.partial(jax.lax.scatter_add, **options, mode=_Mode.FILL_OR_DROP), operands
 
 
 def scan(params: dict, operands: Sequence) -> Rewrite:
@@ -149,7 +167,10 @@ def window_max(params: dict, operands: Sequence) -> Rewrite | None:
         return None
 
     def function(x):
-        x = jnp.pad(x, padding, mode="edge") if np.any(padding) else x
+        if np.any(padding):  # negative padding cuts
+            cuts = [(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(x.shape, padding, strict=True)]
+            x = x[tuple(slice(*cut) for cut in cuts)]
+            x = jnp.pad(x, [(max(low, 0), max(high, 0)) for low, high in padding], mode="edge")
         spans = [(n - w) // s * s + 1 for n, w, s in zip(x.shape, window, strides, strict=True)]
         places = [
             jax.lax.slice(x, place, [p + span for p, span in zip(place, spans, strict=True)], strides)
@@ -290,7 +311,8 @@ def top_k(params: dict, operands: Sequence) -> Rewrite:
 
 def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
     """The derivative of a pooled maximum: what comes from a window goes to the places that may be the largest in it."""
-    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge":
+    cut = any(min(pad) < 0 for pad in params["padding"])
+    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or cut:
         return None
 
     def function(source, x):
@@ -308,8 +330,9 @@ def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
 
 def window_max_tangent(params: dict, operands: Sequence) -> Rewrite | None:
     """A derivative of a pooled maximum, forward: the tangent at the place that may be the largest in the window."""
-    dilated = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
-    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or dilated:
+    odd = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
+    odd = odd or any(min(pad) < 0 for pad in params["padding"])
+    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or odd:
         return None
 
     def function(tangent, x):
