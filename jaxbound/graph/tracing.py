@@ -6,6 +6,7 @@ curvature cannot be proved is made of its parts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -170,9 +171,11 @@ def _plan(builder: Builder, value: Value) -> tuple[Op, list]:
     if name in AFFINE and is_affine(name, value.operands, value):
         return _op("affine", value), list(value.operands)
     parts = patterns.parts(name, value.params, value.operands)
-    if parts is not None and not value.doubtful:
+    if parts is not None:
         builder.rewritten.add(name)
-        return _plan(builder, builder.replaced(value, *parts))
+        op, operands = _plan(builder, builder.replaced(value, *parts))
+        if op.kind != "scalar" or not value.doubtful:  # of a scalar function the infinite numbers may lie within
+            return dataclasses.replace(op, partial=op.partial or value.doubtful), operands
     if name in NONLINEAR:
         return _op(NONLINEAR[name], value), list(value.operands)
     reason, way_out = (

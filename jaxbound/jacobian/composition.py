@@ -105,7 +105,7 @@ def differentiated(network: Network, region: Region, spec: ArrayLike | None) -> 
     Raises:
         ArgumentError: the network has several outputs.
     """
-    problem = Differentiated(network, region, spec, problem_of(network, region, spec))
+    problem = Differentiated(network, region, spec, problem_of(network, region, spec, rounding=True))
     if len(problem.values.graph.structure.outputs) != 1:
         raise errors.ArgumentError("the network has several outputs: bound the Jacobian of one at a time")
     return problem

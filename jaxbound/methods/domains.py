@@ -40,16 +40,17 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     Raises:
         UnsupportedError: constants are not exact, and the method does not count that.
     """
-    if (
-        request.rounding
-        and not method.charges_constants
-        and any(isinstance(constant, Inexact) for constant in graph.constants)
-    ):
-        raise errors.inexact_constants(type(method).__name__)
+    _check_constants(method, graph, request)
     if request.rounding == execution.MODE:
         check_executed(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def _check_constants(method: Method, graph: Graph, request: Request) -> None:
+    inexact = any(isinstance(constant, Inexact) for constant in graph.constants)
+    if request.rounding and inexact and not method.charges_constants:
+        raise errors.inexact_constants(type(method).__name__)
 
 
 def check_executed(method: Method, graph: Graph) -> None:
@@ -103,6 +104,7 @@ def pre_activations(
     method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request
 ) -> dict[int, Ends]:
     """`method.pre_activations`, infinite where a value may be undefined."""
+    _check_constants(method, graph, request)
     found, marks = method.pre_activations(graph, leaves, request), undefined(method, graph, leaves, request)
     return {number: _whole(ends, marks.get(number)) for number, ends in found.items()}
 
