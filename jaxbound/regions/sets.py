@@ -296,7 +296,7 @@ def validate(region: Region, name: str = "the region") -> None:
             void = bool(_is_empty()(region))
         if void:
             reason = "the ball does not meet its clip box: is the center in its range?"
-            text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
+            text = reason if "center" in parts else "lower > upper somewhere, or no real number lies between: swap the ends"
             raise errors.ArgumentError(f"{name}: {text}")
 
 
