@@ -87,8 +87,8 @@ class Builder:
         if folded is not None and folded.real is None:
             return [Literal(folded.value, tuple(avals[0].shape))]
         outputs = [self.constants.variable(aval) for aval in avals]
-        if folded is not None:
-            outputs = [Computed(o.number, o.shape, o.dtype, *folded) for o in outputs]
+        if folded is not None and folded.real is not None:
+            outputs = [Computed(o.number, o.shape, o.dtype, folded.value, folded.real) for o in outputs]
         params = _highest(equation.primitive.name, equation.params)
         self.constants.equations.append((equation.primitive, params, operands, [o.number for o in outputs]))
         return outputs
@@ -110,7 +110,7 @@ class Builder:
         return outputs
 
     def inline(self, function: Callable, *operands, rewriting: bool = True) -> list:
-        """Apply a JAX function to operands: how one primitive is rewritten into others, equal wherever it is defined."""
+        """Apply a JAX function to operands: how one primitive is rewritten into others, equal where it is defined."""
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
         outer, self.is_rewriting = self.is_rewriting, self.is_rewriting or rewriting
         made = self.run(closed, operands)

@@ -23,8 +23,8 @@ from jaxbound._compat import eager_jit
 from jaxbound.driver import Run
 from jaxbound.driver.run import Constants
 from jaxbound.graph import Block, Graph, Op, Template
-from jaxbound.jacobian import slopes
 from jaxbound.graph.values import Inexact, plain
+from jaxbound.jacobian import slopes
 from jaxbound.relaxations import affine
 
 MOST = 1 << 33

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,7 @@ def _agrees(equation: _compat.JaxprEqn) -> bool:
     """Whether the rule of a call gives the derivative of what is called, at random points where both are finite."""
     rng, plain = np.random.default_rng(0), _compat.call_jaxpr(equation)
     assert plain is not None
-    avals = [variable.aval for variable in equation.invars]
+    avals: list[Any] = [variable.aval for variable in equation.invars]
     floats = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals]
 
     def ruled(*given):
@@ -252,7 +253,10 @@ def _agrees(equation: _compat.JaxprEqn) -> bool:
     compared = 0
     with jax.ensure_compile_time_eval():
         for draw in (lambda size: rng.uniform(0.1, 0.9, size), rng.normal):  # within most domains, and of both signs
-            given = [jnp.asarray(draw(size=aval.shape) if f else 0, aval.dtype) for aval, f in zip(avals, floats, strict=True)]
+            given = [
+                jnp.asarray(draw(size=aval.shape) if f else 0, aval.dtype)
+                for aval, f in zip(avals, floats, strict=True)
+            ]
             given = [jnp.broadcast_to(x, aval.shape) for x, aval in zip(given, avals, strict=True)]
             own, other = (pulled(function, given) for function in (_compat.jaxpr_as_fun(plain), ruled))
             finite = np.isfinite(own) & np.isfinite(other)

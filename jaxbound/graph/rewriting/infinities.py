@@ -1,8 +1,8 @@
 """Infinite numbers that a function writes down: where they may go, and where they may make what is undefined.
 
-In real arithmetic nothing overflows, so a value is infinite only where a literal is: minus infinity masks scores, or is
-where a running maximum begins. That is defined while it is compared, chosen, or put into exp. But `inf - inf`, `0 * inf`
-and a softmax of nothing but masked scores are not (NaN). An equation that may make such is *doubtful*; it stays as it
+In real arithmetic nothing overflows, so a value is infinite only where a literal is: minus infinity masks scores, or a
+running maximum begins with it. It is defined while it is compared, chosen, or put into exp. But `inf - inf`, `0 * inf`
+and a softmax of masked scores alone are not (NaN). An equation that may make such is *doubtful*; it stays as it
 is written, and what is made of it is bounded by nothing unless bounds say that its operands are finite
 (`methods.domains`). A literal NaN is treated alike; as one case of a choice it counts where it may be chosen.
 """
@@ -30,9 +30,9 @@ _BOUNDED = frozenset({
 })  # fmt: skip
 """Finite also at infinity."""
 _RISING = frozenset({
-    "asinh", "cbrt", "ceil", "convert_element_type", "copy", "cummax", "cummin", "cumlogsumexp", "floor", "log", "log1p",
-    "logsumexp", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "round", "sinh", "sort", "sqrt",
-    "top_k",
+    "asinh", "cbrt", "ceil", "convert_element_type", "copy", "cumlogsumexp", "cummax", "cummin", "floor", "log",
+    "log1p", "logsumexp", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "round", "sinh", "sort",
+    "sqrt", "top_k",
 })  # fmt: skip
 """Infinite where the operand is, with its sign; defined there, or known not to be (`definedness`)."""
 _CHOICES = frozenset({"select", "select_n"})
@@ -84,7 +84,9 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
         return any(mine and not _is_nonzero(other) for mine, other in zip(given, operands[::-1], strict=True))
     if name == "div":
         return bool(given[0]) and (bool(given[1]) or not _is_nonzero(operands[1]))
-    return not (name in _RESULTS or name in ("abs", "cosh", "exp", "exp2", "expm1", "integer_pow", "square") or _moves(name))
+    return not (
+        name in _RESULTS or name in ("abs", "cosh", "exp", "exp2", "expm1", "integer_pow", "square") or _moves(name)
+    )
 
 
 def _moves(name: str) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, factors, indicators, rewrites
+from jaxbound.graph.rewriting import definedness, factors, indexing, indicators, rewrites
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -98,7 +98,7 @@ def _without_shift(value: Value, axes: Sequence[int]) -> Value:
 
 
 def _is_peak(shift: Value, x: Value, axes: Sequence[int]) -> bool:
-    """Whether a shift is the maximum of x over the axes, put back along them, or a number: undefined only where x is."""
+    """Whether a shift is the maximum of x over the axes, put back along them: undefined only where x is."""
     while isinstance(source := unbroadcast(shift), Value) and put_back(shift, source, tuple(axes), x.shape):
         if source.name == "reduce_max":
             return source.operands[0] is x and sorted(source.params["axes"]) == sorted(axes)
@@ -251,10 +251,10 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "reshape": [rewrites.reshape],
     "broadcast_in_dim": [rewrites.broadcast],
     "pad": [rewrites.pad],
-    "gather": [rewrites.gather],
-    "scatter": [rewrites.scatter],
-    "scatter-add": [rewrites.scatter_add],
-    "scatter-mul": [rewrites.scatter_multiply],
+    "gather": [indexing.gather],
+    "scatter": [indexing.scatter],
+    "scatter-add": [indexing.scatter_add],
+    "scatter-mul": [indexing.scatter_multiply],
     "scan": [rewrites.scan],
     "cond": [rewrites.cond],
     "split": [rewrites.split],
