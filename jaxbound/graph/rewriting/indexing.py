@@ -39,7 +39,7 @@ def gather(params: dict, operands: Sequence) -> Rewrite | None:
 
 
 def scatter_add(params: dict, operands: Sequence) -> Rewrite | None:
-    """Indices that are promised to be in bounds are dropped where they are not, as in XLA; JAX's transpose cuts them."""
+    """Indices promised to be in bounds are dropped where they are not, as in XLA; JAX's transpose cuts them."""
     if params["mode"] != _Mode.PROMISE_IN_BOUNDS:
         return None
     options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices")}
