@@ -51,7 +51,8 @@ _MOST_GAPS = 16
 
 
 class Program(Protocol):
-    """A scalar program: `(name, params, operands)` each; operands: ("z",), ("var", i), ("lit", x), ("const", k)."""
+    """A scalar program: `(name, params, operands)` each; operands: ("z",), ("var", i), ("lit", x), ("lit", x,
+    (a, b)) for a rounded number whose real value lies in [a, b], ("const", k)."""
 
     @property
     def instructions(self) -> tuple:

@@ -90,7 +90,7 @@ class Op:
     nonnegative: bool = False
     """Whether the signs of what it is made of prove, in real arithmetic, that no entry is negative."""
     partial: bool = False
-    """Whether what a scalar node reads may leave the domain of its function, as far as signs tell."""
+    """Whether it may be undefined at what it reads, as far as signs and infinite literals tell."""
 
     @cached_property
     def facts(self) -> primitives.Affine:
@@ -198,7 +198,7 @@ class Structure:
 
     @cached_property
     def partial(self) -> tuple[int, ...]:
-        """The nodes whose input may leave the domain of their function."""
+        """The nodes that may be undefined at what they read; `methods.domains` looks at the bounds of that."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.partial)
 
     def ending_in(self, outputs: tuple[int, ...]) -> Structure:

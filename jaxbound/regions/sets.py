@@ -206,8 +206,8 @@ def per_example(region: Region) -> Region:
 def is_empty(region: Region) -> jax.Array:
     """Whether no point is left, or a part is NaN: what is bounded over such a region certifies nothing.
 
-    A bool of shape `()`: lower > upper anywhere, a negative radius, a NaN anywhere, or a ball that does not meet its
-    clip box (for a product of balls: any of them).
+    A bool of shape `()`: lower > upper anywhere, or no real number between them, a negative radius, a NaN anywhere, or
+    a ball that does not meet its clip box (for a product of balls: any of them).
 
     Rounding: a ball that misses its clip box by no more than rounding counts as non-empty.
 
@@ -215,7 +215,7 @@ def is_empty(region: Region) -> jax.Array:
     True
     """
     lower, upper = enclosing_box(region)
-    empty = jnp.any(~(lower <= upper))
+    empty = jnp.any(~((lower <= upper) & (lower < jnp.inf) & (upper > -jnp.inf)))
     if isinstance(region, Box):
         return empty
     empty = empty | jnp.any(~(jnp.asarray(region.radius) >= 0))
@@ -296,7 +296,11 @@ def validate(region: Region, name: str = "the region") -> None:
             void = bool(_is_empty()(region))
         if void:
             reason = "the ball does not meet its clip box: is the center in its range?"
-            text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
+            text = (
+                reason
+                if "center" in parts
+                else "lower > upper somewhere, or no real number lies between: swap the ends"
+            )
             raise errors.ArgumentError(f"{name}: {text}")
 
 
