@@ -11,7 +11,7 @@ Importing it sets the flags that JAX reads when it starts (`_flags`), and nothin
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxbound import _flags as _flags
 
@@ -88,7 +88,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """A public name, or a module of the package."""
     if name in __all__:
         public = importlib.import_module("jaxbound._public")
