@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxbound.cli.main import main
 from jaxbound.frontends import competition
 from jaxbound.search import Verdict
 
 pytest.importorskip("tyro")
 onnx = pytest.importorskip("onnx")
-from jaxbound.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROPERTY = """
