@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -304,6 +307,38 @@ def test_a_broken_certificate_is_no_bad_input(monkeypatch, capsys):
     monkeypatch.setattr("jaxbound.cli.bounding.bounds", wrong)
     assert main(["bounds", "net.onnx", "x.npz", "--eps", "1"]) == 1
     assert capsys.readouterr().err == "jaxbound: it is wrong\n"
+
+
+# --- the page about it -----------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("jaxbound ")]
+
+
+@pytest.fixture
+def on_the_page(folder, trained, monkeypatch, tmp_path):
+    """A folder with the files that the page names."""
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("network.onnx", "net.onnx"), ("examples.npz", "x.npz"), ("property.vnnlib", "holds.vnnlib")):
+        shutil.copy(folder / source, tmp_path / name)
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+
+
+def test_every_command_on_the_page_is_one(on_the_page):
+    from jaxbound.cli.main import _parsed
+
+    assert {arguments[0] for arguments in COMMANDS} == set(options.commands()) - {"check"}
+    for arguments in COMMANDS:
+        _parsed(arguments).check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_every_command_on_the_page_runs(arguments, on_the_page):
+    if arguments[0] == "train":
+        shutil.rmtree("runs")
+    assert main(arguments) in (0, 10, 20)
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

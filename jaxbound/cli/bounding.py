@@ -18,6 +18,7 @@ from jaxbound.cli.networks import Loaded, fitted, load, of_one_example, shape_of
 from jaxbound.cli.output import progress, save_figure, show, table
 from jaxbound.methods.named import METHODS
 from jaxbound.network.bounding import bound_network
+from jaxbound.regions import Interval
 from jaxbound.training import examples
 from jaxbound.training.evaluation import CLIP, in_batches
 
@@ -84,7 +85,7 @@ def bounds(options: given.Bounds, started: float) -> int:
     if options.plot:
         from jaxbound import plots
 
-        save_figure(plots.bounds_per_class(jb.Interval(low[0], high[0])), options.plot)
+        save_figure(plots.bounds_per_class(Interval(low[0], high[0])), options.plot)
     show(options.json, _about(options, started) | result, table(["example", "output", "lower", "upper"], rows))
     return VERIFIED
 
