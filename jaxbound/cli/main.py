@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -39,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             options = _parsed(arguments)
             options.check()
-            _prepare(options)
-            module, _, function = options.command.partition(":")
-            work = getattr(importlib.import_module(module), function)
-            return work(options, started)
+            return _work(options, started)
         except SystemExit as end:  # of the parser: help, or arguments that it refuses
             return int(end.code or 0)
         except KeyboardInterrupt:
@@ -77,16 +75,27 @@ def _parsed(arguments: Sequence[str] | None) -> Options:
     return tyro.cli(union, args=given, prog="jaxbound", description=DESCRIPTION, config=config)
 
 
-def _prepare(options: Options) -> None:
-    """What holds for the process: float64, and where compiled programs are kept."""
+def _work(options: Options, started: float) -> int:
+    """Do it, with compiled programs kept and numbers of the size that was asked for."""
     import jax
 
-    if options.x64:
-        jax.config.update("jax_enable_x64", True)
     if options.cache != "off" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        from jaxbound.backend.compilation import compilation_cache
+        _keep_programs(options.cache)
+    module, _, function = options.command.partition(":")
+    with jax.enable_x64(True) if options.x64 else contextlib.nullcontext():
+        return getattr(importlib.import_module(module), function)(options, started)
 
-        compilation_cache(default_cache() if options.cache == "default" else options.cache)
+
+def _keep_programs(folder: str) -> None:
+    from jaxbound.backend.compilation import compilation_cache
+
+    if folder != "default":
+        compilation_cache(folder)
+        return
+    try:
+        compilation_cache(default_cache())
+    except OSError as fault:  # a home that cannot be written to
+        print(f"jaxbound: compiled programs are not kept ({fault})", file=sys.stderr)
 
 
 def default_cache() -> Path:

@@ -31,6 +31,19 @@ def _positive(name: str, value: float) -> None:
         raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more")
 
 
+def _check_network(net: str) -> None:
+    if net.endswith(FILES) or os.sep in net:
+        _check_there("net", net)
+    elif not Path(net).is_dir() and ":" not in net:
+        way_out = f"pass a file ({', '.join(FILES)}), the folder of a run, or module:attribute"
+        raise errors.argument("net", f"is {net!r}", way_out)
+
+
+def _check_there(name: str, path: str) -> None:
+    if not Path(path).exists():
+        raise errors.argument(name, f"{path!r} is not there")
+
+
 @dataclasses.dataclass(kw_only=True)
 class Options:
     """What every subcommand takes."""
@@ -59,14 +72,7 @@ class OnNetwork(Options):
     def check(self) -> None:
         """The network is there."""
         super().check()
-        path = Path(self.net)
-        if self.net.endswith(FILES) or os.sep in self.net:
-            if not path.exists():
-                raise errors.argument("net", f"{self.net!r} is not there")
-        elif not path.is_dir() and ":" not in self.net:
-            raise errors.argument(
-                "net", f"is {self.net!r}", f"pass a file ({', '.join(FILES)}), the folder of a run, or module:attribute"
-            )
+        _check_network(self.net)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -96,8 +102,8 @@ class OnData(OnNetwork):
             raise errors.argument("norm", f"is {self.norm}", "pass p >= 1, or inf")
         if self.clip is not None and not self.clip[0] <= self.clip[1]:
             raise errors.argument("clip", f"is {self.clip}", "pass the lower end first")
-        if (self.data.endswith(".npz") or os.sep in self.data) and not Path(self.data).exists():
-            raise errors.argument("data", f"{self.data!r} is not there")
+        if self.data.endswith(".npz") or os.sep in self.data:
+            _check_there("data", self.data)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -225,6 +231,8 @@ class Verify(OnNetwork):
     """of the attack"""
     input_shape: tuple[int, ...] = ()
     """of one example, where the network does not say it"""
+    certificate: str | None = None
+    """a file to write what was verified to, so that it can be checked"""
     results: str | None = None
     """a file to write in the verification competition's format: sat with a counterexample, unsat, timeout, unknown,
     error"""
@@ -234,18 +242,31 @@ class Verify(OnNetwork):
     def check(self) -> None:
         """The property is there."""
         super().check()
-        if not Path(self.property).exists():
-            raise errors.argument("property", f"{self.property!r} is not there")
+        _check_there("property", self.property)
         _positive("timeout", 0 if self.timeout is None else self.timeout)
 
 
 @dataclasses.dataclass(kw_only=True)
-class Check(OnNetwork):
-    """Check a certificate of `verify` against a network. Exit code 0 if it proves what it says, else 20."""
+class Check(Options):
+    """Check a certificate of `verify` on an independent path. Exit code 0 if it proves what it says, else 20."""
 
     command = "jaxbound.cli.verifying:check"
     certificate: Positional[Annotated[str, arg(metavar="CERTIFICATE")]]
-    """the file"""
+    """the file that `verify --certificate` wrote"""
+    net: Positional[Annotated[str, arg(metavar="NET")]]
+    """the network, as for verify"""
+    property: Positional[Annotated[str, arg(metavar="PROPERTY")]] = ""
+    """a VNN-LIB file that the certificate must be about; without it the certificate may be about anything"""
+    input_shape: tuple[int, ...] = ()
+    """of one example, where the network does not say it"""
+
+    def check(self) -> None:
+        """The files are there."""
+        super().check()
+        _check_network(self.net)
+        _check_there("certificate", self.certificate)
+        if self.property:
+            _check_there("property", self.property)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -13,7 +13,7 @@ import jaxbound
 from jaxbound.cli import options as given
 from jaxbound.cli.main import FALSIFIED, UNKNOWN, VERIFIED
 from jaxbound.cli.output import save_figure, show
-from jaxbound.frontends import competition
+from jaxbound.frontends import competition, onnx, vnnlib
 from jaxbound.methods.frown import Frown
 from jaxbound.search import BranchAndBound, Verdict
 
@@ -29,7 +29,7 @@ def verify(options: given.Verify, started: float) -> int:
     verdict = competition.decide(
         _network(options), options.property, options.timeout, started=started,
         method=BranchAndBound(Frown(steps=options.steps), split=options.split, max_nodes=options.max_nodes),
-        attack=options.attack, key=jax.random.key(options.seed),
+        attack=options.attack, key=jax.random.key(options.seed), certificate=options.certificate,
         progress=history.append if options.plot else not options.json,
     )  # fmt: skip
     seconds = time.monotonic() - started
@@ -48,7 +48,7 @@ def verify(options: given.Verify, started: float) -> int:
     return _CODES[verdict.status]
 
 
-def _network(options: given.Verify) -> str | Callable:
+def _network(options: given.Verify | given.Check) -> str | Callable:
     """The network as `decide` takes it; for an ONNX file nothing else is imported."""
     if options.net.endswith((".onnx", ".onnx.gz")):
         return options.net
@@ -61,19 +61,27 @@ def _network(options: given.Verify) -> str | Callable:
 
 def _text(verdict: Verdict, seconds: float) -> str:
     lines = [f"{verdict.status} in {seconds:.1f} s ({verdict.guarantee})"]
-    lines.append(f"{verdict.nodes} domains, margin of the property >= {verdict.lower:.6g}")
-    if verdict.status == "falsified":
-        for name, values in (("counterexample", verdict.counterexample), ("outputs", verdict.outputs)):
-            lines.append(f"{name} {np.array2string(np.ravel(np.asarray(values)), separator=', ', threshold=40)}")
+    if verdict.status != "falsified":
+        return f"{lines[0]}\n{verdict.nodes} domains, margin of the property >= {verdict.lower:.6g}"
+    for name, values in (("counterexample", verdict.counterexample), ("outputs", verdict.outputs)):
+        lines.append(f"{name} {np.array2string(np.ravel(np.asarray(values)), separator=', ', threshold=40)}")
     return "\n".join(lines)
 
 
 def check(options: given.Check, started: float) -> int:
     """`jaxbound check`."""
-    from jaxbound.cli.networks import load
-
-    network = load(options.net)
-    found = jaxbound.check_certificate(options.certificate, network.params)
+    network = _network(options)
+    network = onnx.load(network) if isinstance(network, str) else network
+    try:
+        proof = jaxbound.check_certificate(options.certificate, network)
+    except jaxbound.CertificateError as fault:
+        proof, said = None, str(fault)
+    else:
+        regions = f"{len(proof.regions)} region{'s' if len(proof.regions) > 1 else ''}"
+        said = f"proved over {regions}: {proof.leaves} domains, in {proof.arithmetic} arithmetic"
+    if proof is not None and options.property and not competition.is_about(proof, *vnnlib.load(options.property)):
+        proof, said = None, f"the certificate is about another property than {options.property}"
     seconds = round(time.monotonic() - started, 3)
-    show(options.json, {"certificate": options.certificate, "proves": str(found), "seconds": seconds}, str(found))
-    return VERIFIED if found else UNKNOWN
+    found = {"certificate": options.certificate, "net": options.net, "proved": proof is not None, "text": said}
+    show(options.json, found | {"seconds": seconds}, said)
+    return UNKNOWN if proof is None else VERIFIED

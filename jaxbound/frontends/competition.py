@@ -7,13 +7,16 @@ Reference: Brix, Bak, Johnson and Wu 2024, "The fifth international verification
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxbound.certificates.properties import Property
 from jaxbound.frontends import onnx, vnnlib
+from jaxbound.regions import Box
 from jaxbound.search import Verdict, verify
 
 ANSWERS = {"verified": "unsat", "falsified": "sat"}
@@ -71,3 +74,14 @@ def results(verdict: Verdict, *, timed_out: bool = False) -> str:
         for k, value in enumerate(np.ravel(np.asarray(values)))
     ]
     return "sat\n(" + "\n".join(lines) + ")\n"
+
+
+def is_about(proof: Any, regions: Sequence[Box], prop: Property) -> bool:
+    """Whether a proof's regions and property are these, number by number."""
+
+    def numbers(boxes, wanted):
+        return [np.asarray(leaf) for leaf in jax.tree.leaves((list(boxes), wanted))]
+
+    ours, theirs = numbers(regions, prop), numbers(proof.regions, proof.prop)
+    same_tree = jax.tree.structure((list(regions), prop)) == jax.tree.structure((list(proof.regions), proof.prop))
+    return same_tree and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
