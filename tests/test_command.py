@@ -164,6 +164,18 @@ def test_verify_without_time_or_domains_is_unknown(capsys):
     assert code == 0 and found["status"] == "verified"
 
 
+@pytest.mark.skipif("check" not in options.commands(), reason="this jaxbound cannot check certificates")
+def test_check(capsys):
+    given = ["verify", "net.onnx", "holds.vnnlib", "--certificate", "proof.npz"]
+    assert run(capsys, *given)[1]["status"] == "verified"
+    code, found = run(capsys, "check", "proof.npz", "net.onnx", "holds.vnnlib")
+    assert code == 0 and found["proved"]
+    code, found = run(capsys, "check", "proof.npz", "net.onnx", "open.vnnlib")
+    assert code == 20 and "another property" in found["text"]
+    Path("proof.npz").write_bytes(b"nothing")
+    assert run(capsys, "check", "proof.npz", "net.onnx")[0] == 20
+
+
 def test_people_get_a_table_and_a_bar(capsys):
     assert main(["bounds", "net.onnx", "x.npz", "--eps", "0.1", "--method", "ibp", "--count", "2"]) == 0
     printed = capsys.readouterr()

@@ -329,13 +329,13 @@ def all_wrong_rows(jit):
 """
 
 
-def fresh(code: str, flags: str | None) -> list[str]:
+def fresh(code: str, flags: str | None, program: str = PROGRAM) -> list[str]:
     """Run a program in a new process; the lines that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu"} | ({} if flags is None else {"XLA_FLAGS": flags})
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM + code],
+        [sys.executable, "-W", "error", "-c", program + code],
         env=environment, cwd=root, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -360,6 +360,13 @@ def test_import_protects_every_program_and_starts_no_backend(flags):
     assert started == "False"
     assert plain == eager == "[0, 0, 0]"
     assert options == "{}"
+
+
+def test_import_protects_a_backend_that_starts_before_the_first_use():
+    """The public names, and JAX with them, are imported later than jaxbound itself."""
+    code = "import sys\nassert 'jax' not in sys.modules\nimport jaxbound\nassert 'jax' not in sys.modules\n"
+    code += f"{PROGRAM}\njax.devices()\nprint(all_wrong_rows(jax.jit), jaxbound.IBP())"
+    assert fresh(code, None, program="") == ["[0, 0, 0] IBP()"]
 
 
 def test_eager_programs_are_right_whatever_the_user_set():

@@ -47,6 +47,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "domain"), counted(2, "domain")
+    ('1 domain', '2 domains')
+    """
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def progress(wanted: bool, title: str, total: int, unit: str = "example") -> Iterator[Callable[[int], object]]:
     """A bar that is told how many more are done; nothing where it is not wanted or tqdm is missing."""

@@ -12,7 +12,7 @@ import numpy as np
 import jaxbound
 from jaxbound.cli import options as given
 from jaxbound.cli.main import FALSIFIED, UNKNOWN, VERIFIED
-from jaxbound.cli.output import save_figure, show
+from jaxbound.cli.output import counted, save_figure, show
 from jaxbound.frontends import competition, onnx, vnnlib
 from jaxbound.methods.frown import Frown
 from jaxbound.search import BranchAndBound, Verdict
@@ -62,7 +62,7 @@ def _network(options: given.Verify | given.Check) -> str | Callable:
 def _text(verdict: Verdict, seconds: float) -> str:
     lines = [f"{verdict.status} in {seconds:.1f} s ({verdict.guarantee})"]
     if verdict.status != "falsified":
-        return f"{lines[0]}\n{verdict.nodes} domains, margin of the property >= {verdict.lower:.6g}"
+        return f"{lines[0]}\n{counted(verdict.nodes, 'domain')}, margin of the property >= {verdict.lower:.6g}"
     for name, values in (("counterexample", verdict.counterexample), ("outputs", verdict.outputs)):
         lines.append(f"{name} {np.array2string(np.ravel(np.asarray(values)), separator=', ', threshold=40)}")
     return "\n".join(lines)
@@ -77,8 +77,8 @@ def check(options: given.Check, started: float) -> int:
     except jaxbound.CertificateError as fault:
         proof, said = None, str(fault)
     else:
-        regions = f"{len(proof.regions)} region{'s' if len(proof.regions) > 1 else ''}"
-        said = f"proved over {regions}: {proof.leaves} domains, in {proof.arithmetic} arithmetic"
+        over, leaves = counted(len(proof.regions), "region"), counted(proof.leaves, "domain")
+        said = f"proved over {over}: {leaves}, in {proof.arithmetic} arithmetic"
     if proof is not None and options.property and not competition.is_about(proof, *vnnlib.load(options.property)):
         proof, said = None, f"the certificate is about another property than {options.property}"
     seconds = round(time.monotonic() - started, 3)
