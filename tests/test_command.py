@@ -195,9 +195,9 @@ def trained(folder):
     pytest.importorskip("sklearn")
     run = folder / "runs" / "digits" / "mlp"
     run.mkdir(parents=True)
-    (run / "config.json").write_text(configuration.digits().to_json())
+    (run / "config.json").write_text(dataclasses.replace(configuration.digits(), hidden=(8,)).to_json())
     rng = np.random.default_rng(1)
-    shapes = {"Dense_0": (64, 64), "Dense_1": (64, 64), "Dense_2": (64, 10)}
+    shapes = {"Dense_0": (64, 8), "Dense_1": (8, 10)}
     kernels = {f"params/{name}/kernel": rng.normal(size=shape) / 8 for name, shape in shapes.items()}
     biases = {f"params/{name}/bias": np.zeros(shape[1]) for name, shape in shapes.items()}
     np.savez(run / "variables.npz", **{name: a.astype(np.float32) for name, a in (kernels | biases).items()})
