@@ -20,8 +20,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import require, summaries, train, write_csv
-from jaxbound.training import data
+from experiments import require, summaries, write_csv
+from jaxbound.errors import ArgumentError
+from jaxbound.methods.named import METHODS
+from jaxbound.training import data, runs
+from jaxbound.training.evaluation import test_errors
 
 ERRORS = ("clean_error", "pgd_error", "verified_error")
 LABELS = ("dataset", "seed", "kappa_start", "kappa_final", "ramp_epochs")
@@ -46,19 +49,19 @@ def evaluate_run(
     folder: Path, radii: Sequence[float], methods: Sequence[str], options: argparse.Namespace
 ) -> list[dict]:
     """One row per method and radius."""
-    config, variables = train.trained(folder)
+    config, variables = runs.trained(folder)
     config.test_examples = options.count if options.count is not None else config.test_examples
     config.pgd_steps = options.pgd_steps if options.pgd_steps is not None else config.pgd_steps
     config.test_batch_size = options.batch_size or config.test_batch_size
     dataset = _dataset(config.dataset, options.data_dir)
-    model = train.model_of(config, folder.name, dataset)
+    model = runs.model_of(config, folder.name, dataset)
     bounded = config.loss in ("margins", "fused")
     trained_by = f"{config.method}{' fused' if config.loss == 'fused' else ''}" if bounded else config.loss
-    labels = {"name": config.name, "model": folder.name, **{key: config[key] for key in LABELS}}
+    labels = {"name": config.name, "model": folder.name, **{key: getattr(config, key) for key in LABELS}}
     labels |= {"trained_by": trained_by, "eps_train": config.eps}
     rows = []
     for eps in radii or (config.eps_test,):
-        found = train.test_errors(config, model, variables, dataset, eps, methods or (config.verify_with,))
+        found = test_errors(config, model, variables, dataset, eps, methods or (config.verify_with,))
         rows += [{**labels, **row} for row in found]
     return rows
 
@@ -92,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+", help="folders of experiments.train")
     parser.add_argument("--eps", type=float, nargs="+", default=[], help="radii; the configuration's by default")
-    parser.add_argument("--method", nargs="+", choices=train.METHODS, default=[], help="the configuration's by default")
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=[], help="the configuration's by default")
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps prepared data sets")
     parser.add_argument("--count", type=int, help="the first test images only")
     parser.add_argument("--pgd-steps", type=int, help="of the attack; the configuration's (200) by default")
@@ -103,7 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require("ml_collections", "matplotlib")
     rows = []
     for folder in runs_in(options.folders):
-        rows += evaluate_run(folder, options.eps, options.method, options)
+        try:
+            rows += evaluate_run(folder, options.eps, options.method, options)
+        except ArgumentError as error:
+            raise SystemExit(str(error)) from None
     several = len(rows) > len({(row["method"], row["eps"]) for row in rows})
     print(table(rows + (family(rows) if several else [])))
     write_csv(options.output / "evaluate.csv", rows)

@@ -24,10 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 import jaxbound as jb
-
-ANSWERS = {"verified": "unsat", "falsified": "sat"}
-SPARE = 0.5
-"""Seconds kept back of every timeout, for what follows the search."""
+from jaxbound.frontends.competition import ANSWERS
+from jaxbound.frontends.competition import decide as decide_instance
 
 
 class Instance(NamedTuple):
@@ -72,10 +70,8 @@ def decide(folder: Path, instance: Instance, timeout: float, *, progress: bool) 
     start = time.monotonic()
     found = {"onnx": instance.onnx, "vnnlib": instance.vnnlib, "status": "unknown", "nodes": 0, "counterexample": None}
     try:
-        model = jb.onnx.load(_file(folder, instance.onnx))
-        regions, prop = jb.vnnlib.load(_file(folder, instance.vnnlib))
-        left = max(0.0, timeout - SPARE - (time.monotonic() - start))
-        verdict = jb.verify(model, regions, prop, timeout=left, progress=progress)
+        network, prop = _file(folder, instance.onnx), _file(folder, instance.vnnlib)
+        verdict = decide_instance(network, prop, timeout, started=start, progress=progress)
     except (jb.JaxboundError, OSError) as fault:
         return found | {"seconds": time.monotonic() - start, "error": str(fault)}
     if verdict.counterexample is not None and verdict.outputs is not None:

@@ -2,51 +2,21 @@
 
 `bound(fn, method)` maps regions to bounds as `fn` maps points to values; `crown(params, x, eps)` and its kin do it for
 Flax networks; `certify` turns bounds into certificates. See README.md.
+
+
+Importing it sets the flags that JAX reads when it starts (`_flags`), and nothing else: JAX and the public names, which
+`_public` gathers, are imported when one of them is first asked for, so that `jaxbound --help` answers at once.
 """
 
-from jaxbound.backend.caches import clear_caches
-from jaxbound.backend.compilation import compilation_cache
-from jaxbound.certificates.attack import Attack, pgd
-from jaxbound.certificates.certification import certify, check_against_attack
-from jaxbound.certificates.margins import margin_spec, margins
-from jaxbound.certificates.properties import Clause, Property
-from jaxbound.certificates.radius import certified_radius
-from jaxbound.certificates.report import Report
-from jaxbound.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    AssumedNetworkWarning,
-    HostLoopError,
-    JaxboundError,
-    JaxboundWarning,
-    MiscompilationError,
-    MiscompilationWarning,
-    SoundnessError,
-    UnsupportedError,
-)
-from jaxbound.frontends import onnx, vnnlib
-from jaxbound.jacobian import (
-    FastLip,
-    LipschitzIntegral,
-    RecurJac,
-    jacobian_bounds,
-    landscape_radius,
-    lipschitz,
-    spectral_lipschitz,
-)
-from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
-from jaxbound.methods.exact import LP, MILP
-from jaxbound.methods.frown import Frown
-from jaxbound.methods.polytope import ConvexPolytope
-from jaxbound.methods.quadratic import Quadratic
-from jaxbound.network.bounding import cap, crown, crown_ibp, fastlin, forward, frown, ibp
-from jaxbound.network.model import Model
-from jaxbound.regions import Box, LpBall
-from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
-from jaxbound.search import BranchAndBound, Verdict, verify
-from jaxbound.transforms.bounding import bound, explain, linear_bounds, pre_activation_bounds
-from jaxbound.transforms.explanation import Explanation
-from jaxbound.transforms.tuning import tune
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxbound import _flags as _flags
+
+if TYPE_CHECKING:
+    from jaxbound._public import *
 
 __version__ = "0.2.0.dev0"
 
@@ -117,3 +87,22 @@ __all__ = [
     "onnx",
     "vnnlib",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of the package."""
+    if name in __all__:
+        public = importlib.import_module("jaxbound._public")
+        globals().update({each: getattr(public, each) for each in __all__})
+        return globals()[name]
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"jaxbound.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"jaxbound.{name}":
+                raise
+    raise AttributeError(f"module 'jaxbound' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

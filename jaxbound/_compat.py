@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -52,13 +51,17 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import source_info_util as _source_info
-from jax._src import xla_bridge as _xla_bridge
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval as _partial_eval
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
+from jaxbound._flags import AFFECTED as _AFFECTED
+from jaxbound._flags import FLAG as _FLAG
+from jaxbound._flags import IMPORTED_IN_TIME as _IMPORTED_IN_TIME
+from jaxbound._flags import backend_started
+from jaxbound._flags import protects as _protects
 
 __all__ = [
     "ClosedJaxpr",
@@ -239,41 +242,8 @@ def module_path(equation: JaxprEqn) -> str:
 
 # --- the guard against the CPU miscompilation -------------------------------------------------------------------------
 
-_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _SAFE = {_FLAG[2:]: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-_SAFE_KINDS = frozenset({"", "individual_dot", "individual_convolution"})
-_AFFECTED = re.fullmatch(r"0\.10\.2(\W.*)?", jaxlib.__version__) is not None
 _PROBE_ROWS = 40_000
-
-
-def backend_started() -> bool:
-    """Whether JAX has started a backend, after which XLA_FLAGS has no effect."""
-    return _xla_bridge.backends_are_initialized()
-
-
-def _fusion_kinds(flags: str) -> list[str] | None:
-    """The value of the fusion flag in XLA_FLAGS, split at commas; None if the flag is not there."""
-    values = re.findall(rf"(?:^|\s)-?{_FLAG[1:]}=(\S*)", flags)
-    return values[-1].lower().split(",") if values else None
-
-
-def _protects(flags: str) -> bool:
-    """Whether XLA_FLAGS turns reduction fusions off."""
-    kinds = _fusion_kinds(flags)
-    return kinds is not None and ("-reduce" in kinds or _SAFE_KINDS.issuperset(kinds))
-
-
-def _with_flag(flags: str) -> str:
-    """XLA_FLAGS with the guard, unless it already says something of its own or names a file of flags."""
-    names_a_file = bool(flags.strip()) and not flags.lstrip().startswith("-")
-    if names_a_file or _fusion_kinds(flags) is not None:
-        return flags
-    return f"{flags} {_FLAG}=-reduce,-individual_convolution".strip()
-
-
-_IMPORTED_IN_TIME = not backend_started()
-if _AFFECTED and _IMPORTED_IN_TIME:
-    os.environ["XLA_FLAGS"] = _with_flag(os.environ.get("XLA_FLAGS", ""))
 
 
 def compiler_options() -> dict[str, Any]:

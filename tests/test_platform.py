@@ -17,7 +17,7 @@ import jaxlib
 import numpy as np
 import pytest
 
-from jaxbound import _compat, errors
+from jaxbound import _compat, _flags, errors
 
 pytestmark = pytest.mark.fast
 
@@ -256,9 +256,9 @@ def test_eager_jit_keeps_float64(x64):
     ],
 )
 def test_flag_is_added_only_where_unset(flags, wanted, protects):
-    found = _compat._with_flag(flags)
+    found = _flags.with_flag(flags)
     assert found == (flags if wanted is None else wanted)
-    assert _compat._protects(found) == protects
+    assert _flags.protects(found) == protects
 
 
 def test_probe_is_the_program_it_should_be():
@@ -329,13 +329,13 @@ def all_wrong_rows(jit):
 """
 
 
-def fresh(code: str, flags: str | None) -> list[str]:
+def fresh(code: str, flags: str | None, program: str = PROGRAM) -> list[str]:
     """Run a program in a new process; the lines that it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu"} | ({} if flags is None else {"XLA_FLAGS": flags})
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM + code],
+        [sys.executable, "-W", "error", "-c", program + code],
         env=environment, cwd=root, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -356,10 +356,17 @@ print(_compat.compiler_options())
 @pytest.mark.parametrize("flags", [None, "--xla_force_host_platform_device_count=2", f"{FLAG}="])
 def test_import_protects_every_program_and_starts_no_backend(flags):
     found, started, plain, eager, options = fresh(ON_IMPORT, flags)
-    assert found == (_compat._with_flag(flags or "") if AFFECTED else flags or "")
+    assert found == (_flags.with_flag(flags or "") if AFFECTED else flags or "")
     assert started == "False"
     assert plain == eager == "[0, 0, 0]"
     assert options == "{}"
+
+
+def test_import_protects_a_backend_that_starts_before_the_first_use():
+    """The public names, and JAX with them, are imported later than jaxbound itself."""
+    code = "import sys\nassert 'jax' not in sys.modules\nimport jaxbound\nassert 'jax' not in sys.modules\n"
+    code += f"{PROGRAM}\njax.devices()\nprint(all_wrong_rows(jax.jit), jaxbound.IBP())"
+    assert fresh(code, None, program="") == ["[0, 0, 0] IBP()"]
 
 
 def test_eager_programs_are_right_whatever_the_user_set():
@@ -373,7 +380,7 @@ def test_backend_started_before_import():
     lines = fresh(
         """
 jax.devices()
-from jaxbound import _compat, errors
+from jaxbound import _compat, _flags, errors
 print("XLA_FLAGS" in os.environ, _compat.backend_started())
 print(all_wrong_rows(jax.jit))
 with warnings.catch_warnings(record=True) as caught:

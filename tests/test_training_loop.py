@@ -247,27 +247,27 @@ def test_the_command_ends_with_a_line_of_json(straight):
 
 
 def test_another_configuration_does_not_overwrite_a_run(straight):
-    from experiments import train
+    from jaxbound.training import runs
 
-    config, _ = train.trained(straight[0])
-    train._check_same(config, straight[0] / "config.json")
+    config, _ = runs.trained(straight[0])
+    runs._check_same(config, straight[0] / "config.json")
     config.seed = 1
-    with pytest.raises(SystemExit, match="holds a run with another configuration"):
-        train._check_same(config, straight[0] / "config.json")
+    with pytest.raises(jb.ArgumentError, match="holds a run with another configuration"):
+        runs._check_same(config, straight[0] / "config.json")
 
 
 def test_a_run_leaves_its_variables(straight, tmp_path):
     """The best ones of the last checkpoint; a run that is not finished has none yet."""
-    from experiments import train
+    from jaxbound.training import runs
 
-    config, variables = train.trained(straight[0])
+    config, variables = runs.trained(straight[0])
     kept = {name: leaf for name, leaf in stored(straight[0]).items() if name.startswith("best.")}
     found = {".".join(["best", *path]): leaf for path, leaf in flatten_dict(variables).items()}
     assert found.keys() == kept.keys() and config.hidden == (6,)
     same(found, kept)
     (tmp_path / "config.json").write_text((straight[0] / "config.json").read_text())
-    with pytest.raises(SystemExit, match="is not finished"):
-        train.trained(tmp_path)
+    with pytest.raises(jb.ArgumentError, match="is not finished"):
+        runs.trained(tmp_path)
 
 
 def test_evaluate(straight, tmp_path, capsys):
@@ -316,8 +316,8 @@ CONFIGS = sorted(p.stem for p in (ROOT / "experiments" / "configs").glob("*.py")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configurations(name):
     """Every file gives a configuration from which model, loss and schedules can be made."""
-    from experiments import train
     from experiments.configs import base
+    from jaxbound.training import runs
 
     config = importlib.import_module(f"experiments.configs.{name}").get_config()
     assert config.name == name and set(config) == set(base.get_config())
@@ -330,26 +330,26 @@ def test_configurations(name):
     examples = data.Examples(np.zeros((10, *shape), np.uint8), np.zeros(10, np.int32))
     dataset = data.Dataset(config.dataset, examples, examples, 255.0)
     sampler = data.Sampler(count, config.batch_size)
-    epsilon = train.epsilon_of(config, sampler.steps_per_epoch)
-    rate = train.learning_rate_of(config, epsilon, sampler.steps_per_epoch)
+    epsilon = runs.epsilon_of(config, sampler.steps_per_epoch)
+    rate = runs.learning_rate_of(config, epsilon, sampler.steps_per_epoch)
     assert float(epsilon(epsilon.end)) == pytest.approx(config.eps)
     assert float(rate(0)) == pytest.approx(config.learning_rate) and float(rate(10**7)) < float(rate(0))
     assert epsilon.end < config.epochs * sampler.steps_per_epoch
     for model in config.models:
-        assert train.model_of(config, model, dataset).apply and train.term_of(config) is not None
+        assert runs.model_of(config, model, dataset).apply and runs.term_of(config) is not None
 
 
 def test_subsets_of_a_family():
-    from experiments import train
     from experiments.configs import mnist_small
+    from jaxbound.training import runs
 
     config = mnist_small.get_config()
-    assert train.chosen_models(config) == list("ABCDEFGHIJ")
+    assert runs.chosen_models(config) == list("ABCDEFGHIJ")
     config.model_subset = "0,3"
-    assert train.chosen_models(config) == ["A", "D"]
+    assert runs.chosen_models(config) == ["A", "D"]
     config.model_subset = "10"
-    with pytest.raises(SystemExit, match=r"there are models 0\.\.9"):
-        train.chosen_models(config)
+    with pytest.raises(jb.ArgumentError, match=r"there are models 0\.\.9"):
+        runs.chosen_models(config)
 
 
 @pytest.mark.parametrize(
@@ -363,25 +363,25 @@ def test_subsets_of_a_family():
     ],
 )
 def test_losses_by_name(loss, kind):
-    from experiments import train
     from experiments.configs import base
+    from jaxbound.training import runs
 
     config = base.get_config()
     config.loss = loss
-    assert type(train.term_of(config)).__name__ == kind
+    assert type(runs.term_of(config)).__name__ == kind
     config.loss = "margin"
     with pytest.raises(jb.ArgumentError, match="choose natural, margins"):
-        train.term_of(config)
+        runs.term_of(config)
 
 
 def test_without_held_out_examples_some_of_the_others_are_watched(digits):
-    from experiments import train
+    from jaxbound.training import runs
 
     rest, held = digits.holding_out(0)
-    watched, names = train.looked_at(rest, held, 20)
+    watched, names = runs.looked_at(rest, held, 20)
     assert len(watched) == 20 and "verified_error" not in names, "what was trained on chooses nothing"
     rest, held = digits.holding_out(30)
-    assert train.looked_at(rest, held, 20)[0] is held
+    assert runs.looked_at(rest, held, 20)[0] is held
 
 
 @pytest.mark.slow
@@ -389,17 +389,17 @@ def test_without_held_out_examples_some_of_the_others_are_watched(digits):
                                   "convex_polytope_50", "frown", "best"])  # fmt: skip
 def test_every_method_by_name_trains(digits, name):
     """A step of its loss is finite; an estimate makes a loss and no certificate."""
-    from experiments import train
     from experiments.configs import base
+    from jaxbound.training import runs
 
-    assert list(train.METHODS)[:2] == ["ibp", "crown_ibp"] and name in train.METHODS
+    assert list(runs.METHODS)[:2] == ["ibp", "crown_ibp"] and name in runs.METHODS
     config = base.changed("methods", method=name, hidden=(5,), batch_size=8, ramp_start=0.0)
     sampler = data.Sampler(len(digits.train), 8)
-    model, step, state = train.pieces(config, "mlp", digits, sampler)
+    model, step, state = runs.pieces(config, "mlp", digits, sampler)
     state = state.replace(step=jnp.asarray(100, jnp.int32))
     gradient, metrics, _ = jax.jit(step.gradients)(state, data.batch_of(digits, sampler, 0))
     assert np.isfinite(metrics.loss) and metrics.eps > 0 and metrics.beta > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     if name == "convex_polytope_50":
         with pytest.raises(errors.JaxboundError, match="estimate"):
-            train.test_errors(config, model, {"params": state.params}, digits, 0.01, [name])
+            runs.test_errors(config, model, {"params": state.params}, digits, 0.01, [name])

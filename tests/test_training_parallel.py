@@ -132,13 +132,13 @@ def test_statistics_keep_their_precision():
 
 def test_certificates_are_never_in_half_precision():
     """The network that is certified does not know of the training's precision, and half precision is refused."""
-    from experiments import train
     from experiments.configs import base
+    from jaxbound.training import runs
 
     config = base.changed("half", natural_dtype="bfloat16", method="ibp", hidden=(4,))
     digits = data.load("digits")
     sampler = data.Sampler(len(digits.train), 256)
-    model, step, state = train.pieces(config, "mlp", digits, sampler)
+    model, step, state = runs.pieces(config, "mlp", digits, sampler)
     assert step.objective.natural_dtype == jnp.bfloat16
     moved = jax.eval_shape(sharded(step, jax.devices()[:1]), state, data.batch_of(digits, sampler, 0))[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(moved.params)} == {jnp.dtype("float32")}

@@ -8,7 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from experiments import progress, summaries
+from experiments import summaries
+from jaxbound.training import progress
 
 RECORD = {"step": 3, "loss": 0.51234, "clean_error": 0.25, "validation_error": 0.2, "validation_pgd_error": 0.3,
           "verified_error": 0.4, "eps": 0.1, "kappa": 0.5, "beta": 0.25}  # fmt: skip

@@ -97,7 +97,7 @@ def verify(
     key: jax.Array | None = None,
     attack: bool = True,
     certificate: object = None,
-    progress: bool = True,
+    progress: bool | Callable[[dict], object] = True,
     rounding: bool = True,
 ) -> Verdict:
     """Decide whether a property holds over a region: proved, or refuted by a counterexample, or unknown in time.
@@ -115,7 +115,8 @@ def verify(
         key: a PRNG key of the attack; None for key 0.
         attack: whether to look for counterexamples.
         certificate: none are written yet: None.
-        progress: show the domains bounded and left on the standard error.
+        progress: show the domains bounded and left on the standard error; or a function that is told of them twice a
+            second, as a dictionary with "seconds", "nodes", "left" and "lower" (see `jaxbound.plots.search_progress`).
         rounding: whether bounds count rounding. Without it "verified" holds up to rounding.
 
     Returns:
@@ -164,7 +165,7 @@ def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found
     return Verdict(status, point, outputs, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
 
 
-def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool) -> bool:
+def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool | Callable[[dict], object]) -> bool:
     """Search and attack in threads, so that time is kept also while programs compile; whether to stop here."""
     ready, x64 = threading.Event(), jnp.result_type(float) == np.float64  # threads begin with the global setting
     part.attacked = key is not None
@@ -207,11 +208,11 @@ def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool) -> 
 
 
 class _Shown:
-    """A tqdm bar on the standard error, or nothing."""
+    """A tqdm bar on the standard error, a function that is told, or nothing."""
 
-    def __init__(self, wanted: bool):
-        self.bar = None
-        if wanted:
+    def __init__(self, wanted: bool | Callable[[dict], object]):
+        self.bar, self.tell = None, wanted if callable(wanted) else None
+        if wanted and self.tell is None:
             try:
                 from tqdm import tqdm
             except ModuleNotFoundError:
@@ -220,7 +221,12 @@ class _Shown:
 
     def show(self, part: Part) -> None:
         """How many domains were bounded, how many are left, and what is known so far."""
-        if self.bar is not None and part.splits is not None:
+        if part.splits is None:
+            return
+        if self.tell is not None:
+            now = {"seconds": part.clock.seconds, "nodes": part.nodes, "left": part.splits.left, "lower": part.lower}
+            self.tell(now | {name: float(now[name]) for name in ("seconds", "lower")})
+        if self.bar is not None:
             self.bar.set_postfix_str(f"{part.splits.left} left, margin >= {part.lower:.4g}", refresh=False)
             self.bar.update(part.nodes - self.bar.n)
 

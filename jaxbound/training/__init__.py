@@ -8,6 +8,10 @@
     data          data sets, batches by key, augmentation
     checkpoints   what survives a killed run
     loop          training from data to a verified error
+    configuration every field of a run with its default
+    runs          from a configuration to a folder with a certified network
+    evaluation    errors while training, and certified ones
+    progress      a progress bar, and TensorBoard events
 
 Nothing here certifies: a loss is made of bounds, and a certificate of a trained network comes from `jaxbound.certify`.
 """

@@ -94,6 +94,20 @@ _PREPARED: dict[str, tuple[str, tuple]] = {
 }
 SOURCES = ("digits", *_PREPARED)
 """Names for `load`: scikit-learn's digits, embedded in that package, and data sets of TFDS."""
+_SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
+
+
+def described(name: str) -> Dataset:
+    """A data set of `SOURCES` without its examples: what networks need to know of it.
+
+    >>> described("cifar10").shape, len(described("cifar10").train)
+    ((32, 32, 3), 0)
+    """
+    if name not in SOURCES:
+        raise errors.unknown_option("dataset", name, SOURCES)
+    nothing = Examples(np.zeros((0, *_SHAPES.get(name, (32, 32, 3))), np.uint8), np.zeros(0, np.int32))
+    mean, std = _PREPARED.get(name, ("", ()))[1] or ((), ())
+    return Dataset(name, nothing, nothing, 16.0 if name == "digits" else 255.0, mean, std)
 
 
 def load(name: str, data_dir: str | Path | None = None, *, download: bool = False) -> Dataset:

@@ -66,9 +66,10 @@ def _count_only(module: nnx.Module, mask: jax.Array | None) -> None:
     """Let the BatchNorm layers of a module that nobody else holds write what they see of the marked examples."""
 
     def masked(self, x, **options):
-        return nnx.BatchNorm.__call__(self, x, **{"mask": _along(mask, x), **options})
+        own = {} if mask is None else {"mask": _along(mask, x)}
+        return nnx.BatchNorm.__call__(self, x, **{**own, **options})
 
-    counting = type("BatchNorm", (nnx.BatchNorm,), {} if mask is None else {"__call__": masked})
+    counting = type("BatchNorm", (nnx.BatchNorm,), {"__call__": masked})
     for _, part in list(nnx.iter_graph(module)):
         if type(part) is nnx.BatchNorm:
             part.__class__ = counting

@@ -1,0 +1,119 @@
+"""From arguments to an exit code: 0 verified or done, 10 falsified, 20 unknown, 2 bad input, 1 jaxbound is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import jaxbound
+from jaxbound import errors
+
+if TYPE_CHECKING:
+    from jaxbound.cli.options import Options
+
+VERIFIED, WRONG, BAD_INPUT, FALSIFIED, UNKNOWN, INTERRUPTED = 0, 1, 2, 10, 20, 130
+DESCRIPTION = f"""Guaranteed bounds for neural networks (jaxbound {jaxbound.__version__}).
+
+Exit codes: 0 verified or done, 10 falsified, 20 unknown, 2 bad input."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, and return its exit code.
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+
+    >>> main(["certify", "nothing.onnx", "digits", "--eps", "0.1"])  # and a line on standard error
+    2
+    """
+    started = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.showwarning = _shown
+        try:
+            options = _parsed(arguments)
+            options.check()
+            return _work(options, started)
+        except SystemExit as end:  # of the parser: help, or arguments that it refuses
+            return int(end.code or 0)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except (errors.SoundnessError, errors.MiscompilationError) as fault:
+            return _complain(fault, WRONG)
+        except (errors.JaxboundError, ImportError, OSError) as fault:
+            return _complain(fault, BAD_INPUT)
+
+
+def run() -> None:
+    """The program: `main`, and out."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        os._exit(code)  # a program that compiles or runs past the time limit is not waited for
+    sys.exit(code)
+
+
+def _parsed(arguments: Sequence[str] | None) -> Options:
+    try:
+        import tyro
+    except ModuleNotFoundError as missing:
+        raise ImportError("the command needs tyro: pip install 'jaxbound[cli]'") from missing
+    from jaxbound.cli.options import commands
+
+    kinds = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands().items()]
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 - made at run time
+    config = (tyro.conf.OmitSubcommandPrefixes,)
+    given = None if arguments is None else list(arguments)
+    return tyro.cli(union, args=given, prog="jaxbound", description=DESCRIPTION, config=config)
+
+
+def _work(options: Options, started: float) -> int:
+    """Do it, with compiled programs kept and numbers of the size that was asked for."""
+    import jax
+
+    if options.cache != "off" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        _keep_programs(options.cache)
+    module, _, function = options.command.partition(":")
+    with jax.enable_x64(True) if options.x64 else contextlib.nullcontext():
+        return getattr(importlib.import_module(module), function)(options, started)
+
+
+def _keep_programs(folder: str) -> None:
+    from jaxbound.backend.compilation import compilation_cache
+
+    if folder != "default":
+        compilation_cache(folder)
+        return
+    try:
+        compilation_cache(default_cache())
+    except OSError as fault:  # a home that cannot be written to
+        print(f"jaxbound: compiled programs are not kept ({fault})", file=sys.stderr)
+
+
+def default_cache() -> Path:
+    """The user's folder for compiled programs."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "jaxbound"
+
+
+def _complain(fault: Exception, code: int) -> int:
+    lines = fault.refusals if isinstance(fault, errors.UnsupportedError) else str(fault).splitlines()
+    print(f"jaxbound: {'; '.join(line for line in lines if line.strip())}", file=sys.stderr)
+    return code
+
+
+def _shown(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"jaxbound: {message}", file=sys.stderr)
