@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,52 +12,20 @@ import numpy as np
 
 from jaxbound import _compat, errors, regions
 from jaxbound.certificates.properties import Property
-from jaxbound.methods import Crown, Method
-from jaxbound.methods.frown import Frown
+from jaxbound.methods import CrownIBP, Request, domains
+from jaxbound.network.model import Model
 from jaxbound.regions import Box, LpBall, Region
-from jaxbound.search.parts import Clock, Part
+from jaxbound.search.branching import BranchAndBound, check_options
+from jaxbound.search.parts import Clock, Part, Root
+from jaxbound.search.points import exact_ends, inward
+from jaxbound.search.race import decide
+from jaxbound.transforms.problems import prepare
 
-SPLITS = ("auto", "relu", "input")
 PROVED = "real arithmetic on the given parameters and inputs, rounding counted"
 UNROUNDED = "up to rounding, which was not counted"
 EXECUTED = "as executed: the function, called at this point of the region, violates the property"
 NEAREST = "as executed at the floats nearest to a region that has no float in some coordinate"
 NOTHING = "nothing is claimed"
-_GRACE = 0.5
-"""Seconds past the deadline for a step that is under way."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class BranchAndBound:
-    """Branch and bound: how `verify` searches.
-
-    Args:
-        bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and
-            multipliers of ReLU splits; domains of input splits are bounded by CROWN.
-        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary
-            or the function has no ReLU.
-        batch: how many domains are bounded at once; None for what fits the processor's caches.
-        timeout: seconds, where `verify` is given none.
-        max_nodes: the most domains to bound.
-
-    Reference: Bunel et al. 2020, "Branch and bound for piecewise linear neural network verification"; Wang et al. 2021,
-    "Beta-CROWN".
-
-    >>> BranchAndBound(max_nodes=100).split
-    'auto'
-    """
-
-    bounder: Method = field(default_factory=Frown)
-    split: str = field(default="auto", metadata={"static": True})
-    batch: int | None = field(default=None, metadata={"static": True})
-    timeout: float | None = field(default=None, metadata={"static": True})
-    max_nodes: int | None = field(default=None, metadata={"static": True})
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps of every domain."""
-        return self.bounder.steps if isinstance(self.bounder, Frown) else 0
 
 
 @dataclass(frozen=True)
@@ -139,17 +106,21 @@ def verify(
         raise errors.host_loop("verify", "bound")
     if certificate is not None:
         raise errors.UnsupportedError("verify writes no certificates yet: leave certificate out")
-    _check(method, timeout)
+    check_options(method)
+    if timeout is not None and not timeout >= 0:
+        raise errors.argument("timeout", f"is {timeout!r}", "pass a number of 0 or more, or None")
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
-    parts = [Part(fn, box, part, method, clock, outward=rounding) for box, part in own]
+    roots = [functools.partial(_root, fn, box, outward=rounding) for box, _ in own]
+    parts = [Part(root, fn, part, method, clock, outward=rounding) for root, (_, part) in zip(roots, own, strict=True)]
     key = jax.random.key(0) if key is None else key
     proved = 0
     for number, part in enumerate(parts):
-        interrupted = _decide(part, jax.random.fold_in(key, number) if attack else None, clock, progress)
+        own_key = jax.random.fold_in(key, number) if attack else None
+        interrupted = decide(part, own_key, clock, progress=progress)
         if part.found is not None:
-            return _verdict("falsified", parts, clock, EXECUTED if part.ends.inside else NEAREST, part.found)
+            return _verdict("falsified", parts, clock, EXECUTED if part.root.ends.inside else NEAREST, part.found)
         proved += part.lower > 0
         if interrupted:
             break
@@ -164,84 +135,19 @@ def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found
     return Verdict(status, point, outputs, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
 
 
-def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool) -> bool:
-    """Search and attack in threads, so that time is kept also while programs compile; whether to stop here."""
-    ready, x64 = threading.Event(), jnp.result_type(float) == np.float64  # threads begin with the global setting
-    part.attacked = key is not None
-
-    def search() -> None:
-        with jax.enable_x64(x64):
-            try:
-                part.prepare()
-            finally:
-                ready.set()
-            part.run()
-
-    def descend() -> None:
-        ready.wait()
-        with jax.enable_x64(x64):
-            if key is not None and part.attack is not None:
-                part.descend(key)
-
-    pool, shown = ThreadPoolExecutor(2), _Shown(progress)
-    try:
-        pending: set[Future] = {pool.submit(search), pool.submit(descend)}
-        while pending and not part.decided:
-            left = clock.left
-            wanted = 0.5 if left is None else min(0.5, left) if left else _GRACE
-            done, pending = wait(pending, wanted, FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            shown.show(part)
-            if left == 0:
-                break
-    except KeyboardInterrupt:
-        clock.stopped = True
-    except BaseException:
-        clock.stopped = True
-        raise
-    finally:
-        shown.close()
-        pool.shutdown(wait=False, cancel_futures=True)
-    return clock.over()
-
-
-class _Shown:
-    """A tqdm bar on the standard error, or nothing."""
-
-    def __init__(self, wanted: bool):
-        self.bar = None
-        if wanted:
-            try:
-                from tqdm import tqdm
-            except ModuleNotFoundError:
-                return
-            self.bar = tqdm(unit="domain", desc="verify")
-
-    def show(self, part: Part) -> None:
-        """How many domains were bounded, how many are left, and what is known so far."""
-        if self.bar is not None and part.splits is not None:
-            self.bar.set_postfix_str(f"{part.splits.left} left, margin >= {part.lower:.4g}", refresh=False)
-            self.bar.update(part.nodes - self.bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _check(method: object, timeout: float | None) -> None:
-    if not isinstance(method, BranchAndBound):
-        raise errors.argument_type("method", f"is {method!r}", "pass a jaxbound.BranchAndBound(...)")
-    if method.split not in SPLITS:
-        raise errors.unknown_option("split", method.split, SPLITS)
-    if not isinstance(method.bounder, Crown | Frown):
-        raise errors.argument("bounder", f"is {method.bounder!r}", "pass Crown(), or Frown(steps=...) to tune bounds")
-    for name, value in (("timeout", timeout), ("method.timeout", method.timeout), ("max_nodes", method.max_nodes)):
-        if value is not None and not value >= 0:
-            raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more, or None")
-    if method.batch is not None and not method.batch >= 1:
-        raise errors.argument("batch", f"is {method.batch!r}", "pass a number of 1 or more, or None")
+def _root(fn: Callable, box: Box, *, outward: bool) -> Root:
+    """A function over a box with float64 ends."""
+    dtype = np.dtype(jnp.result_type(float))
+    outer = Box(*regions.enclosing_box(box, dtype))
+    arguments, function = ((fn.params, outer), fn.fn) if isinstance(fn, Model) else ((outer,), fn)
+    problem = prepare(function, arguments, rounding=outward)
+    outputs = problem.graph.structure.outputs
+    if len(outputs) != 1 or outputs[0][0] != "node":
+        raise errors.argument("fn", "does not return one array that depends on its input", "pass one that does")
+    marks = domains.undefined(CrownIBP(), problem.graph, problem.leaves, Request(rounding=True))
+    if np.any(marks.get(outputs[0][1], False)):
+        raise errors.argument("fn", "may be undefined (NaN) in the region", "verify it where it is defined")
+    return Root(problem.graph, problem.leaves, inward(np.asarray(box.lower), np.asarray(box.upper), dtype))
 
 
 def _checked(prop: Property) -> Property:
@@ -268,8 +174,7 @@ def _as_box(region: Region) -> Box:
     if not regions.is_box(region):
         norm = region.norm if isinstance(region, LpBall) else None
         raise errors.argument("region", f"is a ball of norm {norm}", "pass a Box, or a ball with norm=jnp.inf")
-    ends = (region.lower, region.upper) if isinstance(region, Box) else regions.enclosing_box(region)
-    low, high = (np.asarray(end, np.float64) for end in ends)
+    low, high = exact_ends(region)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise errors.argument("region", "has an infinite end", "pass a bounded Box")
     return Box(low, high)
