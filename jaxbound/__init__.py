@@ -8,6 +8,7 @@ from jaxbound.backend.compilation import compilation_cache
 from jaxbound.certificates.attack import Attack, pgd
 from jaxbound.certificates.certification import certify, check_against_attack
 from jaxbound.certificates.margins import margin_spec, margins
+from jaxbound.certificates.proofs import Proof, check_certificate
 from jaxbound.certificates.properties import Clause, Property
 from jaxbound.certificates.radius import certified_radius
 from jaxbound.certificates.report import Report
@@ -15,6 +16,7 @@ from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
     AssumedNetworkWarning,
+    CertificateError,
     HostLoopError,
     JaxboundError,
     JaxboundWarning,
@@ -57,6 +59,7 @@ __all__ = [
     "Attack",
     "Best",
     "Box",
+    "CertificateError",
     "Clause",
     "ConvexPolytope",
     "Crown",
@@ -76,6 +79,7 @@ __all__ = [
     "Model",
     "MiscompilationError",
     "MiscompilationWarning",
+    "Proof",
     "Report",
     "Property",
     "SoundnessError",
@@ -85,6 +89,7 @@ __all__ = [
     "certified_radius",
     "certify",
     "check_against_attack",
+    "check_certificate",
     "compilation_cache",
     "crown",
     "crown_ibp",

@@ -113,7 +113,7 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         rows = np.broadcast_to(np.array([[1, -1], [-1, 1], [3, 2]], np.float32), (16, 3, 2))
         goal = jnp.asarray(rows), None, jnp.zeros((16, 3))
         box = jnp.asarray(low), jnp.asarray(high)
-        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True).lower
+        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True)[0].lower
         points = np.clip(low + draw.uniform(size=(200, 16, 3)) * (high - low), low, high).astype(np.float64)
         values = points
         for number, (kernel, bias) in enumerate(params):

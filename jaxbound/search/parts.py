@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors, regions
+from jaxbound.certificates.proofs.files import STEPS, Tree
 from jaxbound.certificates.properties import Property
 from jaxbound.graph import Graph
 from jaxbound.methods import IBP, Crown, Request
 from jaxbound.regions import Box, Region
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
-from jaxbound.search.passes import Domain, started
+from jaxbound.search.logs import Log
+from jaxbound.search.passes import Domain, adaptive_slopes, started
 from jaxbound.search.points import Attack, Counterexample, Ends
 from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
@@ -109,6 +111,7 @@ class Part:
         method: how to search.
         clock: until when.
         outward: whether bounds count rounding.
+        logged: whether to keep what a certificate needs.
     """
 
     def __init__(
@@ -120,8 +123,10 @@ class Part:
         clock: Clock,
         *,
         outward: bool,
+        logged: bool = False,
     ):
         self.make, self.fn, self.prop, self.method, self.clock, self.outward = root, fn, prop, method, clock, outward
+        self.logged = logged
         self.splits: InputSplits | ReluSplits | None = None
         self.attack: Attack | None = None
         self.found: Counterexample | None = None
@@ -198,9 +203,24 @@ class Part:
         rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
         lower = root.domain.bound(*started(root.skeleton, rows)).lower
         known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k > 0}
-        given = root.skeleton, root.constants, self.goal, root.box, known, self.goal.best(np.asarray(lower)[0])
-        return ReluSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward)
+        lower, log = np.asarray(lower)[0], Log(self.goal.count) if self.logged else None
+        given = root.skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
+        splits = ReluSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
+        for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
+            own = np.flatnonzero(self.goal.clause == clause)
+            slopes = np.asarray(adaptive_slopes(root.domain))[0][splits.unstable]
+            log.leaf(clause, int(lower[own].argmax()), (slopes * STEPS).astype(np.uint8), np.zeros(splits.size))
+        return splits
 
     def _by_inputs(self) -> InputSplits:
         given = self.root.skeleton, self.root.constants, self.goal, self.root.box
-        return InputSplits(*given, batch=self.method.batch, outward=self.outward)
+        log = Log(1) if self.logged else None
+        return InputSplits(*given, batch=self.method.batch, outward=self.outward, log=log)
+
+    def trees(self) -> list[Tree]:
+        """What proves that the part is verified, for a certificate."""
+        assert self.splits is not None and self.splits.log is not None
+        if isinstance(self.splits, InputSplits):
+            return [self.splits.log.inputs()]
+        chosen = np.asarray(adaptive_slopes(self.root.domain))[0]
+        return [self.splits.log.neurons(k, self.splits.unstable, chosen) for k in range(self.goal.count)]

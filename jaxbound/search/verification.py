@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
+from jaxbound.certificates import proofs
 from jaxbound.certificates.properties import Property
 from jaxbound.methods import CrownIBP, Request, domains
 from jaxbound.network.model import Model
@@ -19,6 +21,7 @@ from jaxbound.search.branching import BranchAndBound, check_options
 from jaxbound.search.parts import Clock, Part, Root
 from jaxbound.search.points import exact_ends, inward
 from jaxbound.search.race import decide
+from jaxbound.search.skeletons import Skeleton
 from jaxbound.transforms.problems import prepare
 
 PROVED = "real arithmetic on the given parameters and inputs, rounding counted"
@@ -63,7 +66,7 @@ def verify(
     timeout: float | None = None,
     key: jax.Array | None = None,
     attack: bool = True,
-    certificate: object = None,
+    certificate: str | os.PathLike | None = None,
     progress: bool = True,
     rounding: bool = True,
 ) -> Verdict:
@@ -81,7 +84,8 @@ def verify(
         timeout: seconds, compiling included; None for the method's.
         key: a PRNG key of the attack; None for key 0.
         attack: whether to look for counterexamples.
-        certificate: none are written yet: None.
+        certificate: where to write what proves a verdict of "verified", for `check_certificate`; nothing is written
+            for another verdict.
         progress: show the domains bounded and left on the standard error.
         rounding: whether bounds count rounding. Without it "verified" holds up to rounding.
 
@@ -90,7 +94,7 @@ def verify(
 
     Raises:
         ArgumentError: an empty or malformed region, a property without clauses or on other sizes than fn's.
-        UnsupportedError: fn cannot be bounded, or a certificate is asked for.
+        UnsupportedError: fn cannot be bounded; or it does what certificates do not cover, and one is asked for.
 
     Rounding: the ends of a region are rounded outward for proofs, and inward for counterexamples. Where a region has no
     float in some coordinate, counterexamples are at the nearest ones, and the guarantee says so.
@@ -104,16 +108,24 @@ def verify(
     """
     if _compat.is_tracing():
         raise errors.host_loop("verify", "bound")
-    if certificate is not None:
-        raise errors.UnsupportedError("verify writes no certificates yet: leave certificate out")
     check_options(method)
     if timeout is not None and not timeout >= 0:
         raise errors.argument("timeout", f"is {timeout!r}", "pass a number of 0 or more, or None")
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
-    roots = [functools.partial(_root, fn, box, outward=rounding) for box, _ in own]
-    parts = [Part(root, fn, part, method, clock, outward=rounding) for root, (_, part) in zip(roots, own, strict=True)]
+    sizes = None
+    if certificate is not None:
+        if not rounding:
+            raise errors.argument("certificate", "is given with rounding=False", "certificates hold in real arithmetic")
+        sizes = proofs.read(fn, np.shape(boxes[0].lower), np.float32).sizes
+    parts = [
+        Part(
+            functools.partial(_root, fn, box, sizes, outward=rounding), fn, part, method, clock, outward=rounding,
+            logged=certificate is not None,
+        )
+        for box, part in own
+    ]  # fmt: skip
     key = jax.random.key(0) if key is None else key
     proved = 0
     for number, part in enumerate(parts):
@@ -124,6 +136,9 @@ def verify(
         proved += part.lower > 0
         if interrupted:
             break
+    if proved == len(parts) and certificate is not None:
+        trees = [tree for part in parts for tree in part.trees()]
+        proofs.save(certificate, proofs.Certificate(boxes, prop, trees))
     if proved == len(parts):
         return _verdict("verified", parts, clock, PROVED if rounding else UNROUNDED)
     return _verdict("unknown", parts, clock, NOTHING)
@@ -135,8 +150,8 @@ def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found
     return Verdict(status, point, outputs, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
 
 
-def _root(fn: Callable, box: Box, *, outward: bool) -> Root:
-    """A function over a box with float64 ends."""
+def _root(fn: Callable, box: Box, sizes: list[int] | None, *, outward: bool) -> Root:
+    """A function over a box with float64 ends; sizes are those of its layers of ReLUs as a certificate takes them."""
     dtype = np.dtype(jnp.result_type(float))
     outer = Box(*regions.enclosing_box(box, dtype))
     arguments, function = ((fn.params, outer), fn.fn) if isinstance(fn, Model) else ((outer,), fn)
@@ -147,6 +162,11 @@ def _root(fn: Callable, box: Box, *, outward: bool) -> Root:
     marks = domains.undefined(CrownIBP(), problem.graph, problem.leaves, Request(rounding=True))
     if np.any(marks.get(outputs[0][1], False)):
         raise errors.argument("fn", "may be undefined (NaN) in the region", "verify it where it is defined")
+    found = [problem.graph.nodes[z].op.size for z in Skeleton(problem.graph.structure).rectified_inputs]
+    if sizes is not None and found != sizes:
+        raise errors.UnsupportedError(
+            f"certificates take the network for layers of {sizes} ReLUs, the search for layers of {found}: leave certificate out"
+        )
     return Root(problem.graph, problem.leaves, inward(np.asarray(box.lower), np.asarray(box.upper), dtype))
 
 
