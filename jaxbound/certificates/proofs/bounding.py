@@ -178,9 +178,9 @@ class Domains:
             layer = self.network.layers[number]
             if isinstance(layer, Relu):
                 slope, chord, height = self.planes[number]
-                positive = own > 0
-                intercept = intercept + _dot(np.where(positive, 0, own), height)
-                pulled = [own * np.where(positive, slope[:, None], chord[:, None])]
+                above, below = np.maximum(own, 0), np.minimum(own, 0)
+                intercept = intercept + _dot(below, height)
+                pulled = [above * slope[:, None] + below * chord[:, None]]
             else:
                 intercept = intercept if layer.shift is None else intercept + own @ layer.shift
                 pulled = layer.pull(own)
@@ -188,7 +188,7 @@ class Domains:
                 rows[source] = rows[source] + part if source in rows else part
         low, high = self.ends[0]
         inputs = rows[0]
-        lower = intercept + _dot(np.where(inputs > 0, inputs, 0), low) + _dot(np.where(inputs < 0, inputs, 0), high)
+        lower = intercept + _dot(np.maximum(inputs, 0), low) + _dot(np.minimum(inputs, 0), high)
         if self.unit:
             lost = lost + _dot(np.abs(inputs), self.charges[0])
             room = _TINY * (1 + sum(float(np.sum(charge)) for charge in self.charges) / self.unit)

@@ -197,42 +197,78 @@ class _Open(NamedTuple):
     refuted: np.ndarray
 
 
-def _check_inputs(network: Layers, box: Ends, clauses: Sequence[Clause], tree: Tree) -> None:
-    second, rows, neurons = _second(tree.split), _Rows.of(network, clauses), sum(network.sizes)
-    if np.any(tree.split >= network.layers[0].size) or np.any(tree.split < AGAIN) or np.any(np.isnan(tree.point)):
-        raise _fail(int(np.argmax(tree.split == LEAF)), tree, "a split is at no coordinate")
-    place = np.cumsum(tree.bounded) - 1
-    points = network.numbers(tree.point)
-    pending = [_Open(0, box[0][0], box[1][0], {}, np.zeros(len(clauses), bool))]
-    while pending:
-        taken, pending = pending[-_BATCH:], pending[:-_BATCH]
-        marked = [one for one in taken if tree.bounded[one.node]]
-        ready = [one for one in taken if not tree.bounded[one.node]]
+class _Inputs:
+    """The check of a tree of input splits."""
+
+    def __init__(self, network: Layers, box: Ends, clauses: Sequence[Clause], tree: Tree):
+        self.network, self.tree, self.second = network, tree, _second(tree.split)
+        self.rows, self.points = _Rows.of(network, clauses), network.numbers(tree.point)
+        self.place = np.cumsum(tree.bounded) - 1
+        self.root = _Open(0, box[0][0], box[1][0], {}, np.zeros(len(clauses), bool))
+        self.parent = {child: node for node in range(len(tree.split)) for child, _ in self.children(node)}
+        self.closely: dict[int, _Open] = {}
+        """Domains at which all neurons were bounded, those of known sign too."""
+
+    def children(self, node: int) -> list[tuple[int, int | None]]:
+        """The nodes below, and which half each is."""
+        where = int(self.tree.split[node])
+        if where == LEAF:
+            return []
+        return [(node + 1, None)] if where == AGAIN else [(node + 1, 0), (int(self.second[node]), 1)]
+
+    def check(self) -> None:
+        """Prove every leaf, or raise for the first that fails."""
+        pending = [self.root]
+        while pending:
+            taken, pending = pending[-_BATCH:], pending[:-_BATCH]
+            ready = self.bounded(taken, "open")
+            wrong = [one.node for one in ready if self.tree.split[one.node] == LEAF and not one.refuted.all()]
+            for node in sorted(wrong):
+                if not self.close(node).refuted.all():
+                    raise _fail(node, self.tree, "no row of a clause is positive there")
+            for one in ready:
+                if not one.refuted.all() and one.node not in wrong:
+                    halves = [self.half(one, *child) for child in self.children(one.node)]
+                    pending += [half for half in halves if np.all(half.low <= half.high)]
+
+    def close(self, node: int) -> _Open:
+        """A domain from the root, bounded with all neurons at every node above."""
+        if node not in self.closely:
+            one = self.root
+            if node:
+                above = self.parent[node]
+                one = self.half(self.close(above), node, dict(self.children(above))[node])
+            self.closely[node] = self.bounded([one], "all")[0]
+        return self.closely[node]
+
+    def half(self, one: _Open, child: int, side: int | None) -> _Open:
+        """A part of a domain."""
+        if side is None:
+            return one._replace(node=child)
+        low, high, axis = one.low.copy(), one.high.copy(), int(self.tree.split[one.node])
+        end, nearest = (high, min) if side == 0 else (low, max)
+        end[axis] = nearest(end[axis], self.points[one.node])
+        return one._replace(node=child, low=low, high=high)
+
+    def bounded(self, taken: list[_Open], tighten: str) -> list[_Open]:
+        """Domains with what their bounds refute, clipped; those that are not to be bounded as they are."""
+        marked = [one for one in taken if self.tree.bounded[one.node] and not one.refuted.all()]
+        ready = [one for one in taken if not self.tree.bounded[one.node] or one.refuted.all()]
         if marked:
-            nodes = np.array([one.node for one in marked])
-            bits = np.unpackbits(tree.slopes[place[nodes]], axis=1, count=neurons)
-            ready += _bounded(network, rows, marked, network.numbers(bits))
-        failed = [one.node for one in ready if tree.split[one.node] == LEAF and not one.refuted.all()]
-        if failed:
-            raise _fail(min(failed), tree, "no row of a clause is positive there")
-        for one in ready:
-            axis = int(tree.split[one.node])
-            if one.refuted.all():
-                continue
-            if axis == AGAIN:
-                pending.append(one._replace(node=one.node + 1))
-                continue
-            for child, side in ((one.node + 1, 0), (int(second[one.node]), 1)):
-                low, high, point = one.low.copy(), one.high.copy(), points[one.node]
-                if side == 0:
-                    high[axis] = min(high[axis], point)
-                else:
-                    low[axis] = max(low[axis], point)
-                if low[axis] <= high[axis]:
-                    pending.append(one._replace(node=child, low=low, high=high))
+            bits = self.tree.slopes[self.place[[one.node for one in marked]]]
+            slopes = self.network.numbers(np.unpackbits(bits, axis=1, count=sum(self.network.sizes)))
+            ready += _bounded(self.network, self.rows, marked, slopes, tighten)
+        return ready
 
 
-def _bounded(network: Layers, rows: _Rows, marked: list[_Open], slopes: Array) -> list[_Open]:
+def _check_inputs(network: Layers, box: Ends, clauses: Sequence[Clause], tree: Tree) -> None:
+    leaf = int(np.argmax(tree.split == LEAF))
+    if np.any(tree.split >= network.layers[0].size) or np.any(tree.split < AGAIN) or not np.all(np.isfinite(tree.point)):
+        raise _fail(leaf, tree, "a split is at no coordinate")
+    _Inputs(network, box, clauses, tree).check()
+
+
+def _bounded(network: Layers, rows: _Rows, marked: list[_Open], slopes: Array, tighten: str) -> list[_Open]:
     """Domains with what their bounds refute, clipped."""
     low, high = np.stack([one.low for one in marked]), np.stack([one.high for one in marked])
     known = {
@@ -240,7 +276,7 @@ def _bounded(network: Layers, rows: _Rows, marked: list[_Open], slopes: Array) -
         for k in network.rectified
         if all(k in one.known for one in marked)
     }
-    domains = Domains(network, (low, high), slopes, known=known, tighten="open")
+    domains = Domains(network, (low, high), slopes, known=known, tighten=tighten)
     everything = np.broadcast_to(np.arange(len(rows.offsets)), (len(marked), len(rows.offsets)))
     found = rows.bounds(domains, everything)
     refuted = np.stack([one.refuted for one in marked]) | domains.empty[:, None]

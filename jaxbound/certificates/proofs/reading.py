@@ -81,7 +81,24 @@ def read(network: Any, shape: tuple[int, ...], dtype, *, rational: bool = False)
     if len(found) != 1 or not isinstance(found[0], Value):
         raise errors.argument("network", "does not return one array that depends on its input")
     reader.add(Add((found[0].number,), math.prod(found[0].shape)), found[0].shape)
-    return Layers(reader.layers, rational)
+    return Layers(_folded(reader.layers), rational)
+
+
+def _folded(layers: list[Layer]) -> list[Layer]:
+    """The same with shifts in the dense layers before them, where nothing else reads those."""
+    readers = [sum(number in layer.sources for layer in layers) for number in range(len(layers))]
+    kept: list[Layer] = []
+    place: list[int] = []
+    for layer in layers:
+        layer.sources = tuple(place[source] for source in layer.sources)
+        before = kept[layer.sources[0]] if isinstance(layer, Add) and len(layer.sources) == 1 else None
+        once = before is not None and readers[place.index(layer.sources[0])] == 1
+        if isinstance(before, Dense) and before.shift is None and once:
+            before.shift = layer.shift
+        else:
+            kept.append(layer)
+        place.append(len(kept) - 1 if before is None or kept[-1] is layer else layer.sources[0])
+    return kept
 
 
 def _function(network: Any) -> Callable:
