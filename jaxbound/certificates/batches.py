@@ -150,8 +150,10 @@ def _placed(network: Network, device) -> Network:
 
 
 def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
-    """Margins, their rounding, whether predictions are right, and counterexamples (flat, NaN where there is none) of the
-    batch that begins at example `first`."""
+    """What is known of the batch that begins at example `first`.
+
+    Margins, their rounding, whether predictions are right, and counterexamples (flat, NaN where there is none).
+    """
     stop = min(first + work.batch_size, len(work.labels))
     index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
     region, labels = _rows(work.region, index), work.labels[index]

@@ -131,9 +131,9 @@ def certify(
     with records.Progress(progress, total, done) as shown:
         for found in over_devices(work, range(done.examples, total, work.batch_size)):
             seconds = time.perf_counter() - started
-            arrays = (np.concatenate(parts) for parts in zip(done[:4], found, strict=True))
+            margins, error, correct, points = map(np.concatenate, zip(done[:4], found, strict=True))
             first = seconds if done.examples == 0 else done.first_batch_seconds
-            done = Record(*arrays, first, before.seconds + seconds)
+            done = Record(margins, error, correct, points, first, before.seconds + seconds)
             if path is not None:
                 records.save(path, mark, done)
             shown.show(done)

@@ -121,7 +121,7 @@ def margins(
 def margin_bounds(
     network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
 ) -> Bounded:
-    """Lower bounds of margins, not widened, and their rounding errors; from a search, points that may be adversarial."""
+    """Lower bounds of margins, not widened, and their rounding errors; from a search, also points."""
     batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")

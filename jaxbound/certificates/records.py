@@ -123,7 +123,8 @@ def load(path: Path, mark: str, empty: Record) -> Record:
         )
         raise errors.argument("results", problem, "pass another path, or delete the file to start again")
     first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
-    return Record(*(parts[name] for name in Record._fields[:4]), first, seconds)
+    arrays = parts["margins"], parts["rounding"], parts["correct"], parts["points"]
+    return Record(*arrays, first, seconds)
 
 
 def save(path: Path, mark: str, record: Record) -> None:

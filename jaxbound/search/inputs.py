@@ -57,15 +57,13 @@ class InputSplits(Queue):
         low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
         padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
         box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
-        known = {}
-        found, domain = bound_boxes(
-            self.skeleton, self.constants, (box[0], box[1]), known, self.rows, outward=self.outward
-        )
+        ends = box[0], box[1]
+        found, domain = bound_boxes(self.skeleton, self.constants, ends, {}, self.rows, outward=self.outward)
         lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
         self.nodes += count
         number = self.number[taken]
         if self.log is not None:
-            self.log.bounded(number, np.packbits(np.asarray(adaptive_slopes(domain))[:count], axis=1))
+            self.log.bounded(number, np.packbits(adaptive_slopes(domain)[:count], axis=1))
         best = self.goal.best(lower)
         before = refuted
         self.proved = min(self.proved, np.where(~refuted & (best > 0), best, np.inf).min(initial=np.inf))
@@ -78,7 +76,7 @@ class InputSplits(Queue):
         whole = high - low
         low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
         keep, clipped = ~refuted.all(axis=1), np.any(high - low < whole, axis=1)
-        if not keep.all():  # no counterexample, which says no more than that the margin is positive
+        if clipped.any() or not keep.all():  # what is cut off has a positive margin, of which no more is known
             self.proved = min(self.proved, float(np.finfo(np.float64).tiny))
         useful |= clipped
         low, high, refuted, level, lower, slopes, clipped, number, useful = (

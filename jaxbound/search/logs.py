@@ -33,7 +33,7 @@ class Log:
 
     def leaf(self, number: int, row: int, slopes: Array, multipliers: Array) -> None:
         """Note what proves a domain of ReLU splits."""
-        self.leaves[int(number)] = int(row), slopes, multipliers
+        self.leaves[number] = row, slopes, multipliers
 
     def split(self, numbers: Array, useful: Array, where: Array, possible: Array, made: Array, points=None) -> Array:
         """Note how domains are split; returns the numbers of their children, in order.
@@ -56,7 +56,7 @@ class Log:
         return fresh
 
     def _preorder(self, root: int):
-        """Per node: the domain that begins there (or None), and where it is split (LEAF, AGAIN) at which point."""
+        """Per node: the domain that begins there (-1 if none), and where it is split (LEAF, AGAIN) at which point."""
         pending: list[tuple[int, int, int]] = [(root, 0, 0)]
         while pending:
             number, depth, place = pending.pop()
@@ -72,7 +72,7 @@ class Log:
                 pending.append((self.children[number, place], 0, 0))
                 continue
             k = int(usable[0])
-            yield (number if depth == 0 else None), int(where[k]), 0.0 if points is None else float(points[k])
+            yield (number if depth == 0 else -1), int(where[k]), 0.0 if points is None else float(points[k])
             pending.append((number, k + 1, place + (1 << (count - 1 - k))))
             pending.append((number, k + 1, place))
 
@@ -80,7 +80,7 @@ class Log:
         """The tree of a search by input splits."""
         split, point, bounded, slopes = [], [], [], []
         for number, where, at in self._preorder(0):
-            marked = number is not None and (where == LEAF or self.splits[number][0])
+            marked = number >= 0 and (where == LEAF or self.splits[number][0])
             split.append(where)
             point.append(at)
             bounded.append(marked)
@@ -112,8 +112,9 @@ class Log:
             if path:
                 path[-1][1] = -1
         return _tree(
-            split, np.stack(slopes), clause=clause, row=np.array(rows, np.int32), multipliers=np.concatenate(multipliers),
-            unstable=np.packbits(unstable), root_slopes=np.packbits(root_slopes),
+            split, np.stack(slopes), clause=clause, row=np.array(rows, np.int32),
+            multipliers=np.concatenate(multipliers), unstable=np.packbits(unstable),
+            root_slopes=np.packbits(root_slopes),
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from jaxbound.certificates.proofs.files import STEPS, Tree
 from jaxbound.certificates.properties import Property
 from jaxbound.graph import Graph
 from jaxbound.methods import IBP, Crown, Request
-from jaxbound.regions import Box, Region
+from jaxbound.regions import Region
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.logs import Log
@@ -64,7 +64,8 @@ class Root:
         self.graph, self.leaves, self.ends = graph, leaves, ends
         self.dtype = ends.lower.dtype
         self.skeleton, self.constants = Skeleton(graph.structure), graph.constants
-        self.box = tuple(map(np.asarray, regions.enclosing_box(leaves[0], self.dtype)))
+        low, high = regions.enclosing_box(leaves[0], self.dtype)
+        self.box = np.asarray(low), np.asarray(high)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -208,7 +209,8 @@ class Part:
         splits = ReluSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
         for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
             own = np.flatnonzero(self.goal.clause == clause)
-            slopes = np.asarray(adaptive_slopes(root.domain))[0][splits.unstable]
+            slopes = adaptive_slopes(root.domain)[0][splits.unstable]
+            assert log is not None
             log.leaf(clause, int(lower[own].argmax()), (slopes * STEPS).astype(np.uint8), np.zeros(splits.size))
         return splits
 
@@ -222,5 +224,5 @@ class Part:
         assert self.splits is not None and self.splits.log is not None
         if isinstance(self.splits, InputSplits):
             return [self.splits.log.inputs()]
-        chosen = np.asarray(adaptive_slopes(self.root.domain))[0]
+        chosen = adaptive_slopes(self.root.domain)[0]
         return [self.splits.log.neurons(k, self.splits.unstable, chosen) for k in range(self.goal.count)]

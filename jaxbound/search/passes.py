@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
@@ -342,11 +343,11 @@ def bound_boxes(
     return domain.bound(*started(skeleton, goal)), domain
 
 
-def adaptive_slopes(domain: Domain) -> jax.Array:
+def adaptive_slopes(domain: Domain) -> np.ndarray:
     """The lower slopes, 0 or 1, that CROWN chooses for all ReLUs, flat: (domains, neurons)."""
-    ends = [domain.ends[z] for z in domain.skeleton.rectified_inputs]
+    ends = [map(np.asarray, domain.ends[z]) for z in domain.skeleton.rectified_inputs]
     chosen = [(high > -low).reshape(len(low), -1) for low, high in ends]
-    return jnp.concatenate(chosen, axis=1) if chosen else jnp.zeros((len(domain.ends[0][0]), 0), bool)
+    return np.concatenate(chosen, axis=1) if chosen else np.zeros((len(domain.ends[0][0]), 0), bool)
 
 
 def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:

@@ -156,7 +156,7 @@ class ReluSplits(Queue):
         slopes, multipliers = map(np.asarray, tuned)
         for k in leaves:
             steps = np.round(slopes[k, best[k], self.unstable] * STEPS).astype(np.uint8)
-            self.log.leaf(number[k], best[k], steps, multipliers[k, best[k]])
+            self.log.leaf(int(number[k]), int(best[k]), steps, multipliers[k, best[k]])
 
     def _children(self, clause, signs, tuned: Tuned, lower, open_, order: Array, number: Array) -> list:
         """Every combination of sides."""

@@ -62,7 +62,7 @@ def verify(
     region: Region | Sequence[Region],
     prop: Property,
     *,
-    method: BranchAndBound = BranchAndBound(),
+    method: BranchAndBound = BranchAndBound(),  # noqa: B008 - immutable
     timeout: float | None = None,
     key: jax.Array | None = None,
     attack: bool = True,
@@ -165,7 +165,8 @@ def _root(fn: Callable, box: Box, sizes: list[int] | None, *, outward: bool) -> 
     found = [problem.graph.nodes[z].op.size for z in Skeleton(problem.graph.structure).rectified_inputs]
     if sizes is not None and found != sizes:
         raise errors.UnsupportedError(
-            f"certificates take the network for layers of {sizes} ReLUs, the search for layers of {found}: leave certificate out"
+            f"certificates take the network for layers of {sizes} ReLUs, the search for layers of {found}: "
+            "leave certificate out"
         )
     return Root(problem.graph, problem.leaves, inward(np.asarray(box.lower), np.asarray(box.upper), dtype))
 

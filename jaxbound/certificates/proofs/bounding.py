@@ -43,10 +43,11 @@ _HELD = 1 << 22
 
 
 class Found(NamedTuple):
-    """Lower bounds of rows (domains, rows), and the functions of the input, (domains, rows, inputs), they are least of."""
+    """Lower bounds of rows, (domains, rows), and the linear functions that they are the least values of."""
 
     lower: Array
     inputs: Array
+    """(domains, rows, inputs)."""
 
 
 class Domains:
@@ -56,7 +57,7 @@ class Domains:
         network: the layers.
         box: the ends of the inputs, (domains, inputs).
         slopes: the lower slopes of all ReLUs, (domains, neurons), in [0, 1].
-        root: what was proved on one domain that holds all of these, with the same box: what no split changes is taken over.
+        root: what was proved on one domain with the same box; what no split changes is taken over.
         known: what was proved of some values on larger domains, (domains, size) each.
         signs: +1 or -1 for neurons that are split, 0 for others, (domains, neurons).
         tighten: which inputs of ReLUs are bounded by backward passes: "none", "open" (those whose sign intervals leave
@@ -132,7 +133,7 @@ class Domains:
     def _relax(self, number: int, layer: Layer, slope: Array) -> None:
         """Lower slopes, chords and their heights."""
         low, high = self.ends[layer.sources[0]]
-        open_, one = (low < 0) & (high > 0), 1.0 if self.unit else Fraction(1)
+        open_, one = (low < 0) & (high > 0), np.array(1.0 if self.unit else Fraction(1))
         bottom, top = np.where(open_, low, -1) * one, np.where(open_, high, 1) * one
         chord = top / (top - bottom)
         height = np.maximum(-chord * bottom, top - chord * top)

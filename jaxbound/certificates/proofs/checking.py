@@ -54,8 +54,8 @@ def check_certificate(path: str | os.PathLike, network: Any, *, arithmetic: str 
     For every x of `regions` and every clause of `prop`, some row has `outputs @ network(x) + inputs @ x > offset`, in
     real arithmetic on the given parameters.
 
-    Bounds are NumPy's, in float64 with an a-priori bound on every error, or rational numbers. Of what bounds networks in
-    jaxbound nothing is used; shared are the network itself, as JAX traces it (for ONNX files `jaxbound.onnx.load`),
+    Bounds are NumPy's, in float64 with an a-priori bound on every error, or rational numbers. Of what bounds networks
+    in jaxbound nothing is used; shared are the network itself, as JAX traces it (for ONNX files `jaxbound.onnx.load`),
     and `Property`.
 
     Args:
@@ -81,10 +81,12 @@ def check_certificate(path: str | os.PathLike, network: Any, *, arithmetic: str 
     certificate = files.load(path)
     leaves = 0
     layers = None
-    for number, (box, clauses, trees) in enumerate(_parts(certificate)):
-        shape = np.shape(box.lower)
-        if number == 0 or layers is None:
-            layers = read(network, shape, np.float32, rational=arithmetic == "rational")
+    for box, clauses, trees in _parts(certificate):
+        if layers is None:
+            try:
+                layers = read(network, np.shape(box.lower), np.float32, rational=arithmetic == "rational")
+            except errors.ArgumentError as fault:
+                raise errors.CertificateError(f"leaf 0 is of another network: {fault}") from fault
         ends = layers.numbers(np.ravel(box.lower))[None], layers.numbers(np.ravel(box.upper))[None]
         for tree, own in trees:
             _check_sizes(tree, clauses, layers)
@@ -131,8 +133,8 @@ def _check_sizes(tree: Tree, clauses: Sequence[Clause], network: Layers) -> None
         fits = fits and (clause.inputs is None or clause.inputs.shape == (len(clause.offsets), inputs))
     if not fits or tree.split.ndim != 1:
         raise errors.CertificateError(
-            f"leaf 0: the certificate is of another network or property; this one has {inputs} inputs, {outputs} outputs "
-            f"and layers of {network.sizes} ReLUs"
+            f"leaf 0: the certificate is of another network or property; this one has {inputs} inputs, {outputs} "
+            f"outputs and layers of {network.sizes} ReLUs"
         )
 
 
@@ -263,7 +265,11 @@ class _Inputs:
 
 def _check_inputs(network: Layers, box: Ends, clauses: Sequence[Clause], tree: Tree) -> None:
     leaf = int(np.argmax(tree.split == LEAF))
-    if np.any(tree.split >= network.layers[0].size) or np.any(tree.split < AGAIN) or not np.all(np.isfinite(tree.point)):
+    if (
+        np.any(tree.split >= network.layers[0].size)
+        or np.any(tree.split < AGAIN)
+        or not np.all(np.isfinite(tree.point))
+    ):
         raise _fail(leaf, tree, "a split is at no coordinate")
     _Inputs(network, box, clauses, tree).check()
 

@@ -88,7 +88,7 @@ def save(path: str | os.PathLike, certificate: Certificate) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def load(path: str | os.PathLike) -> Certificate:
         CertificateError: it is not whole, or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop("format")) != FORMAT:
             raise ValueError(f"it is not of the format {FORMAT!r}")
@@ -115,9 +115,7 @@ def load(path: str | os.PathLike) -> Certificate:
             [Tree(**part) for part in _numbered(parts, "tree")],
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
-        raise errors.CertificateError(
-            f"{path} is no whole certificate, so not even leaf 0 can be read: {fault}"
-        ) from fault
+        raise errors.CertificateError(f"{path} is no whole certificate: leaf 0 cannot be read ({fault})") from fault
 
 
 def _clause(part: dict[str, np.ndarray]) -> Clause:

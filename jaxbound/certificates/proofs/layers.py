@@ -89,6 +89,10 @@ class Dense(Layer):
         parts = value.reshape(*value.shape[:-1], -1, len(matrix)) @ matrix
         return parts.reshape(*value.shape[:-1], -1)
 
+    def apply(self, *values: Array) -> Array:
+        """Times the matrix."""
+        return self._times(values[0], self.matrix)
+
     def interval(self, *ends: tuple[Array, Array]) -> tuple[Array, Array]:
         """Positive weights times one end, negative ones times the other."""
         ((low, high),) = ends
@@ -111,6 +115,10 @@ class Scale(Layer):
     """Entry by entry times a factor."""
 
     factor: Array
+
+    def apply(self, *values: Array) -> Array:
+        """Times the factor."""
+        return values[0] * self.factor
 
     def interval(self, *ends: tuple[Array, Array]) -> tuple[Array, Array]:
         """Exchanged where the factor is negative."""
@@ -143,6 +151,6 @@ class Add(Layer):
 class Relu(Layer):
     """max(z, 0), entry by entry."""
 
-    def interval(self, *ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        """It is monotone."""
-        return np.maximum(ends[0][0], 0), np.maximum(ends[0][1], 0)
+    def apply(self, *values: Array) -> Array:
+        """The larger one."""
+        return np.maximum(values[0], 0)

@@ -20,7 +20,7 @@ from jaxbound import errors
 from jaxbound.certificates.proofs.layers import Add, Array, Dense, Layer, Move, Relu, Scale
 from jaxbound.network.model import Model
 
-_exactly = np.vectorize(Fraction, otypes=[object])
+_exactly = np.vectorize(lambda number: Fraction(float(number)), otypes=[object])
 
 
 class Value(NamedTuple):
@@ -155,8 +155,10 @@ class _Reader:
         if not any(isinstance(operand, Value) for operand in operands):
             if name in _MOVES:
                 return _MOVES[name](operands[0], params, out.shape)
-            if name in ("convert_element_type", "copy") and np.can_cast(operands[0].dtype, out.dtype):
-                return operands[0].astype(out.dtype)
+            if name in ("convert_element_type", "copy"):
+                found = operands[0].astype(out.dtype)
+                if np.array_equal(found.astype(np.float64), operands[0].astype(np.float64)):
+                    return found
             raise _refused(name, "on parameters alone, which rounds: compute it beforehand, and pass the result")
         if name in _MOVES:
             return self.move(operands[0], _MOVES[name](operands[0].places, params, out.shape))
@@ -271,9 +273,10 @@ class _Reader:
         return self.summed(operands[0], last.reshape(*out.shape, -1))
 
     def _reduce_window_sum(self, operands, params, out):
-        own = [params[name] for name in ("window_dimensions", "window_strides", "padding")]
-        dilations = params["base_dilation"], params["window_dilation"]
-        return self.summed(operands[0], _windows(operands[0].places, *own, *dilations).reshape(*out.shape, -1))
+        names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
+        sizes, strides, padding, base, window = (params[name] for name in names)
+        places = _windows(operands[0].places, sizes, strides, padding, base, window)
+        return self.summed(operands[0], places.reshape(*out.shape, -1))
 
     def _dot_general(self, operands, params, out):
         (contracted, batch), left = params["dimension_numbers"], isinstance(operands[0], Value)
