@@ -5,6 +5,7 @@ from jaxbound.backend.compilation import compilation_cache
 from jaxbound.certificates.attack import Attack, pgd
 from jaxbound.certificates.certification import certify, check_against_attack
 from jaxbound.certificates.margins import margin_spec, margins
+from jaxbound.certificates.proofs import Proof, check_certificate
 from jaxbound.certificates.properties import Clause, Property
 from jaxbound.certificates.radius import certified_radius
 from jaxbound.certificates.report import Report
@@ -12,6 +13,7 @@ from jaxbound.errors import (
     ArgumentError,
     ArgumentTypeError,
     AssumedNetworkWarning,
+    CertificateError,
     HostLoopError,
     JaxboundError,
     JaxboundWarning,

@@ -47,6 +47,10 @@ class SoundnessError(JaxboundError):
     """An attack broke an example that bounds had verified: jaxbound, JAX or the hardware is wrong."""
 
 
+class CertificateError(JaxboundError):
+    """A certificate that does not prove what it says, of the network that it was held against."""
+
+
 class MiscompilationError(JaxboundError):
     """XLA computes wrong numbers here, even in the form in which jaxbound compiles its own programs."""
 

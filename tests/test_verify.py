@@ -18,6 +18,7 @@ from jaxbound.transforms.problems import prepare
 
 BOX = jb.Box(-np.ones(3, np.float32), np.ones(3, np.float32))
 SHAPES = (3, 4, 3, 2)
+METHOD = jb.BranchAndBound(batch=16, max_nodes=4000)
 
 
 def network(params, x):
@@ -113,7 +114,7 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         rows = np.broadcast_to(np.array([[1, -1], [-1, 1], [3, 2]], np.float32), (16, 3, 2))
         goal = jnp.asarray(rows), None, jnp.zeros((16, 3))
         box = jnp.asarray(low), jnp.asarray(high)
-        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True).lower
+        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True)[0].lower
         points = np.clip(low + draw.uniform(size=(200, 16, 3)) * (high - low), low, high).astype(np.float64)
         values = points
         for number, (kernel, bias) in enumerate(params):
@@ -169,8 +170,6 @@ def test_time_is_kept_and_errors_name_the_way_out():
         jb.verify(model(1), BOX, jb.Property.robust(0, 3), progress=False)
     with pytest.raises(jb.ArgumentError, match="lower > upper"):
         jb.verify(model(1), jb.Box(np.ones(3), -np.ones(3)), prop)
-    with pytest.raises(jb.UnsupportedError, match="certificate"):
-        jb.verify(model(1), BOX, prop, certificate="proof")
     with pytest.raises(jb.ArgumentError, match="norm"):
         jb.verify(model(1), jb.LpBall(np.zeros(3), 1.0, 2), prop)
     with pytest.raises(jb.ArgumentError, match="split"):
@@ -179,6 +178,50 @@ def test_time_is_kept_and_errors_name_the_way_out():
         jb.verify(model(1), BOX, prop, method=jb.Crown())  # pyright: ignore[reportArgumentType]
     with pytest.raises(jb.HostLoopError, match="verify"):
         jax.jit(lambda x: jb.verify(model(1), BOX, prop) and x)(1.0)
+
+
+def test_bounds_by_search_are_the_exact_ones(exact):
+    """Within the gap that the search closes, and never beyond the true extremes."""
+    difference = jb.bound(lambda x: network(make(1), x) @ np.array([1.0, -1.0], np.float32), METHOD, rounding=True)(BOX)
+    most = -least(make(1), np.array([-1.0, 1.0]))
+    crown = jb.bound(lambda x: network(make(1), x) @ np.array([1.0, -1.0], np.float32), jb.Crown(), rounding=True)(BOX)
+    for found, true, loose in ((-difference.lower, -exact[0], -crown.lower), (difference.upper, most, crown.upper)):
+        assert true <= float(found) <= true + 2e-3 * abs(true - float(loose)) + 1e-4
+    with pytest.raises(jb.HostLoopError, match="BranchAndBound"):
+        jax.jit(lambda x: jb.bound(lambda x: x, METHOD)(jb.Box(x, x)).lower)(jnp.zeros(3))
+    with pytest.raises(jb.UnsupportedError, match="one box"):
+        jb.bound(lambda x: x, METHOD)(jb.LpBall(jnp.zeros(3), 1.0, 2))
+
+
+def test_the_margin_counts_what_is_clipped():
+    """The parts of a box that are cut off have positive margins, but perhaps smaller ones than what is left."""
+    for seed, row in itertools.product((1, 2, 3), ([1.0, -1.0], [0.0, 1.0])):
+        value = least(make(seed), np.array(row))
+        for shift in (0.02, 0.2):
+            prop = jb.Property.of([(row, value - shift)])
+            verdict = jb.verify(model(seed), BOX, prop, method=METHOD, attack=False, progress=False)
+            assert verdict.lower <= shift + 1e-4, (seed, row)
+
+
+def test_certify_decides_and_radii_grow(tmp_path):
+    """Each example is verified or has a counterexample that the network gets wrong; so do results on disk."""
+    layers, draw = make(1), np.random.default_rng(0)
+    x = draw.uniform(-1, 1, (5, 3)).astype(np.float32)
+    logits = np.asarray(jax.vmap(lambda one: network(layers, one))(x))
+    labels = np.argmax(logits, axis=1)
+    given = {"method": METHOD, "activation": "relu", "results": tmp_path / "results"}
+    report = jb.certify(layers, x, labels, 0.3, **given)
+    assert set(report.status) == {"verified", "falsified"} and "falsified" in str(report)
+    wrong = report.status == "falsified"
+    points = report.counterexamples
+    assert points is not None and np.isnan(points[~wrong]).all()
+    assert np.all(np.abs(points[wrong].astype(float) - x[wrong]) <= np.float32(0.3))
+    there = np.asarray(jax.vmap(lambda one: network(layers, one))(points[wrong]))
+    assert np.all(np.argmax(there, axis=1) != labels[wrong])
+    again = jb.certify(layers, x, labels, 0.3, **given)
+    np.testing.assert_array_equal(again.counterexamples, points)
+    radii = jb.certified_radius(layers, x, labels, method=METHOD, activation="relu", steps=8)
+    assert np.all((np.asarray(radii) >= 0.3) >= report.verified) and np.all(np.asarray(radii)[wrong] < 0.3)
 
 
 def test_smooth_functions_are_decided_by_input_splits():

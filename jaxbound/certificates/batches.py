@@ -86,6 +86,8 @@ def with_batch_axis(region: Region) -> Region:
 
 def automatic_batch_size(network: Network, region: Region, logits, method: Method, memory_limit: int | None) -> int:
     """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
+    if method.searches:
+        return 1
     spec = margin_spec(np.zeros(1, int), logits.shape[0]).astype(logits.dtype)
     problem = problem_of(network, _rows(region, np.zeros(1, int)), spec)
     largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
@@ -149,18 +151,46 @@ def _placed(network: Network, device) -> Network:
 
 
 def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
-    """Margins, their rounding and whether predictions are right, of the batch that begins at example `first`."""
+    """What is known of the batch that begins at example `first`.
+
+    Margins, their rounding, whether predictions are right, and counterexamples (flat, NaN where there is none).
+    """
     stop = min(first + work.batch_size, len(work.labels))
     index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
     region, labels = _rows(work.region, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
     bounds = margin_bounds(network, region, labels, logits, method, limit, outward=work.outward)
-    lower, error = map(np.asarray, bounds)
+    lower, error = np.asarray(bounds.lower), np.asarray(bounds.lower_rounding)
     logits, inside = _predictions(network, work.program, region)
     check_values(repr(method), labels, inside, lower, error, first)
-    rows = np.arange(len(labels))
-    true, logits[rows, labels] = logits[rows, labels], -np.inf
-    return tuple(values[: stop - first] for values in (lower, error, true > logits.max(axis=1)))
+    correct = _are_correct(logits, labels)
+    points = _counterexamples(work, bounds.point, labels, np.all(lower > error, axis=1))
+    return tuple(values[: stop - first] for values in (lower, error, correct, points))
+
+
+def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the label's logit is the only largest one."""
+    is_label = np.arange(logits.shape[1]) == labels[:, None]
+    return logits[is_label] > np.where(is_label, -np.inf, logits).max(axis=1)
+
+
+def _counterexamples(work: Work, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
+    """The points of a search at which the network itself gives another class, or a tie; flat, the others NaN."""
+    if points is None:
+        return np.zeros((len(labels), 0), work.logits.dtype)
+    points = np.array(points)
+    known = np.isfinite(points.reshape(len(labels), -1)).all(axis=1) & ~verified
+    points[~known] = 0
+    logits = np.array(_predict(work.network, work.program)(work.network.variables, points))
+    points[~known | _are_correct(logits, labels) | ~np.isfinite(logits).all(axis=1)] = np.nan
+    return points.reshape(len(labels), -1)
+
+
+def _predict(network: Network, program: str) -> Callable:
+    try:
+        return _compiled_prediction(network.function, program)
+    except TypeError:  # an unhashable callable runs uncompiled
+        return on_batch(network.function)
 
 
 def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first=0):
@@ -196,10 +226,7 @@ def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.
 def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
     points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
-    try:
-        predict = _compiled_prediction(network.function, program)
-    except TypeError:  # an unhashable callable runs uncompiled
-        predict = on_batch(network.function)
+    predict = _predict(network, program)
     logits, inside = np.array(predict(network.variables, points)), points
     if isinstance(region, LpBall) and region.clip is not None:
         inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)

@@ -63,7 +63,8 @@ def certify(
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
             float64; Dense layers without apply_fn want activation, since no certificate guesses the network.
-        method: how to bound; its guarantee is "certified".
+        method: how to bound; its guarantee is "certified". `BranchAndBound` goes on until an example is verified or
+            falsified (`report.status`, `report.counterexamples`), or its time is up.
         batch_size: examples at once on a device; by default what fits into the memory limit, at most 256.
         memory_limit: bytes that the coefficients of a backward pass may take, per device.
         rounding: "outward" (or "exact") to demand margins above a bound on the rounding error of the computation;
@@ -113,7 +114,8 @@ def certify(
     size = min(batch_size, total)
     work = Work(network, program, region, labels, logits, method, size, memory_limit, mode)
     path = None if results is None else Path(results)
-    done, mark = Record.empty(logits), ""
+    shape = regions.leaf_struct(region).shape[1:]
+    done, mark = Record.empty(logits, math.prod(shape) if method.searches else 0), ""
     if path is not None:
         mark = records.fingerprint(network, region, labels, method, work.batch_size, work.outward)
         done = records.load(path, mark, done)
@@ -121,9 +123,9 @@ def certify(
     with records.Progress(progress, total, done) as shown:
         for found in over_devices(work, range(done.examples, total, work.batch_size)):
             seconds = time.perf_counter() - started
-            lower, error, correct = (np.concatenate(parts) for parts in zip(done[:3], found, strict=True))
+            margins, error, correct, points = map(np.concatenate, zip(done[:4], found, strict=True))
             first = seconds if done.examples == 0 else done.first_batch_seconds
-            done = Record(lower, error, correct, first, before.seconds + seconds)
+            done = Record(margins, error, correct, points, first, before.seconds + seconds)
             if path is not None:
                 records.save(path, mark, done)
             shown.show(done)
@@ -133,6 +135,7 @@ def certify(
         norm=math.inf if isinstance(region, Box) else region.norm,
         method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
         seconds=done.seconds, labels=labels, remarks=remarks(network.variables, region, done.margins),
+        counterexamples=done.points.reshape(-1, *shape) if method.searches else None,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
 from jaxbound.backend.sharding import anywhere
-from jaxbound.methods import Method
+from jaxbound.methods import Bounded, Method
 from jaxbound.network.bounding import outputs_of
 from jaxbound.network.problems import output_struct, problem_of, region_around, request_of
 from jaxbound.network.resolving import Network, resolve
@@ -124,21 +124,22 @@ def margins(
     network = resolve(params, x, apply_fn, activation)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
     logits = logits_struct(network, region)
-    return margin_bounds(network, region, labels, logits, method, memory_limit, outward=False)[0]
+    return margin_bounds(network, region, labels, logits, method, memory_limit, outward=False).lower
 
 
 def margin_bounds(
     network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
-) -> tuple[jax.Array, jax.Array]:
-    """Lower bounds of margins, not widened, and their rounding errors."""
+) -> Bounded:
+    """Lower bounds of margins, not widened, and their rounding errors; from a search, also points."""
     batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     spec = margin_spec(labels, logits.shape[0]).astype(logits.dtype)
     problem = problem_of(network, region, spec, rounding=bool(outward))
-    (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides="lower", rounding=outward))
+    request = request_of(problem, memory_limit, sides="lower", rounding=outward)._replace(target=0.0)
+    (found,) = outputs_of(problem, method, request)
     empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
-    return jnp.where(empty[..., None], -jnp.inf, found.lower), found.lower_rounding
+    return found._replace(lower=jnp.where(empty[..., None], -jnp.inf, found.lower))
 
 
 @_compat.eager_jit

@@ -126,7 +126,7 @@ def certified_radius(
     if not (isinstance(targets, str) and targets == "all"):
         spec = _targeted(spec, labels, _classes(targets, logits, labels, key))
     problem = problem_of(network, region, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
-    request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))
+    request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))._replace(target=0.0)
 
     believed: list[tuple[jax.Array, Bounded]] = []
 

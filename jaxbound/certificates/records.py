@@ -39,14 +39,16 @@ class Record(NamedTuple):
     margins: np.ndarray
     rounding: np.ndarray
     correct: np.ndarray
+    points: np.ndarray
+    """Counterexamples, (N, numbers of an input), NaN where none is known; (N, 0) from methods that do not search."""
     first_batch_seconds: float
     seconds: float
 
     @classmethod
-    def empty(cls, logits: jax.ShapeDtypeStruct) -> Record:
-        """The record of no example, for logits of this shape and dtype."""
+    def empty(cls, logits: jax.ShapeDtypeStruct, inputs: int = 0) -> Record:
+        """The record of no example, for logits of this shape and dtype, and points of so many numbers."""
         margins = np.zeros((0, logits.shape[0] - 1), logits.dtype)
-        return cls(margins, margins, np.zeros(0, bool), 0.0, 0.0)
+        return cls(margins, margins, np.zeros(0, bool), np.zeros((0, inputs), logits.dtype), 0.0, 0.0)
 
     @property
     def examples(self) -> int:
@@ -121,7 +123,8 @@ def load(path: Path, mark: str, empty: Record) -> Record:
         )
         raise errors.argument("results", problem, "pass another path, or delete the file to start again")
     first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
-    return Record(parts["margins"], parts["rounding"], parts["correct"], first, seconds)
+    arrays = parts["margins"], parts["rounding"], parts["correct"], parts["points"]
+    return Record(*arrays, first, seconds)
 
 
 def save(path: Path, mark: str, record: Record) -> None:

@@ -30,6 +30,8 @@ class Report:
         seconds: wall time of all batches, those of an earlier run included.
         labels: int (N,), true classes.
         remarks: what is likely wrong with the arguments, such as that all regions are empty.
+        counterexamples: (N, *example shape), points of the regions at which the network gives another class, or a tie;
+            NaN where none is known. None from methods that do not search.
 
     >>> import jax.numpy as jnp
     >>> from jaxbound import IBP, certify
@@ -51,6 +53,15 @@ class Report:
     seconds: float
     labels: np.ndarray | None = None
     remarks: tuple[str, ...] = ()
+    counterexamples: np.ndarray | None = None
+
+    @property
+    def status(self) -> np.ndarray:
+        """Per example "verified", "falsified" (a counterexample is known) or "unknown"."""
+        known = np.zeros(len(self.verified), bool)
+        if self.counterexamples is not None:
+            known = np.isfinite(self.counterexamples.reshape(len(known), -1)).all(axis=1)
+        return np.where(self.verified, "verified", np.where(known, "falsified", "unknown"))
 
     @property
     def verified_accuracy(self) -> float:
@@ -130,12 +141,15 @@ class Report:
     def __str__(self) -> str:
         count = len(self.verified)
         wrong, unverified = count - int(self.correct.sum()), count - int(self.verified.sum())
+        broken = int((self.status == "falsified").sum())
         lines = [
             f"{self.method}: {count} examples, {self._radius}",
             f"  clean error     {self.clean_error:8.2%}  ({wrong} examples)",
             f"  verified error  {self.verified_error:8.2%}  ({unverified} examples)",
             f"  seconds         {self.seconds:8.2f}  (the first batch {self.first_batch_seconds:.2f})",
         ]
+        if self.counterexamples is not None:
+            lines.insert(3, f"  falsified       {broken / count:8.2%}  ({broken} examples, each with a counterexample)")
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
 

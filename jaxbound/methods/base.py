@@ -13,7 +13,7 @@ estimate. To add a method: a class with these functions in a file of its own (do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class Request(NamedTuple):
     network as it runs (`relaxations.execution`)."""
     max_rows: int = ROWS
     """The most rows that one step may carry."""
+    target: float | None = None
+    """What lower bounds are held against: a method that searches stops where all are above it. None for the best."""
 
 
 def rounding_mode(value: bool | str | None) -> bool | str:
@@ -58,6 +60,9 @@ class Bounded(NamedTuple):
     upper: jax.Array | None
     lower_rounding: jax.Array
     upper_rounding: jax.Array
+    point: Any = None
+    """A point of the region, of its shape, where some entry seems not to be above the target; NaN where none is known.
+    None from methods that do not search."""
 
 
 class Method:
@@ -77,6 +82,11 @@ class Method:
     def result(self) -> type[Interval] | type[Estimate]:
         """What its bounds come back as."""
         return Interval if self.guarantee == "certified" else Estimate
+
+    @property
+    def searches(self) -> bool:
+        """Whether it takes its time for every example: a host loop, to which a batch is nothing."""
+        return False
 
     @property
     def charges_constants(self) -> bool:

@@ -4,6 +4,7 @@
 batches (`passes`) against the rows of a property (`goals`), and looks for counterexamples (`points`).
 """
 
-from jaxbound.search.verification import BranchAndBound, Verdict, verify
+from jaxbound.search.branching import BranchAndBound
+from jaxbound.search.verification import Verdict, verify
 
 __all__ = ["BranchAndBound", "Verdict", "verify"]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.search.goals import Goal
-from jaxbound.search.passes import bound_boxes
+from jaxbound.search.logs import Log
+from jaxbound.search.passes import adaptive_slopes, bound_boxes
 from jaxbound.search.queue import Queue
 from jaxbound.search.skeletons import Skeleton
 
@@ -29,9 +30,11 @@ class InputSplits(Queue):
     """The domains that are left, each a box with the clauses already refuted on it."""
 
     def __init__(
-        self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True
+        self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True, log=None
     ):
         super().__init__()
+        self.log: Log | None = log
+        self.number = np.zeros(1, int)
         self.skeleton, self.constants, self.goal, self.outward = skeleton, constants, goal, outward
         self.shape = box[0].shape
         self.batch = batch or self._fitting()
@@ -54,23 +57,30 @@ class InputSplits(Queue):
         low, high, refuted = self.low[taken], self.high[taken], self.refuted[taken]
         padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
         box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
-        found = bound_boxes(self.skeleton, self.constants, (box[0], box[1]), {}, self.rows, outward=self.outward)
+        ends = box[0], box[1]
+        found, domain = bound_boxes(self.skeleton, self.constants, ends, {}, self.rows, outward=self.outward)
         lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
         self.nodes += count
+        number = self.number[taken]
+        if self.log is not None:
+            self.log.bounded(number, np.packbits(adaptive_slopes(domain)[:count], axis=1))
         best = self.goal.best(lower)
+        before = refuted
         self.proved = min(self.proved, np.where(~refuted & (best > 0), best, np.inf).min(initial=np.inf))
         refuted = refuted | (best > 0)
         level = np.where(refuted, np.inf, best)
         open_ = ~refuted.all(axis=1)
-        low, high, refuted, level = low[open_], high[open_], refuted[open_], level[open_]
+        low, high, refuted, level, number = low[open_], high[open_], refuted[open_], level[open_], number[open_]
+        useful = (refuted != before[open_]).any(axis=1)
         lower, slopes = lower[open_], slopes[open_].reshape(-1, len(self.goal.offsets), low.shape[1])
         whole = high - low
         low, high, refuted = self._clipped(low, high, lower, slopes, refuted)
         keep, clipped = ~refuted.all(axis=1), np.any(high - low < whole, axis=1)
-        if not keep.all():  # no counterexample, which says no more than that the margin is positive
+        if clipped.any() or not keep.all():  # what is cut off has a positive margin, of which no more is known
             self.proved = min(self.proved, float(np.finfo(np.float64).tiny))
-        low, high, refuted, level, lower, slopes, clipped = (
-            part[keep] for part in (low, high, refuted, level, lower, slopes, clipped)
+        useful |= clipped
+        low, high, refuted, level, lower, slopes, clipped, number, useful = (
+            part[keep] for part in (low, high, refuted, level, lower, slopes, clipped, number, useful)
         )
         worst = level.argmin(axis=1) if len(level) else np.zeros(0, int)
         own = self.goal.clause[None] == worst[:, None]
@@ -78,10 +88,11 @@ class InputSplits(Queue):
         slope = slopes[np.arange(len(row)), row]
         steep = np.abs(slopes * own[..., None]).sum(axis=1)
         points = np.where(slope > 0, low, high)
-        parts = self._split(low, high, steep, clipped, refuted, level.min(axis=1, initial=np.inf), self.left - count)
-        self.low, self.high, self.refuted, self.level = (
-            np.concatenate([old[rest], new])
-            for old, new in zip((self.low, self.high, self.refuted, self.level), parts, strict=True)
+        kept = refuted, level.min(axis=1, initial=np.inf), number
+        parts = self._split(low, high, steep, clipped, useful, kept, self.left - count)
+        own = self.low, self.high, self.refuted, self.level, self.number
+        self.low, self.high, self.refuted, self.level, self.number = (
+            np.concatenate([old[rest], new]) for old, new in zip(own, parts, strict=True)
         )
         return points
 
@@ -111,10 +122,11 @@ class InputSplits(Queue):
         low = np.maximum(low, np.min(lows, axis=0))
         return low, np.minimum(high, np.max(highs, axis=0)), refuted
 
-    def _split(self, low, high, steep, clipped, refuted, level, others: int):
+    def _split(self, low, high, steep, clipped, useful, kept, others: int):
         """The halves, quarters, ... of boxes."""
+        refuted, level, number = kept
         if not len(low):
-            return low, high, refuted, level
+            return low, high, refuted, level, number
         width = high - low
         middle = (low / 2 + high / 2).astype(low.dtype)
         divisible = (low < middle) & (middle < high)
@@ -124,19 +136,20 @@ class InputSplits(Queue):
         score = np.where(divisible, steep * width, -1)
         alive = divisible.any(axis=1) | clipped  # what is clipped is worth another bound
         self.given_up = min(self.given_up, level[~alive].min(initial=np.inf))
-        low, high, middle, divisible, score, refuted, level = (
-            part[alive] for part in (low, high, middle, divisible, score, refuted, level)
+        low, high, middle, divisible, score, refuted, level, number, useful = (
+            part[alive] for part in (low, high, middle, divisible, score, refuted, level, number, useful)
         )
         if not len(low):
-            return low, high, refuted, level
+            return low, high, refuted, level, number
         fill = self.batch / max(1, len(low) + others)
         times = int(np.clip(np.log2(max(fill, 2)), 1, min(low.shape[1], 6)))
         chosen = np.argsort(-score, axis=1)[:, :times]
         low, high = low[None], high[None]
         index = np.arange(len(chosen))
+        possible = np.take_along_axis(divisible & (score >= 0), chosen, axis=1)
         for k in range(times):
             axis = chosen[:, k]
-            usable = divisible[index, axis] & (score[index, axis] >= 0)
+            usable = possible[:, k]
             parts = []
             for one, other in itertools.product(zip(low, high, strict=True), (0, 1)):
                 ends = [one[0].copy(), one[1].copy()]
@@ -147,8 +160,13 @@ class InputSplits(Queue):
             low, high = np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts])
         count = len(low)
         low, high = low.reshape(-1, low.shape[-1]), high.reshape(-1, high.shape[-1])
-        kept = ~np.isnan(low).any(axis=1)
-        return low[kept], high[kept], np.tile(refuted, (count, 1))[kept], np.tile(level, count)[kept]
+        own = ~np.isnan(low).any(axis=1)
+        if self.log is not None:
+            points = np.take_along_axis(middle, chosen, axis=1)
+            numbers = self.log.split(number, useful, chosen, possible, own.reshape(count, -1), points)
+        else:
+            numbers = np.zeros(own.sum(), int)
+        return low[own], high[own], np.tile(refuted, (count, 1))[own], np.tile(level, count)[own], numbers
 
 
 def _down(values: Array, dtype) -> Array:

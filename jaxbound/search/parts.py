@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -10,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors, regions
+from jaxbound.certificates.proofs.files import STEPS, Tree
 from jaxbound.certificates.properties import Property
-from jaxbound.methods import IBP, Crown, CrownIBP, Request, domains
-from jaxbound.network.model import Model
-from jaxbound.regions import Box
+from jaxbound.graph import Graph
+from jaxbound.methods import IBP, Crown, Request
+from jaxbound.regions import Region
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
-from jaxbound.search.passes import Domain, started
-from jaxbound.search.points import Attack, Counterexample, inward
+from jaxbound.search.logs import Log
+from jaxbound.search.passes import Domain, adaptive_slopes, started
+from jaxbound.search.points import Attack, Counterexample, Ends
 from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
-from jaxbound.transforms.problems import forget_stale, prepare
 
 Array = np.ndarray
 
@@ -55,13 +57,77 @@ class Clock:
         return self.stopped or self.left == 0
 
 
-class Part:
-    """A search over one box. Threads may read `nodes`, `lower` and `found` at any time."""
+class Root:
+    """A network of one region and one output over a whole box: what all searches there share."""
 
-    def __init__(self, fn: Callable, box: Box, prop: Property, method, clock: Clock, *, outward: bool):
-        self.fn, self.given, self.prop, self.method, self.clock, self.outward = fn, box, prop, method, clock, outward
-        self.dtype = np.dtype(jnp.result_type(float))
-        self.ends = inward(np.asarray(box.lower), np.asarray(box.upper), self.dtype)
+    def __init__(self, graph: Graph, leaves: tuple[Region, ...], ends: Ends):
+        self.graph, self.leaves, self.ends = graph, leaves, ends
+        self.dtype = ends.lower.dtype
+        self.skeleton, self.constants = Skeleton(graph.structure), graph.constants
+        low, high = regions.enclosing_box(leaves[0], self.dtype)
+        self.box = np.asarray(low), np.asarray(high)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many inputs and outputs there are."""
+        return self.box[0].size, self.skeleton.nodes[self.skeleton.output].op.size
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """What CROWN says of every value over the box, rounding counted."""
+        loose = self.skeleton.loose
+        wide = max((self.skeleton.nodes[k].op.size for k in loose), default=0) > _WIDE
+        given: dict = {}
+        if wide:
+            found = Crown().pre_activations(self.graph, self.leaves, Request(rounding=True))
+            given = {k: (low[None], high[None]) for k, (low, high) in found.items()}
+        low, high = (jnp.asarray(end)[None] for end in self.box)
+        domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
+        for block in self.skeleton.structure.blocks:
+            domain.add(block, given)
+            for number in sorted(set(loose) & set(range(block.start, block.stop))) if not wide else ():
+                domain.tighten(number)
+        return domain
+
+    def reach(self, prop: Property) -> tuple[Array, Array]:
+        """The largest magnitudes of inputs, and of outputs where a coefficient of a property has to be rounded."""
+        arrays = [array for clause in prop.clauses for array in (clause.outputs, clause.inputs)]
+        inputs = np.maximum(*map(np.abs, self.box)).ravel().astype(np.float64)
+        if all(array is None or np.array_equal(array, array.astype(self.dtype)) for array in arrays):
+            return inputs, np.zeros(self.sizes[1])
+        (found,) = IBP().bound(self.graph, self.leaves, Request(rounding=True))
+        assert found.upper is not None
+        ends = [np.abs(np.asarray(end, np.float64)) for end in (found.lower, found.upper)]
+        error = np.maximum(found.lower_rounding, found.upper_rounding)
+        return inputs, np.ravel(np.maximum(*ends) + np.asarray(error, np.float64))
+
+
+class Part:
+    """A search over one box. Threads may read `nodes`, `lower` and `found` at any time.
+
+    Args:
+        root: makes the network over the box; called by `prepare`, since tracing takes time.
+        fn: the network as the user runs it; None for the graph's own values.
+        prop: the clauses that count.
+        method: how to search.
+        clock: until when.
+        outward: whether bounds count rounding.
+        logged: whether to keep what a certificate needs.
+    """
+
+    def __init__(
+        self,
+        root: Callable[[], Root],
+        fn: Callable | None,
+        prop: Property,
+        method,
+        clock: Clock,
+        *,
+        outward: bool,
+        logged: bool = False,
+    ):
+        self.make, self.fn, self.prop, self.method, self.clock, self.outward = root, fn, prop, method, clock, outward
+        self.logged = logged
         self.splits: InputSplits | ReluSplits | None = None
         self.attack: Attack | None = None
         self.found: Counterexample | None = None
@@ -84,29 +150,14 @@ class Part:
         return self.found is not None or (self.splits is not None and self.splits.left == 0 and self.lower > 0)
 
     def prepare(self) -> None:
-        """Trace the network."""
-        box = Box(*regions.enclosing_box(self.given, self.dtype))
-        arguments = (self.fn.params, box) if isinstance(self.fn, Model) else (box,)
-        fn = self.fn.fn if isinstance(self.fn, Model) else self.fn
-        forget_stale(fn, *arguments[:-1], jax.ShapeDtypeStruct(np.shape(box.lower), self.dtype))
-        problem = prepare(fn, arguments, rounding=self.outward)
-        self.graph, self.leaves = problem.graph, problem.leaves
-        outputs = self.graph.structure.outputs
-        if len(outputs) != 1 or outputs[0][0] != "node":
-            raise errors.argument("fn", "does not return one array that depends on its input", "pass one that does")
-        marks = domains.undefined(CrownIBP(), self.graph, self.leaves, Request(rounding=True))
-        if np.any(marks.get(outputs[0][1], False)):
-            raise errors.argument("fn", "may be undefined (NaN) in the region", "verify it where it is defined")
-        self.skeleton, self.constants = Skeleton(self.graph.structure), self.graph.constants
-        low, high = regions.enclosing_box(self.leaves[0])
-        self.box = np.asarray(low), np.asarray(high)
-        sizes = self.box[0].size, self.skeleton.nodes[self.skeleton.output].op.size
-        for name, given, wanted in zip(("inputs", "outputs"), self.prop.sizes, sizes, strict=True):
+        """Trace the network, and state what is to be proved of it."""
+        self.root = self.make()
+        root = self.root
+        for name, given, wanted in zip(("inputs", "outputs"), self.prop.sizes, root.sizes, strict=True):
             if given is not None and given != wanted:
                 raise errors.argument("prop", f"speaks of {given} {name}", f"the function has {wanted}")
-        self.goal: Goal = goal_of(self.prop, self.dtype, sizes, self._reach())
-        shape = self.box[0].shape
-        self.attack = Attack(self.fn, self.prop, self.goal, self.ends, shape, self.skeleton, self.constants)
+        self.goal: Goal = goal_of(self.prop, root.dtype, root.sizes, root.reach(self.prop))
+        self.attack = Attack(self.fn, self.prop, self.goal, root.ends, root.box[0].shape, root.skeleton, root.constants)
 
     def run(self) -> None:
         """Split domains until the property is proved, refuted, or the time is up."""
@@ -140,50 +191,38 @@ class Part:
     def _over(self) -> bool:
         return self.decided or self.clock.over()
 
-    def _reach(self) -> tuple[Array, Array]:
-        """The largest magnitudes of inputs, and of outputs where a coefficient has to be rounded."""
-        arrays = [array for clause in self.prop.clauses for array in (clause.outputs, clause.inputs)]
-        inputs = np.maximum(*map(np.abs, self.box)).ravel().astype(np.float64)
-        if all(array is None or np.array_equal(array, array.astype(self.dtype)) for array in arrays):
-            return inputs, np.zeros(self.skeleton.nodes[self.skeleton.output].op.size)
-        (found,) = IBP().bound(self.graph, self.leaves, Request(rounding=True))
-        assert found.upper is not None
-        ends = [np.abs(np.asarray(end, np.float64)) for end in (found.lower, found.upper)]
-        error = np.maximum(found.lower_rounding, found.upper_rounding)
-        return inputs, np.ravel(np.maximum(*ends) + np.asarray(error, np.float64))
-
     def _started(self) -> InputSplits | ReluSplits:
-        split, rectified = self.method.split, bool(self.skeleton.rectifiers)
+        split, root = self.method.split, self.root
+        rectified = bool(root.skeleton.rectifiers)
         if split == "auto":
-            free = int((self.box[1] > self.box[0]).sum())
+            free = int((root.box[1] > root.box[0]).sum())
             split = "relu" if rectified and free > _FEW else "input"
         if split == "relu" and not rectified:
             raise errors.argument("split", "is 'relu', but the function has no ReLU", "pass 'input' or 'auto'")
         if split == "input":
             return self._by_inputs()
-        known, lower = self._known()
-        given = self.skeleton, self.constants, self.goal, self.box, known, lower, self.method.steps
-        return ReluSplits(*given, batch=self.method.batch, outward=self.outward)
+        rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
+        lower = root.domain.bound(*started(root.skeleton, rows)).lower
+        known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k > 0}
+        lower, log = np.asarray(lower)[0], Log(self.goal.count) if self.logged else None
+        given = root.skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
+        splits = ReluSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
+        for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
+            own = np.flatnonzero(self.goal.clause == clause)
+            slopes = adaptive_slopes(root.domain)[0][splits.unstable]
+            assert log is not None
+            log.leaf(clause, int(lower[own].argmax()), (slopes * STEPS).astype(np.uint8), np.zeros(splits.size))
+        return splits
 
     def _by_inputs(self) -> InputSplits:
-        given = self.skeleton, self.constants, self.goal, self.box
-        return InputSplits(*given, batch=self.method.batch, outward=self.outward)
+        given = self.root.skeleton, self.root.constants, self.goal, self.root.box
+        log = Log(1) if self.logged else None
+        return InputSplits(*given, batch=self.method.batch, outward=self.outward, log=log)
 
-    def _known(self) -> tuple[dict, Array]:
-        """Bounds of every value over the whole box, and the best lower bound of each clause's rows."""
-        loose = self.skeleton.loose
-        wide = max((self.skeleton.nodes[k].op.size for k in loose), default=0) > _WIDE
-        given: dict = {}
-        if wide:
-            found = Crown().pre_activations(self.graph, self.leaves, Request(rounding=True))
-            given = {k: (low[None], high[None]) for k, (low, high) in found.items()}
-        low, high = (jnp.asarray(end)[None] for end in self.box)
-        domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
-        for block in self.skeleton.structure.blocks:
-            domain.add(block, given)
-            for number in sorted(set(loose) & set(range(block.start, block.stop))) if not wide else ():
-                domain.tighten(number)
-        rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
-        lower = domain.bound(*started(self.skeleton, rows)).lower
-        known = {k: (low[0], high[0]) for k, (low, high) in domain.ends.items() if k > 0}
-        return known, self.goal.best(np.asarray(lower)[0])
+    def trees(self) -> list[Tree]:
+        """What proves that the part is verified, for a certificate."""
+        assert self.splits is not None and self.splits.log is not None
+        if isinstance(self.splits, InputSplits):
+            return [self.splits.log.inputs()]
+        chosen = adaptive_slopes(self.root.domain)[0]
+        return [self.splits.log.neurons(k, self.splits.unstable, chosen) for k in range(self.goal.count)]

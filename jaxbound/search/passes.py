@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
@@ -323,7 +324,9 @@ def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(rows * values, axis=tuple(range(1, rows.ndim)))
 
 
-def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends], goal, *, outward: bool) -> Found:
+def bound_boxes(
+    skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends], goal, *, outward: bool
+) -> tuple[Found, Domain]:
     """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
 
     Args:
@@ -338,7 +341,14 @@ def bound_boxes(skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends]
         domain.add(block, known)
         for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
             domain.tighten(number)
-    return domain.bound(*started(skeleton, goal))
+    return domain.bound(*started(skeleton, goal)), domain
+
+
+def adaptive_slopes(domain: Domain) -> np.ndarray:
+    """The lower slopes, 0 or 1, that CROWN chooses for all ReLUs, flat: (domains, neurons)."""
+    ends = [map(np.asarray, domain.ends[z]) for z in domain.skeleton.rectified_inputs]
+    chosen = [(high > -low).reshape(len(low), -1) for low, high in ends]
+    return np.concatenate(chosen, axis=1) if chosen else np.zeros((len(domain.ends[0][0]), 0), bool)
 
 
 def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:

@@ -7,8 +7,9 @@ property decides in exact arithmetic.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ import numpy as np
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
 from jaxbound.certificates.properties import Property
-from jaxbound.relaxations import affine
+from jaxbound.regions import Box, LpBall, Region
+from jaxbound.relaxations import affine, interval
 from jaxbound.search.goals import Goal
 from jaxbound.search.skeletons import Skeleton
 
@@ -46,8 +48,29 @@ def inward(lower: Array, upper: Array, dtype) -> Ends:
     return Ends(np.where(void, nearest, low), np.where(void, nearest, high), not bool(void.any()))
 
 
-def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array | None:
-    """The network's value at a point; None if it has other nodes than affine and scalar ones."""
+def exact_ends(region: Region) -> tuple[Array, Array]:
+    """The ends of a box in float64, of a ball rounded inward where float64 does not hold them."""
+    if isinstance(region, Box):
+        return np.asarray(region.lower, np.float64), np.asarray(region.upper, np.float64)
+    assert isinstance(region, LpBall)
+    center, radius = np.asarray(region.center, np.float64), np.asarray(region.radius, np.float64)
+    radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
+    low, high = -_sum_down(-center, radius), _sum_down(center, radius)
+    if region.clip is not None:
+        low, high = np.maximum(low, np.asarray(region.clip[0], np.float64)), np.minimum(high, region.clip[1])
+    return low, high
+
+
+def _sum_down(a: Array, b: Array) -> Any:
+    """`a + b` rounded down, by Knuth's error-free sum."""
+    total = a + b
+    rest = total - a
+    error = (a - (total - rest)) + (b - rest)
+    return np.where(error < 0, np.nextafter(total, -np.inf), total)
+
+
+def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array:
+    """The network's value at a point, up to rounding."""
     values = [x]
     for node in skeleton.nodes[1:]:
         own, read = [constants[k] for k in node.constants], [values[k] for k in node.inputs]
@@ -56,8 +79,13 @@ def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array | None:
         elif node.op.kind == "scalar":
             values.append(node.op.program(read[0], *own))
         else:
-            return None
+            values.append(interval.node(node.op, [(part, part) for part in read], own, outward=False)[0])
     return values[skeleton.output]
+
+
+@kept(64)
+def _compiled_value(skeleton: Skeleton) -> Callable:
+    return eager_jit(functools.partial(value, skeleton))
 
 
 Counterexample = tuple[Array, Array]
@@ -67,11 +95,13 @@ Counterexample = tuple[Array, Array]
 class Attack:
     """Looks for counterexamples of one property over one region."""
 
-    def __init__(self, fn: Callable, prop: Property, goal: Goal, ends: Ends, shape, skeleton: Skeleton, constants):
-        self.fn, self.prop, self.goal, self.ends, self.shape = fn, prop, goal, ends, tuple(shape)
+    def __init__(
+        self, fn: Callable | None, prop: Property, goal: Goal, ends: Ends, shape, skeleton: Skeleton, constants
+    ):
+        self.fn = fn or functools.partial(_compiled_value(skeleton), constants)
+        self.prop, self.goal, self.ends, self.shape = prop, goal, ends, tuple(shape)
         self.arrays = (constants, *(None if a is None else jnp.asarray(a) for a in goal[:3]))
-        known = jax.eval_shape(lambda c: value(skeleton, c, jnp.zeros(shape, ends.lower.dtype)), constants)
-        self.network = (skeleton, None) if known is not None else (None, fn)
+        self.skeleton = skeleton
 
     def confirmed(self, point: Array) -> Counterexample | None:
         """A point and the network's outputs there, if they violate the property; both of the network's dtype."""
@@ -81,7 +111,7 @@ class Attack:
 
     def among(self, points: Array) -> Counterexample | None:
         """The first confirmed counterexample among some points, best first."""
-        margins = np.asarray(_margins(*self.network, self.shape)(self.arrays, points, jnp.asarray(self.goal.clause)))
+        margins = np.asarray(_margins(self.skeleton, self.shape)(self.arrays, points, jnp.asarray(self.goal.clause)))
         for k in np.argsort(margins)[:3]:
             if margins[k] <= _near(self.goal):
                 found = self.confirmed(points[k])
@@ -90,7 +120,24 @@ class Attack:
         return None
 
     def descend(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]) -> Counterexample | None:
-        """Descend from random points, some for every clause."""
+        """Descend from random points, some for every clause, until one is a counterexample."""
+        for best, margins in self._descents(key, steps, starts, stop):
+            for k in np.argsort(margins)[:3]:
+                found = self.confirmed(best[k]) if margins[k] <= _near(self.goal) else None
+                if found is not None:
+                    return found
+        return None
+
+    def least(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]) -> Array:
+        """The least margin of every clause that descents from random points came to, up to rounding; (clauses,)."""
+        starts = max(starts, 2 * self.goal.count)
+        least = np.full(self.goal.count, np.inf)
+        for _, margins in self._descents(key, steps, starts, stop):
+            np.minimum.at(least, np.arange(starts) % self.goal.count, margins)
+        return least
+
+    def _descents(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]):
+        """The best points and their margins, now and then; start k belongs to clause k modulo their number."""
         size = self.ends.lower.size
         clause = np.arange(starts) % self.goal.count
         low, high = (end.reshape(size) for end in self.ends[:2])
@@ -99,19 +146,14 @@ class Attack:
         part[: self.goal.count] = 0.5
         x = jnp.asarray(np.clip(low + part * (high - low), low, high).astype(low.dtype))
         state = x, x, np.full(starts, np.inf, low.dtype)
-        step, rows = _descend(*self.network, self.shape), jnp.asarray(self.goal.clause)
+        step, rows = _descend(self.skeleton, self.shape), jnp.asarray(self.goal.clause)
         for number in range(steps):
             if stop():
                 break
             length = np.asarray(0.25 * _SHORTEST ** (number / max(1, steps - 1)), low.dtype)
             state = step(self.arrays, (low, high), rows, clause, length, state)
             if number % 10 == 9 or number == steps - 1:
-                best, margins = np.asarray(state[1]), np.asarray(state[2])
-                for k in np.argsort(margins)[:3]:
-                    found = self.confirmed(best[k]) if margins[k] <= _near(self.goal) else None
-                    if found is not None:
-                        return found
-        return None
+                yield np.asarray(state[1]), np.asarray(state[2])
 
 
 def _near(goal: Goal) -> float:
@@ -119,19 +161,18 @@ def _near(goal: Goal) -> float:
     return 1e-6 * (1 + float(np.abs(goal.offsets).max()))
 
 
-def _rows(network, fn, shape, arrays, x):
+def _rows(skeleton, shape, arrays, x):
     constants, outputs, inputs, offsets = arrays
     x = x.reshape(shape)
-    y = fn(x) if network is None else value(network, constants, x)
-    assert y is not None
+    y = value(skeleton, constants, x)
     rows = outputs @ jnp.ravel(y) - offsets
     return rows if inputs is None else rows + inputs @ jnp.ravel(x)
 
 
 @kept(64)
-def _margins(network, fn, shape) -> Callable:
+def _margins(skeleton: Skeleton, shape) -> Callable:
     def margin(arrays, x, clause):
-        rows = _rows(network, fn, shape, arrays, x)
+        rows = _rows(skeleton, shape, arrays, x)
         most = jax.ops.segment_max(rows, clause, num_segments=len(rows))
         return jnp.min(jnp.where(jnp.arange(len(rows)) <= clause[-1], most, jnp.inf))
 
@@ -139,9 +180,9 @@ def _margins(network, fn, shape) -> Callable:
 
 
 @kept(64)
-def _descend(network, fn, shape) -> Callable:
+def _descend(skeleton: Skeleton, shape) -> Callable:
     def loss(x, arrays, rows, clause):
-        values = _rows(network, fn, shape, arrays, x)
+        values = _rows(skeleton, shape, arrays, x)
         own = rows == clause
         margin = jnp.max(jnp.where(own, values, -jnp.inf))
         return margin + jnp.sum(jnp.where(own, jnp.maximum(values, 0), 0)), margin

@@ -21,8 +21,10 @@ import numpy as np
 import optax
 
 from jaxbound._compat import eager_jit
+from jaxbound.certificates.proofs.files import STEPS
 from jaxbound.search import passes
 from jaxbound.search.goals import Goal
+from jaxbound.search.logs import Log
 from jaxbound.search.passes import Domain
 from jaxbound.search.queue import Queue
 from jaxbound.search.rectifiers import rectifier_planes
@@ -50,9 +52,11 @@ class ReluSplits(Queue):
     """The domains that are left."""
 
     def __init__(
-        self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward
-    ):
+        self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward,
+        log: Log | None = None,
+    ):  # fmt: skip
         super().__init__()
+        self.log = log
         self.skeleton, self.constants, self.goal, self.steps, self.outward = skeleton, constants, goal, steps, outward
         self.box = tuple(map(jnp.asarray, box))
         self.known = known
@@ -70,6 +74,7 @@ class ReluSplits(Queue):
         self.tuned = Tuned(default.copy(), np.zeros_like(default))
         self.level = np.full(count, -np.inf)
         self.proved = lower[lower > 0].min(initial=np.inf)
+        self.number = self.clause
 
     def step(self, stop) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
@@ -87,6 +92,9 @@ class ReluSplits(Queue):
         open_ = np.flatnonzero(~(lower > 0))
         self.proved = min(self.proved, lower[lower > 0].min(initial=np.inf))
         points = np.asarray(found.points).reshape(self.batch, -1)[open_]
+        number = self.number[taken]
+        if self.log is not None and len(open_) < count:
+            self._note_leaves(np.setdiff1d(np.arange(count), open_), number, np.asarray(found.lower), tuned)
         scores = np.where(self.unstable & (signs == 0), np.asarray(found.scores), -1)
         fresh: list = []
         final = scores[open_].max(axis=1, initial=-1) < 0
@@ -97,11 +105,11 @@ class ReluSplits(Queue):
             fill = self.batch / (len(open_) + others)
             times = int(np.clip(np.log2(max(fill, 2)), 1, 5))
             order = self._order(clause, signs, tuned, scores, open_, times)
-            fresh = self._children(clause, signs, tuned, lower, open_, order)
-        parts = self.clause, self.signs, *self.tuned, self.level
+            fresh = self._children(clause, signs, tuned, lower, open_, order, number)
+        parts = self.clause, self.signs, *self.tuned, self.level, self.number
         made = list(zip(*fresh, strict=True)) if fresh else [()] * len(parts)
         parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, made, strict=True)]
-        self.clause, self.signs, slopes, multipliers, self.level = parts
+        self.clause, self.signs, slopes, multipliers, self.level, self.number = parts
         self.tuned = Tuned(slopes, multipliers)
         return points
 
@@ -141,7 +149,16 @@ class ReluSplits(Queue):
         chosen = np.argmax(np.nan_to_num(np.stack(worse, axis=1), nan=-np.inf), axis=1)
         return best[np.arange(len(open_)), chosen][:, None]
 
-    def _children(self, clause, signs, tuned: Tuned, lower, open_, order: Array) -> list:
+    def _note_leaves(self, leaves: Array, number: Array, lower: Array, tuned: Tuned) -> None:
+        """What proves domains: the best row, its slopes where they matter, and its multipliers."""
+        assert self.log is not None
+        best = np.where(np.isnan(lower), -np.inf, lower).argmax(axis=1)
+        slopes, multipliers = map(np.asarray, tuned)
+        for k in leaves:
+            steps = np.round(slopes[k, best[k], self.unstable] * STEPS).astype(np.uint8)
+            self.log.leaf(int(number[k]), int(best[k]), steps, multipliers[k, best[k]])
+
+    def _children(self, clause, signs, tuned: Tuned, lower, open_, order: Array, number: Array) -> list:
         """Every combination of sides."""
         own = [np.asarray(part)[open_] for part in tuned]
         made = [signs[open_]]
@@ -157,9 +174,14 @@ class ReluSplits(Queue):
                     now.append(one)
                     lives.append(live & (usable[:, k] | (sign > 0)))
             made, alive = now, lives
+        numbers = [np.zeros(live.sum(), int) for live in alive]
+        if self.log is not None:
+            nothing = np.zeros(len(open_), bool)
+            flat = self.log.split(number[open_], nothing, order, usable, np.stack(alive))
+            numbers = np.split(flat, np.cumsum([live.sum() for live in alive])[:-1])
         return [
-            (clause[open_][live], part[live], *(o[live] for o in own), lower[open_][live])
-            for part, live in zip(made, alive, strict=True)
+            (clause[open_][live], part[live], *(o[live] for o in own), lower[open_][live], fresh)
+            for part, live, fresh in zip(made, alive, numbers, strict=True)
         ]
 
 
@@ -280,7 +302,7 @@ def _ascend_one(skeleton, arrays, signs, rows, ready: Ready, state: State, rate)
 
 def _certain_one(skeleton, outward, arrays, signs, rows, tuned: Tuned):
     multipliers = jnp.where((signs != 0) & (tuned.multipliers >= 0), tuned.multipliers, 0)
-    tuned = Tuned(tuned.slopes, multipliers)
+    tuned = Tuned(jnp.round(tuned.slopes * STEPS) / STEPS, multipliers)  # as certificates store them
     domain = _made(skeleton, arrays, signs, tuned, outward=outward)
     start, intercept = passes.started(skeleton, rows)
     found = domain.bound(start, intercept, _multipliers(skeleton, signs, multipliers), watch=True)

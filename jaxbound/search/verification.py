@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-import threading
+import functools
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
+from jaxbound.certificates import proofs
 from jaxbound.certificates.properties import Property
-from jaxbound.methods import Crown, Method
-from jaxbound.methods.frown import Frown
+from jaxbound.methods import CrownIBP, Request, domains
+from jaxbound.network.model import Model
 from jaxbound.regions import Box, LpBall, Region
-from jaxbound.search.parts import Clock, Part
+from jaxbound.search.branching import BranchAndBound, check_options
+from jaxbound.search.parts import Clock, Part, Root
+from jaxbound.search.points import exact_ends, inward
+from jaxbound.search.race import decide
+from jaxbound.search.skeletons import Skeleton
+from jaxbound.transforms.problems import forget_stale, prepare
 
-SPLITS = ("auto", "relu", "input")
 PROVED = "real arithmetic on the given parameters and inputs, rounding counted"
 UNROUNDED = "up to rounding, which was not counted"
 EXECUTED = "as executed: the function, called at this point of the region, violates the property"
 NEAREST = "as executed at the floats nearest to a region that has no float in some coordinate"
 NOTHING = "nothing is claimed"
-_GRACE = 0.5
-"""Seconds past the deadline for a step that is under way."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class BranchAndBound:
-    """Branch and bound: how `verify` searches.
-
-    Args:
-        bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and
-            multipliers of ReLU splits; domains of input splits are bounded by CROWN.
-        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary
-            or the function has no ReLU.
-        batch: how many domains are bounded at once; None for what fits the processor's caches.
-        timeout: seconds, where `verify` is given none.
-        max_nodes: the most domains to bound.
-
-    Reference: Bunel et al. 2020, "Branch and bound for piecewise linear neural network verification"; Wang et al. 2021,
-    "Beta-CROWN".
-
-    >>> BranchAndBound(max_nodes=100).split
-    'auto'
-    """
-
-    bounder: Method = field(default_factory=Frown)
-    split: str = field(default="auto", metadata={"static": True})
-    batch: int | None = field(default=None, metadata={"static": True})
-    timeout: float | None = field(default=None, metadata={"static": True})
-    max_nodes: int | None = field(default=None, metadata={"static": True})
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps of every domain."""
-        return self.bounder.steps if isinstance(self.bounder, Frown) else 0
 
 
 @dataclass(frozen=True)
@@ -92,11 +62,11 @@ def verify(
     region: Region | Sequence[Region],
     prop: Property,
     *,
-    method: BranchAndBound = BranchAndBound(),
+    method: BranchAndBound = BranchAndBound(),  # noqa: B008 - immutable
     timeout: float | None = None,
     key: jax.Array | None = None,
     attack: bool = True,
-    certificate: object = None,
+    certificate: str | os.PathLike | None = None,
     progress: bool | Callable[[dict], object] = True,
     rounding: bool = True,
 ) -> Verdict:
@@ -114,7 +84,8 @@ def verify(
         timeout: seconds, compiling included; None for the method's.
         key: a PRNG key of the attack; None for key 0.
         attack: whether to look for counterexamples.
-        certificate: none are written yet: None.
+        certificate: where to write what proves a verdict of "verified", for `check_certificate`; nothing is written
+            for another verdict.
         progress: show the domains bounded and left on the standard error; or a function that is told of them twice a
             second, as a dictionary with "seconds", "nodes", "left" and "lower" (see `jaxbound.plots.search_progress`).
         rounding: whether bounds count rounding. Without it "verified" holds up to rounding.
@@ -124,7 +95,7 @@ def verify(
 
     Raises:
         ArgumentError: an empty or malformed region, a property without clauses or on other sizes than fn's.
-        UnsupportedError: fn cannot be bounded, or a certificate is asked for.
+        UnsupportedError: fn cannot be bounded; or it does what certificates do not cover, and one is asked for.
 
     Rounding: the ends of a region are rounded outward for proofs, and inward for counterexamples. Where a region has no
     float in some coordinate, counterexamples are at the nearest ones, and the guarantee says so.
@@ -138,22 +109,37 @@ def verify(
     """
     if _compat.is_tracing():
         raise errors.host_loop("verify", "bound")
-    if certificate is not None:
-        raise errors.UnsupportedError("verify writes no certificates yet: leave certificate out")
-    _check(method, timeout)
+    check_options(method)
+    if timeout is not None and not timeout >= 0:
+        raise errors.argument("timeout", f"is {timeout!r}", "pass a number of 0 or more, or None")
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
-    parts = [Part(fn, box, part, method, clock, outward=rounding) for box, part in own]
+    sizes = None
+    if certificate is not None:
+        if not rounding:
+            raise errors.argument("certificate", "is given with rounding=False", "certificates hold in real arithmetic")
+        sizes = proofs.read(fn, np.shape(boxes[0].lower), np.float32).sizes
+    parts = [
+        Part(
+            functools.partial(_root, fn, box, sizes, outward=rounding), fn, part, method, clock, outward=rounding,
+            logged=certificate is not None,
+        )
+        for box, part in own
+    ]  # fmt: skip
     key = jax.random.key(0) if key is None else key
     proved = 0
     for number, part in enumerate(parts):
-        interrupted = _decide(part, jax.random.fold_in(key, number) if attack else None, clock, progress)
+        own_key = jax.random.fold_in(key, number) if attack else None
+        interrupted = decide(part, own_key, clock, progress=progress)
         if part.found is not None:
-            return _verdict("falsified", parts, clock, EXECUTED if part.ends.inside else NEAREST, part.found)
+            return _verdict("falsified", parts, clock, EXECUTED if part.root.ends.inside else NEAREST, part.found)
         proved += part.lower > 0
         if interrupted:
             break
+    if proved == len(parts) and certificate is not None:
+        trees = [tree for part in parts for tree in part.trees()]
+        proofs.save(certificate, proofs.Certificate(boxes, prop, trees))
     if proved == len(parts):
         return _verdict("verified", parts, clock, PROVED if rounding else UNROUNDED)
     return _verdict("unknown", parts, clock, NOTHING)
@@ -165,89 +151,26 @@ def _verdict(status: str, parts: list[Part], clock: Clock, guarantee: str, found
     return Verdict(status, point, outputs, lower, sum(part.nodes for part in parts), clock.seconds, guarantee)
 
 
-def _decide(part: Part, key: jax.Array | None, clock: Clock, progress: bool | Callable[[dict], object]) -> bool:
-    """Search and attack in threads, so that time is kept also while programs compile; whether to stop here."""
-    ready, x64 = threading.Event(), jnp.result_type(float) == np.float64  # threads begin with the global setting
-    part.attacked = key is not None
-
-    def search() -> None:
-        with jax.enable_x64(x64):
-            try:
-                part.prepare()
-            finally:
-                ready.set()
-            part.run()
-
-    def descend() -> None:
-        ready.wait()
-        with jax.enable_x64(x64):
-            if key is not None and part.attack is not None:
-                part.descend(key)
-
-    pool, shown = ThreadPoolExecutor(2), _Shown(progress)
-    try:
-        pending: set[Future] = {pool.submit(search), pool.submit(descend)}
-        while pending and not part.decided:
-            left = clock.left
-            wanted = 0.5 if left is None else min(0.5, left) if left else _GRACE
-            done, pending = wait(pending, wanted, FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            shown.show(part)
-            if left == 0:
-                break
-    except KeyboardInterrupt:
-        clock.stopped = True
-    except BaseException:
-        clock.stopped = True
-        raise
-    finally:
-        shown.close()
-        pool.shutdown(wait=False, cancel_futures=True)
-    return clock.over()
-
-
-class _Shown:
-    """A tqdm bar on the standard error, a function that is told, or nothing."""
-
-    def __init__(self, wanted: bool | Callable[[dict], object]):
-        self.bar, self.tell = None, wanted if callable(wanted) else None
-        if wanted and self.tell is None:
-            try:
-                from tqdm import tqdm
-            except ModuleNotFoundError:
-                return
-            self.bar = tqdm(unit="domain", desc="verify")
-
-    def show(self, part: Part) -> None:
-        """How many domains were bounded, how many are left, and what is known so far."""
-        if part.splits is None:
-            return
-        if self.tell is not None:
-            now = {"seconds": part.clock.seconds, "nodes": part.nodes, "left": part.splits.left, "lower": part.lower}
-            self.tell(now | {name: float(now[name]) for name in ("seconds", "lower")})
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{part.splits.left} left, margin >= {part.lower:.4g}", refresh=False)
-            self.bar.update(part.nodes - self.bar.n)
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _check(method: object, timeout: float | None) -> None:
-    if not isinstance(method, BranchAndBound):
-        raise errors.argument_type("method", f"is {method!r}", "pass a jaxbound.BranchAndBound(...)")
-    if method.split not in SPLITS:
-        raise errors.unknown_option("split", method.split, SPLITS)
-    if not isinstance(method.bounder, Crown | Frown):
-        raise errors.argument("bounder", f"is {method.bounder!r}", "pass Crown(), or Frown(steps=...) to tune bounds")
-    for name, value in (("timeout", timeout), ("method.timeout", method.timeout), ("max_nodes", method.max_nodes)):
-        if value is not None and not value >= 0:
-            raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more, or None")
-    if method.batch is not None and not method.batch >= 1:
-        raise errors.argument("batch", f"is {method.batch!r}", "pass a number of 1 or more, or None")
+def _root(fn: Callable, box: Box, sizes: list[int] | None, *, outward: bool) -> Root:
+    """A function over a box with float64 ends; sizes are those of its layers of ReLUs as a certificate takes them."""
+    dtype = np.dtype(jnp.result_type(float))
+    outer = Box(*regions.enclosing_box(box, dtype))
+    arguments, function = ((fn.params, outer), fn.fn) if isinstance(fn, Model) else ((outer,), fn)
+    forget_stale(function, *arguments[:-1], jax.ShapeDtypeStruct(np.shape(box.lower), dtype))
+    problem = prepare(function, arguments, rounding=outward)
+    outputs = problem.graph.structure.outputs
+    if len(outputs) != 1 or outputs[0][0] != "node":
+        raise errors.argument("fn", "does not return one array that depends on its input", "pass one that does")
+    marks = domains.undefined(CrownIBP(), problem.graph, problem.leaves, Request(rounding=True))
+    if np.any(marks.get(outputs[0][1], False)):
+        raise errors.argument("fn", "may be undefined (NaN) in the region", "verify it where it is defined")
+    found = [problem.graph.nodes[z].op.size for z in Skeleton(problem.graph.structure).rectified_inputs]
+    if sizes is not None and found != sizes:
+        raise errors.UnsupportedError(
+            f"certificates take the network for layers of {sizes} ReLUs, the search for layers of {found}: "
+            "leave certificate out"
+        )
+    return Root(problem.graph, problem.leaves, inward(np.asarray(box.lower), np.asarray(box.upper), dtype))
 
 
 def _checked(prop: Property) -> Property:
@@ -274,8 +197,7 @@ def _as_box(region: Region) -> Box:
     if not regions.is_box(region):
         norm = region.norm if isinstance(region, LpBall) else None
         raise errors.argument("region", f"is a ball of norm {norm}", "pass a Box, or a ball with norm=jnp.inf")
-    ends = (region.lower, region.upper) if isinstance(region, Box) else regions.enclosing_box(region)
-    low, high = (np.asarray(end, np.float64) for end in ends)
+    low, high = exact_ends(region)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise errors.argument("region", "has an infinite end", "pass a bounded Box")
     return Box(low, high)

@@ -1,0 +1,128 @@
+"""The file of a certificate: what is proved, and one or several trees of domains.
+
+A file is an archive of NumPy arrays (`.npz`, compressed, no pickles):
+
+    format                      a line that names it
+    region{k}/lower, upper      the ends of the k-th box, float64, in the input's shape
+    clause{k}/outputs, offsets  rows of the k-th clause of the property; also inputs and box, where it has them
+    tree{k}/...                 the fields of the k-th `Tree`
+
+A tree is in preorder: `split` says for every node where it is split, or -1 for a leaf; the nodes of its first half
+follow, then those of the second. So trees cover their domains by the way in which they are written.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.certificates.properties import Clause, Property
+from jaxbound.regions import Box
+
+FORMAT = "jaxbound certificate, version 1"
+LEAF, AGAIN = -1, -2
+STEPS = 128
+"""Slopes of ReLU trees are whole numbers of 1/128."""
+
+
+class Tree(NamedTuple):
+    """Domains of one box and one clause (ReLU splits), or of one box and all of its clauses (input splits).
+
+    Input splits are at coordinates: `x <= point`, then `x >= point`. At nodes that are `bounded`, and at leaves,
+    every value is bounded with the lower slopes given (a bit for every ReLU), rows that are positive refute their
+    clauses, and what planes of rows exclude is cut off. A node with `split` -2 has one child: itself, cut.
+
+    ReLU splits are at neurons: their input is at least 0, then at most 0. Leaves have the row that is positive,
+    lower slopes for the neurons that are `unstable` on the whole box, and a multiplier for every neuron that is split
+    above them.
+    """
+
+    split: np.ndarray
+    """int32, (nodes,): a coordinate or the number of a neuron; -1 at leaves; -2 where a node is bounded again."""
+    slopes: np.ndarray
+    """uint8: for input splits (bounded nodes, bytes of bits); for ReLU splits (leaves, unstable neurons), in 1/128."""
+    clause: np.ndarray
+    """int32, (): of a ReLU tree; -1 for input splits."""
+    point: np.ndarray
+    """(nodes,): where inputs are split."""
+    bounded: np.ndarray
+    """bool, (nodes,): for input splits."""
+    row: np.ndarray
+    """int32, (leaves,): for ReLU splits."""
+    multipliers: np.ndarray
+    """Of all leaves one after the other, of each from the root to the leaf, for ReLU splits."""
+    unstable: np.ndarray
+    """uint8, bits: for ReLU splits."""
+    root_slopes: np.ndarray
+    """uint8, bits: the lower slopes with which ReLU trees bound values over the whole box."""
+
+
+class Certificate(NamedTuple):
+    """What a file holds; trees in the order of boxes, their parts (`Property.parts`), and the clauses of these."""
+
+    regions: list[Box]
+    prop: Property
+    trees: list[Tree]
+
+
+def save(path: str | os.PathLike, certificate: Certificate) -> None:
+    """Write a file in one step."""
+    arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
+    for k, box in enumerate(certificate.regions):
+        arrays[f"region{k}/lower"], arrays[f"region{k}/upper"] = np.asarray(box.lower), np.asarray(box.upper)
+    for k, clause in enumerate(certificate.prop.clauses):
+        arrays[f"clause{k}/outputs"], arrays[f"clause{k}/offsets"] = clause.outputs, clause.offsets
+        if clause.inputs is not None:
+            arrays[f"clause{k}/inputs"] = clause.inputs
+        if clause.box is not None:
+            arrays[f"clause{k}/box"] = np.stack(clause.box)
+    for k, tree in enumerate(certificate.trees):
+        arrays |= {f"tree{k}/{name}": array for name, array in tree._asdict().items()}
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> Certificate:
+    """Read a file.
+
+    Raises:
+        CertificateError: it is not whole, or of another kind.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if str(arrays.pop("format")) != FORMAT:
+            raise ValueError(f"it is not of the format {FORMAT!r}")
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            group, _, field = name.partition("/")
+            parts.setdefault(group, {})[field] = array
+        return Certificate(
+            [Box(part["lower"], part["upper"]) for part in _numbered(parts, "region")],
+            Property(tuple(map(_clause, _numbered(parts, "clause")))),
+            [Tree(**part) for part in _numbered(parts, "tree")],
+        )
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+        raise errors.CertificateError(f"{path} is no whole certificate: leaf 0 cannot be read ({fault})") from fault
+
+
+def _clause(part: dict[str, np.ndarray]) -> Clause:
+    box = part.get("box")
+    return Clause(part["outputs"], part["offsets"], part.get("inputs"), None if box is None else (box[0], box[1]))
+
+
+def _numbered(parts: dict[str, dict], kind: str) -> list[dict]:
+    count = sum(name.startswith(kind) for name in parts)
+    return [parts[f"{kind}{k}"] for k in range(count)]
