@@ -37,12 +37,14 @@ ROOMS = (
 NETWORK = ROOMS.index(("network",))
 MOST_LINES = 350
 LONG = {  # files that are longer, and why
-    "jaxbound._compat": "one place to look at when JAX changes; a third of it is what was measured",
     "jaxbound.certificates.attack": "one attack; the checks of its arguments are a fifth of it",
+    "jaxbound.certificates.proofs.checking": "one checker, to be read from end to end by who does not trust the search",
+    "jaxbound.certificates.proofs.reading": "the primitives that the checker knows, each a few lines of NumPy",
     "jaxbound.curvature.jets": "jets and the rules of the primitives are one chain of trust",
     "jaxbound.frontends.vnnlib": "one small language, its reader and its writer",
     "jaxbound.jacobian.recursion": "the recursion, how it is cut into chunks, and its steps; a third is documentation",
     "jaxbound.relaxations.enclosures.scalar": "one rule, whose questions read the same samples, borders and errors",
+    "jaxbound.search.passes": "one small program, whose steps share the rows that they pull",
     "jaxbound.training.losses": "the losses and the objective that adds them up; each is short, their documentation is not",
     "jaxbound.training.step": "one step, whose phases, parts of a batch and devices meet in one sum",
 }

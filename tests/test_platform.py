@@ -404,7 +404,7 @@ print(cube(x), jax.grad(cube)(x), jax.jit(cube)(x), jax.vmap(cube)(x[None]), jax
 
 def test_every_error_can_be_caught_as_one():
     raised = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
-    assert len(raised) == 10
+    assert len(raised) == 11
     assert all(issubclass(c, errors.JaxboundError) for c in raised if not issubclass(c, Warning))
     assert issubclass(errors.ArgumentError, ValueError)
     assert issubclass(errors.ArgumentTypeError, TypeError)
