@@ -1,14 +1,20 @@
 # Everything that working on jaxbound needs. Each environment is installed once, and again when pyproject.toml changes.
 #
 #   make certify      on a fresh machine: install, train and certify a small digits network
-#   make test         the test suite          make lint        format, lint and types
-#   make soundness    the long soundness runs  make bench       timings
-#   make docs         the documentation        make test-latest a fast subset on Python 3.12 and the newest JAX
+#   make test         the tests of every day; ROOM=regions for those of one room
+#   make test-all     all tests but the long soundness runs: what CI runs
+#   make test-latest  a fast subset on Python 3.12 and the newest JAX
+#   make soundness    the long soundness runs
 #   make fuzz         random programs: SECONDS=60 SEED=0, goes on where the last run of the seed ended
+#   make lint         format, lint and types
+#   make bench        timings
+#   make docs         the documentation; NOTEBOOKS=off does not execute the notebooks
 
 PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
+ROOM    ?=
+NOTEBOOKS ?= auto
 SECONDS ?= 60
 SEED    ?= 0
 
@@ -27,7 +33,7 @@ FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versi
 	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
 	then echo "$$candidate"; break; fi; done
 
-.PHONY: help certify test lint soundness fuzz bench docs install-latest test-latest clean
+.PHONY: help certify test test-all lint soundness fuzz bench docs install-latest test-latest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,7 +43,10 @@ certify: $(VENV)/installed-experiments
 	$(BIN)/python -m experiments.digits $(ARGS)
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" $(if $(ROOM),--room $(ROOM)) $(ARGS)
+
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) $(if $(ROOM),--room $(ROOM)) $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -54,7 +63,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/installed-docs
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html -D nb_execution_mode=$(NOTEBOOKS) docs docs/_build/html
 
 install-latest test-latest:
 	@python="$$($(FIND_PYTHON_312))"; \

@@ -57,12 +57,29 @@ def _share_the_context_of_lowering():
         mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
-def pytest_collection_modifyitems(items):
+@functools.cache
+def _is_of(room: str, path: Path) -> bool:
+    """Whether a file is of a room, or imports from it."""
+    return f"jaxbound/{room}" in path.as_posix() or f"jaxbound.{room}" in path.read_text(encoding="utf-8")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--room", help="run the doctests of one room, and the tests that import from it")
+
+
+def pytest_collection_modifyitems(config, items):
     """What belongs to which subset.
 
     Doctests show every public name at work, so they belong to the fast subset for newer versions. Of the cases of a
-    test that is marked `quick(n)`, n belong to the quick runs, evenly; the others are slow.
+    test that is marked `quick(n)`, n belong to the quick runs, evenly; the others are slow. Tests named in
+    `long_tests.txt`, which took longest in a whole run, are `long`: `make test` leaves them to `make test-all`.
     """
+    if room := config.getoption("--room"):
+        items[:] = [item for item in items if _is_of(room, item.path)]
+    lengthy = set((Path(__file__).parent / "long_tests.txt").read_text(encoding="utf-8").split())
+    for item in items:
+        if item.nodeid.partition("[")[0] in lengthy:
+            item.add_marker(pytest.mark.long)
     cases = collections.defaultdict(list)
     for item in items:
         if (mark := item.get_closest_marker("quick")) and not item.get_closest_marker("slow"):
