@@ -30,8 +30,8 @@ class Report:
         seconds: wall time of all batches, those of an earlier run included.
         labels: int (N,), true classes.
         remarks: what is likely wrong with the arguments, such as that all regions are empty.
-        counterexamples: `(N, *example shape)`, points of the regions at which the network gives another class, or a tie;
-            NaN where none is known. None from methods that do not search.
+        counterexamples: `(N, *example shape)`, points of the regions at which the network gives another class, or a
+            tie; NaN where none is known. None from methods that do not search.
 
     >>> import jax.numpy as jnp
     >>> from jaxbound import IBP, certify
