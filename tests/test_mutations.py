@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 
 import checks
+import checks_adversarial
 import checks_choices
 import checks_exact
 import jax
@@ -20,9 +21,12 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import driver, graph, regions
+from jaxbound.certificates import radius
 from jaxbound.driver import steps
-from jaxbound.graph import operations, primitives
-from jaxbound.graph.rewriting import factors, indicators, patterns
+from jaxbound.graph import folding, operations, primitives
+from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, patterns
+from jaxbound.jacobian import norms, recursion
+from jaxbound.methods import domains
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
 from jaxbound.regions import balls, sets, support
@@ -42,7 +46,7 @@ from jaxbound.relaxations.enclosures import (
 
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
-    for name, check in (checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS).items()
+    for name, check in (checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS | checks_adversarial.CHECKS).items()
 }
 
 # --- the faults -----------------------------------------------------------------------------------------------------------
@@ -284,6 +288,25 @@ MUTANTS: dict[str, Mutant] = {
     "subnormal weights dropped": Mutant("equations", encoding, "_parts", lambda _: lambda op, constants: [(op, [jnp.where(jnp.abs(c) < 1e-307, 0, c) for c in constants], 1.0)]),
     "scaled weights not scaled back": Mutant("equations", encoding, "_parts", _after(lambda parts: [(op, read, 1.0) for op, read, _ in parts])),
     "a ball of half the radius": Mutant("balls", program.Builder, "add_ball", lambda original: lambda self, columns, center, radius: original(self, columns, center, radius / 2)),
+    # infinite literals and domains
+    "infinite numbers are numbers": Mutant("infinite_factors", infinities, "of", _always(0)),
+    "nothing is doubtful": Mutant("infinite_differences", infinities, "is_doubtful", _always(False)),
+    "infinity has no sign": Mutant("infinite_differences", infinities, "_flipped", lambda _: lambda infinite: infinite),
+    "bounds are always finite": Mutant("infinite_factors", domains, "_leaves_domain", _after(jnp.zeros_like)),
+    "some score is always left": Mutant("masked_softmax", domains, "_leaves_domain", _after(jnp.zeros_like)),
+    "every shift is defined": Mutant("undefined_shifts", definedness, "is_total", _always(True)),
+    "every shift is the maximum": Mutant("undefined_shifts", patterns, "_is_peak", _always(True)),
+    # promises and numbers
+    "promises of gathers are kept": Mutant("promised_gathers", patterns._MATCHES, "gather", lambda _: []),
+    "promises of scatters are kept": Mutant("promised_scatters", patterns._MATCHES, "scatter-add", lambda _: []),
+    "folded numbers are exact": Mutant("folded_numbers", folding, "_proved", _always(None)),
+    "exact within functions": Mutant("folded_numbers_within_functions", evaluation, "_stored", _always(0.0)),
+    "subnormal parameters are not flushed": Mutant("subnormal_parameters", evaluation, "is_subnormal", _after(jnp.zeros_like)),
+    # Jacobians, norms and radii
+    "no underflow in Jacobians": Mutant("underflow_of_jacobians", recursion, "enlargement", _always(0.0)),
+    "no underflow in products of norms": Mutant("underflow_of_norms", norms, "product", lambda _: lambda factors, dtype: functools.reduce(jnp.multiply, factors)),
+    "stored constants alone": Mutant("computed_constants_of_jacobians", affine, "_error", _after(jnp.zeros_like)),
+    "values are not looked at": Mutant("values_of_radii", radius, "_check_values", _always(None)),
     "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 
@@ -317,5 +340,5 @@ def test_faults_are_found(name, monkeypatch):
 
 
 def test_there_are_enough_faults_and_every_check_finds_some():
-    assert len(MUTANTS) >= 30
+    assert len(MUTANTS) >= 70
     assert {mutant.check for mutant in MUTANTS.values()} == set(CHECKS)

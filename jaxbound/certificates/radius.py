@@ -135,7 +135,7 @@ def certified_radius(
         moved = problem._replace(leaves=(dataclasses.replace(ball, radius=radius),))
         (found,) = outputs_of(moved, method, request)
         verified = jnp.all(jnp.isfinite(found.lower) & (found.lower > found.lower_rounding), axis=-1)
-        believed.append((verified, found))
+        believed.append((verified & possible, found))
         return verified
 
     possible = _is_correct(logits, labels) & ~jax.vmap(regions.is_empty)(regions.per_example(region))

@@ -186,7 +186,6 @@ def given(params, x, eps, apply_fn, activation, norm, clip, spec) -> Differentia
     """The problem that the arguments of `jacobian_bounds` describe."""
     network = resolve(params, x, apply_fn, activation)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
-    forget(network, region)
     return differentiated(network, region, spec)
 
 

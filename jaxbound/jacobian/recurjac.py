@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxbound import errors
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
+from jaxbound.graph.values import plain
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.chains import Scalar, chain_of
 from jaxbound.jacobian.recursion import Ends, Problem, transposed
@@ -189,7 +190,7 @@ def _constant(graph: Graph, leaves: Sequence, request: Request) -> Bounded:
     """The Jacobian of a function that does not depend on the region."""
     run = Run(graph, leaves, outward=request.rounding)
     ((_, number),) = graph.structure.outputs
-    value = graph.constants[number]
+    value = plain(graph.constants[number])
     batched = graph.axes is not None and graph.axes[number] is not None
     outputs = value.size // (value.shape[0] if batched else 1)
     zeros = jnp.zeros((*(() if run.batch is None else (run.batch,)), outputs, graph.nodes[0].op.size), value.dtype)

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
 from jaxbound.driver import Run
+from jaxbound.graph.values import plain
 from jaxbound.jacobian import norms, slopes
 from jaxbound.jacobian.chains import Chain, Segment, chain_of
 from jaxbound.network.problems import problem_of
@@ -81,7 +82,7 @@ def spectral_lipschitz(
     problem = problem_of(network._replace(batched=False), regions.canonical(Box(example, example)), spec, rounding=True)
     chain = chain_of(Run(problem.graph, problem.leaves), "spectral_lipschitz", dense=False)
     if chain is None:
-        outputs = sum(value.size for value in problem.graph.constants[:1])
+        outputs = sum(plain(value).size for value in problem.graph.constants[:1])
         return jnp.zeros((outputs,) if of == "outputs" else (), dtype)
     *inner, last = chain.layers
     measured = [_norm(layer.segment, layer.constants[0], norm) for layer in inner]

@@ -129,7 +129,7 @@ def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
         found = _FASTER[op.name](op.input_shapes, dict(op.params), rows, plain(constants[op.operands[1][1]]))
         if found is not None:
             return [found]
-    avals = [jax.ShapeDtypeStruct(shape, op.dtype) for shape in shapes]
+    avals = [jax.ShapeDtypeStruct(shape, rows.dtype) for shape in shapes]
     transpose = jax.linear_transpose(lambda *inputs: linear(op, inputs, constants), *avals)
     return list(jax.vmap(transpose)(rows))
 
@@ -244,7 +244,17 @@ def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, s
         elif op.facts.additive and position not in op.facts.fixed:
             value = additive(value)
         values.append(plain(value))
-    return bind(op.primitive, values, dict(op.params))
+    return _bound(op, values)
+
+
+def _bound(op: Op, values: list) -> jax.Array:
+    """The primitive of values, literals and result in the precision of what is wider than the node's own."""
+    params, dtype = dict(op.params), jnp.result_type(*(v for v in values if jnp.issubdtype(v.dtype, jnp.floating)))
+    if dtype != op.dtype and op.name != "convert_element_type":
+        values = [v.astype(dtype) if jnp.issubdtype(v.dtype, jnp.floating) else v for v in values]
+        if params.get("preferred_element_type") is not None:
+            params["preferred_element_type"] = dtype
+    return bind(op.primitive, values, params)
 
 
 def _middle_radius(ends: Ends) -> Ends:

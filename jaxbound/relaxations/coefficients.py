@@ -78,7 +78,10 @@ def add(first: Coefficients, second: Coefficients) -> Coefficients:
 
 
 def pull(op: Op, coefficients: Coefficients, constants: Sequence) -> Sequence[Coefficients]:
-    """Coefficients of an affine node's inputs."""
+    """Coefficients of an affine node's inputs; wider ones than the node's own meet its constants in their precision."""
+    dtype = _held(coefficients).dtype
+    if dtype != op.dtype and jnp.promote_types(dtype, op.dtype) == dtype:
+        constants = [plain(c).astype(dtype) if jnp.issubdtype(plain(c).dtype, jnp.floating) else c for c in constants]
     found = None
     if not isinstance(coefficients, Dense) and coefficients.shape:
         found = _pull_few(op, coefficients, constants)
