@@ -3,7 +3,6 @@
 `bound(fn, method)` maps regions to bounds as `fn` maps points to values; `crown(params, x, eps)` and its kin do it for
 Flax networks; `certify` turns bounds into certificates. See README.md.
 
-
 Importing it sets the flags that JAX reads when it starts (`_flags`), and nothing else: JAX and the public names, which
 `_public` gathers, are imported when one of them is first asked for, so that `jaxbound --help` answers at once.
 """
@@ -18,7 +17,7 @@ from jaxbound import _flags as _flags
 if TYPE_CHECKING:
     from jaxbound._public import *
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "IBP",
@@ -56,6 +55,7 @@ __all__ = [
     "certified_radius",
     "certify",
     "check_against_attack",
+    "clear_caches",
     "compilation_cache",
     "crown",
     "crown_ibp",

@@ -1,7 +1,5 @@
 """Everything that depends on JAX's version or on what JAX calls private, and the guard against its CPU miscompilation.
 
-Length: one place to look at when JAX changes; a third of it is what was measured.
-
 Names. `Primitive, Jaxpr, ClosedJaxpr, Literal, Var, JaxprEqn` are the ones that JAX >= 0.10.1 exports for interpreters.
 Measured on 0.10.2 and 0.12.0.1:
 

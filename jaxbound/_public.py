@@ -1,5 +1,6 @@
 """Where the public names come from: what `jaxbound.NAME` gives, imported when the first of them is asked for."""
 
+from jaxbound.backend.caches import clear_caches
 from jaxbound.backend.compilation import compilation_cache
 from jaxbound.certificates.attack import Attack, pgd
 from jaxbound.certificates.certification import certify, check_against_attack

@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker(pytest.mark.fast)
-            if item.name.startswith("jaxbound.exact.") and importlib.util.find_spec("highspy") is None:
+            if item.name.startswith("jaxbound.methods.exact.") and importlib.util.find_spec("highspy") is None:
                 item.add_marker(no_solvers)
 
 

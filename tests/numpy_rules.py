@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 
 import jax
@@ -101,7 +102,9 @@ def needed(function: Callable, *args) -> list[Array]:
         for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)
     ]
     known = {v: c for v, c in zip(closed.jaxpr.constvars, consts, strict=True) if c is not None}
-    jaxpr = closed.jaxpr.replace(eqns=kept[::-1], constvars=list(known))
+    jaxpr = types.SimpleNamespace(
+        constvars=list(known), invars=closed.jaxpr.invars, eqns=kept[::-1], outvars=closed.jaxpr.outvars
+    )
     flat = [oracles._wide(np.asarray(leaf)) for leaf in jax.tree.leaves(args)]
     with np.errstate(all="ignore"):
         return oracles._run(jaxpr, list(known.values()), flat)

@@ -35,7 +35,16 @@ ROOMS = (
     ("cli", "__main__"),
 )
 NETWORK = ROOMS.index(("network",))
-USUAL_LINES, MOST_LINES = 350, 600
+MOST_LINES = 350
+LONG = {  # files that are longer, and why
+    "jaxbound.certificates.attack": "one attack; the checks of its arguments are a fifth of it",
+    "jaxbound.curvature.jets": "jets and the rules of the primitives are one chain of trust",
+    "jaxbound.frontends.vnnlib": "one small language, its reader and its writer",
+    "jaxbound.jacobian.recursion": "the recursion, how it is cut into chunks, and its steps; a third is documentation",
+    "jaxbound.relaxations.enclosures.scalar": "one rule, whose questions read the same samples, borders and errors",
+    "jaxbound.training.losses": "the losses and the objective that adds them up; each is short, their documentation is not",
+    "jaxbound.training.step": "one step, whose phases, parts of a batch and devices meet in one sum",
+}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
 SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}
 DATA = {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "torch", "torchvision"}
@@ -174,12 +183,14 @@ def test_solvers_and_data_sets_stay_in_their_rooms(module):
 @pytest.mark.parametrize("module", FILES)
 def test_file_length(module):
     length = len(FILES[module].read_text(encoding="utf-8").splitlines())
-    assert length <= MOST_LINES, f"{module} has {length} lines: it is two rooms"
-    if length > USUAL_LINES:
-        reason = ast.get_docstring(_tree(FILES[module])) or ""
-        assert "Length:" in reason, (
-            f'{module} has {length} lines: split it, or say why after "Length:" in its docstring'
-        )
+    assert (length > MOST_LINES) == (module in LONG), (
+        f"{module} has {length} lines: split it, or say in LONG why it is one file; or take it from that list"
+    )
+
+
+def test_every_room_says_what_it_is():
+    silent = [name for name, path in FILES.items() if path.name == "__init__.py" and not ast.get_docstring(_tree(path))]
+    assert not silent
 
 
 def test_no_file_names_a_machine_path_or_registry():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound import driver
+from jaxbound.driver import steps
 from jaxbound.graph import tracing
 from jaxbound.relaxations import backward, coefficients, convolutions, matrices, windows
 from jaxbound.relaxations.coefficients import Dense, Identity
@@ -241,7 +241,7 @@ def _bounds(function, box, method, rounding: bool):
 
 def _unwindowed(monkeypatch):
     monkeypatch.setattr(windows, "LARGEST_SHARE", 0.0)
-    driver._compiled.cache_clear()
+    steps.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 8))])
@@ -261,7 +261,7 @@ def test_windows_change_no_bound(monkeypatch, seed, method):
     expected = jb.bound(function, method)(box)
     assert np.allclose(found.lower, expected.lower, rtol=1e-12, atol=1e-12)
     assert np.allclose(found.upper, expected.upper, rtol=1e-12, atol=1e-12)
-    driver._compiled.cache_clear()
+    steps.compiled.cache_clear()
 
 
 @pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.slow)])

@@ -39,7 +39,6 @@ from jaxbound.relaxations.enclosures import (
     sort,
     staircase,
 )
-from jaxbound.transforms import problems
 
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
@@ -292,17 +291,10 @@ MUTANTS: dict[str, Mutant] = {
 @pytest.fixture
 def _fresh():
     """No graph or program of before, and nothing compiled that a fault could hide behind."""
-
-    def clear():
-        problems._STRUCTURES.entries.clear()
-        problems._compiled.cache_clear()
-        driver._compiled.cache_clear()
-        graph._shared.cache_clear()
-
-    clear()
+    jb.clear_caches()
     with jax.enable_x64(True), jax.disable_jit():
         yield
-    clear()
+    jb.clear_caches()
 
 
 @pytest.mark.quick(12)

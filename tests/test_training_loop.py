@@ -385,7 +385,7 @@ def test_without_held_out_examples_some_of_the_others_are_watched(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ibp", "crown_ibp", "crown", "fastlin", "crown_zero", "crown_alone", "convex_polytope",
+@pytest.mark.parametrize("name", ["ibp", "crown_ibp", "crown", "fastlin", "crown_zero", "crown_alone", "crown_ibp_alone", "convex_polytope",
                                   "convex_polytope_50", "frown", "best"])  # fmt: skip
 def test_every_method_by_name_trains(digits, name):
     """A step of its loss is finite; an estimate makes a loss and no certificate."""

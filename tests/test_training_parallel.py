@@ -17,7 +17,8 @@ import pytest
 import jaxbound as jb
 from jaxbound import errors
 from jaxbound.training import data, models
-from jaxbound.training.losses import MarginLoss, Objective, clean_pass
+from jaxbound.training.losses import MarginLoss, Objective
+from jaxbound.training.modes import train_pass
 from jaxbound.training.step import sharded, spread, whole_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +126,7 @@ def test_only_the_natural_part_is_computed_in_half_precision():
 def test_statistics_keep_their_precision():
     model, x = models.ResNet((2,), dense=4), jnp.zeros((2, 6, 6, 1))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    found = jax.eval_shape(lambda v: clean_pass(model.apply, v, x, None, jnp.bfloat16), variables)
+    found = jax.eval_shape(lambda v: train_pass(model.apply, v, x, dtype=jnp.bfloat16), variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
 
 

@@ -701,23 +701,34 @@ def test_a_closure_over_a_tracer_is_differentiated():
 
 def test_graphs_of_short_lived_functions_are_not_kept_for_ever():
     """A lambda in a loop is a new function each time; the cache is bounded."""
-    from jaxbound.transforms import transform
+    from jaxbound.transforms import problems
 
     for k in range(300):
         jb.explain(lambda x, k=k: x * k, jb.IBP())(Box(np.zeros(2, "f"), np.ones(2, "f")))
-        transform.prepare(lambda x, k=k: x * k, (Box(np.zeros(2, "f"), np.ones(2, "f")),))
+        problems.prepare(lambda x, k=k: x * k, (Box(np.zeros(2, "f"), np.ones(2, "f")),))
     gc.collect()
-    assert len(transform._STRUCTURES.entries) <= transform._STRUCTURES.size
+    assert len(problems._STRUCTURES.entries) <= problems._STRUCTURES.size
+
+
+def test_what_a_function_closes_over_is_seen_anew_once_caches_are_cleared():
+    scale = [2.0]
+    fn = lambda x: x * scale[0]  # noqa: E731
+    box = Box(np.zeros(2, "f"), np.ones(2, "f"))
+    bounds = [jb.bound(fn, jb.IBP())(box)]
+    scale[0] = 4.0
+    jb.clear_caches()
+    bounds.append(jb.bound(fn, jb.IBP())(box))
+    assert_same([found.upper for found in bounds], [np.full(2, 2.0), np.full(2, 4.0)], atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
 def test_weights_are_copied_only_from_memory_that_may_change(given):
-    from jaxbound.transforms import transform
+    from jaxbound.transforms import problems
 
     kernel = given(np.ones((2, 3), "f"))
     box = Box(np.zeros((4, 2), "f"), np.ones((4, 2), "f"))
     affine = lambda x, kernel, scale: x @ kernel * jnp.exp(scale)  # noqa: E731
-    problem = transform.prepare(affine, (box, kernel, jnp.zeros(3)), (True, False, False))
+    problem = problems.prepare(affine, (box, kernel, jnp.zeros(3)), (True, False, False))
     assert sum(np.shares_memory(constant, kernel) for constant in problem.graph.constants) == (given is jnp.asarray)
     assert all(isinstance(constant, jax.Array) for constant in problem.graph.constants)
 

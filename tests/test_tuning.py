@@ -14,7 +14,7 @@ import pytest
 from networks import ACTIVATIONS, NETWORKS
 
 import jaxbound as jb
-from jaxbound import driver
+from jaxbound.driver import steps
 from jaxbound.graph import operations
 from jaxbound.methods import ascent
 from jaxbound.relaxations import enclosures
@@ -373,10 +373,10 @@ def test_single_precision_is_tuned_where_double_is_enabled():
 def test_equal_methods_compile_once():
     function, box = _mlp()
     jb.bound(function, jb.Frown(steps=2))(box)
-    before = driver._compiled.cache_info().misses
+    before = steps.compiled.cache_info().misses
     jb.bound(function, jb.Frown(steps=2))(box)
     jb.bound(function, jb.Frown(steps=3))(box)
-    assert driver._compiled.cache_info().misses == before
+    assert steps.compiled.cache_info().misses == before
     leaves, tree = jax.tree.flatten(jb.Frown(pre_activation=jb.IBP()))
     assert jax.tree.unflatten(tree, leaves) == jb.Frown(pre_activation=jb.IBP())
     assert not jax.tree.leaves(jb.Frown())

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import jaxbound as jb
-from jaxbound.training import losses, models
+from jaxbound.training import models, modes
 from jaxbound.training.losses import Clean
 
 CLIP = (0.0, 1.0)
@@ -30,7 +30,7 @@ class Problem:
 
     def clean(self):
         keys = jax.random.split(jax.random.key(9), len(self.x))
-        logits, frozen, _ = losses.clean_pass(self.model.apply, self.variables, self.x)
+        logits, frozen, _ = modes.train_pass(self.model.apply, self.variables, self.x)
         return Clean(self.model.apply, frozen, self.x, self.labels, logits, keys)
 
 

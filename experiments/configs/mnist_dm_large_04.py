@@ -10,6 +10,7 @@ from experiments.configs import base
 def get_config() -> ConfigDict:
     """The configuration."""
     return base.changed(
-        "mnist_dm_large_04", dataset="mnist", models=("DM-large",), epochs=200.0, ramp_start=10.0, ramp_epochs=50.0,
+        "mnist_dm_large_04", dataset="mnist", models=("DM-large",), initializer="torch", kappa_final=0.5,
+        epochs=200.0, ramp_start=10.0, ramp_epochs=50.0,
         milestones=(130.0, 190.0), decay_factor=0.1, eps=0.4, eps_test=0.3,
     )  # fmt: skip

@@ -76,22 +76,3 @@ def _held(part) -> Iterator:
     elif isinstance(part, Mapping | tuple | list):
         for inner in part.values() if isinstance(part, Mapping) else part:
             yield from _held(inner)
-
-
-class Recent:
-    """The most recently used entries of a dictionary."""
-
-    def __init__(self, size: int):
-        self.size, self.entries = size, {}
-
-    def get(self, key):
-        """The value at a key, or None."""
-        if key in self.entries:
-            self.entries[key] = self.entries.pop(key)
-        return self.entries.get(key)
-
-    def put(self, key, value) -> None:
-        """Keep a value, and drop the one that was not used for longest."""
-        self.entries[key] = value
-        if len(self.entries) > self.size:
-            del self.entries[next(iter(self.entries))]

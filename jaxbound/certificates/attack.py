@@ -9,13 +9,10 @@ back. With 1/p + 1/q = 1 that is
 which is sign(g) for p = inf and g / ||g||_2 for p = 2. For p = 1 it is a single coordinate, too slow in high dimension:
 the largest hundredth of the coordinates share the step (Tramer and Boneh 2019). The best point ever seen is kept, the
 start included, and every point lies in the region: a margin <= 0 here contradicts any certificate for that example.
-
-Length: one attack; the checks of its arguments are a fifth of it.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
+from jaxbound.backend.caches import kept
 from jaxbound.backend.sharding import anywhere
 from jaxbound.network.problems import region_around
 from jaxbound.network.resolving import per_example_function
@@ -293,7 +291,7 @@ def _pieces(function: Callable, restarts: int) -> _Pieces:
     )
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _compiled(function: Callable, restarts: int) -> _Pieces:
     begin, step, last = _pieces(function, restarts)
     return _Pieces(eager_jit(begin), eager_jit(step), eager_jit(last))

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
+from jaxbound.backend.caches import kept
 from jaxbound.certificates.margins import margin_bounds, margin_spec
 from jaxbound.methods import Forward, Method
 from jaxbound.network.functions import on_batch
@@ -206,7 +207,7 @@ def _predictions(network: Network, program: str, region: Region) -> tuple[np.nda
     return logits, logits.copy() if same else np.array(predict(network.variables, inside))
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _compiled_prediction(function: Callable, _program: str) -> Callable:
     """Compiled anew where the function's program is another one than before."""
     return _compat.eager_jit(on_batch(function))

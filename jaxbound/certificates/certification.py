@@ -1,21 +1,12 @@
-"""Certificates: lower bounds of margins, and how many examples they verify.
+"""Certificates: how many examples of a data set keep their class in their regions.
 
-For an example with true class y, logits f and a region R around it, the margin to class j is f_y - f_j. With
-
-    m_j  <=  min over x' in R of  f_y(x') - f_j(x')       for every j != y,
-
-no point of R changes the class where every m_j > 0. Margins are linear in the logits, so a specification matrix
-(`margin_spec`) is composed with the network's last affine map, and they are bounded directly, not as differences.
-
-`margins` is a pure function, for any trace. `certify` is its host loop: batches of one size (the last one padded), so
-that memory is bounded and nothing compiles twice, partial results on disk (`records`), and strict arithmetic: with
-rounding="outward" a bound e_j on the rounding error of the whole computation goes with each m_j, and
+`certify` is the host loop around `margins`: batches of one size (the last one padded), so that memory is bounded and
+nothing compiles twice, partial results on disk (`records`), and strict arithmetic: with rounding a bound e_j on the
+rounding error of the whole computation goes with each margin's lower bound m_j, and
 
     verified  =  m_j > e_j for every j, in comparisons that NaN fails.
 
 Nothing is clamped to look consistent: where an attack breaks a verified example, `check_against_attack` raises.
-
-Length: the second half is the host's side of one batch, which only `certify` uses; its disk and screen are `records`.
 """
 
 from __future__ import annotations
@@ -94,6 +85,7 @@ def certify(
 
     Reference: Zhang et al. 2018, section 4; for the rounding Higham 2002, section 3.5.
 
+    >>> import jax.numpy as jnp
     >>> from jaxbound import IBP
     >>> layers = [(jnp.eye(2), jnp.zeros(2))]
     >>> x, labels = jnp.array([[0.75, 0.25], [0.5, 0.25]]), jnp.array([0, 0])
@@ -157,7 +149,7 @@ def check_against_attack(report: Report, attack: Attack) -> None:
 
     Rounding: the attack's margins are the network's own, as computed.
 
-    >>> import jax
+    >>> import functools, jax, jax.numpy as jnp
     >>> from jaxbound import IBP, pgd
     >>> network = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.75, 0.25]]), jnp.array([0])
     >>> report = certify(*network, 0.125, method=IBP(), activation="relu")

@@ -1,4 +1,13 @@
-"""Margins: the label's logit minus each other, as specification rows and as lower bounds."""
+"""Margins: lower bounds of the true class's logit minus each other.
+
+For an example with true class y, logits f and a region R around it, the margin to class j is f_y - f_j. With
+
+    m_j  <=  min over x' in R of  f_y(x') - f_j(x')       for every j != y,
+
+no point of R changes the class where every m_j > 0. Margins are linear in the logits, so a specification matrix
+(`margin_spec`) is composed with the network's last affine map, and they are bounded directly, not as differences.
+`margins` is a pure function, for any trace.
+"""
 
 from __future__ import annotations
 

@@ -30,10 +30,11 @@ from jaxbound._compat import is_tracer, is_tracing
 from jaxbound.backend.sharding import anywhere
 from jaxbound.certificates.batches import refuse_half_precision
 from jaxbound.certificates.margins import logits_struct, margin_spec
-from jaxbound.methods import Crown, Method, check_method, rounding_mode
+from jaxbound.methods import Bounded, Crown, Method, check_method, rounding_mode
 from jaxbound.network.bounding import outputs_of
+from jaxbound.network.functions import on_batch
 from jaxbound.network.problems import example_of, problem_of, region_around, request_of
-from jaxbound.network.resolving import resolve
+from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import LpBall
 from jaxbound.transforms.problems import forget_stale
 
@@ -127,16 +128,44 @@ def certified_radius(
     problem = problem_of(network, region, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
     request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))
 
+    believed: list[tuple[jax.Array, Bounded]] = []
+
     def holds(radius: jax.Array) -> jax.Array:
         (ball,) = problem.leaves
         moved = problem._replace(leaves=(dataclasses.replace(ball, radius=radius),))
         (found,) = outputs_of(moved, method, request)
-        return jnp.all(jnp.isfinite(found.lower) & (found.lower > found.lower_rounding), axis=-1)
+        verified = jnp.all(jnp.isfinite(found.lower) & (found.lower > found.lower_rounding), axis=-1)
+        believed.append((verified, found))
+        return verified
 
     possible = _is_correct(logits, labels) & ~jax.vmap(regions.is_empty)(regions.per_example(region))
     first = jnp.broadcast_to(jnp.asarray(initial, regions.leaf_struct(region).dtype), batch)
     radius = search(holds, possible, first, steps, tolerance)
+    if not is_tracing():
+        _check_values(repr(method), network, region, spec, believed)
     return radius[0] if single else radius
+
+
+def _check_values(method: str, network: Network, region: LpBall, spec: jax.Array, believed: list) -> None:
+    """Hold the network's own margins at the centers, a batch at once, against bounds (see `batches.check_values`).
+
+    Raises:
+        SoundnessError: with the likely causes.
+    """
+    center = np.asarray(region.center)
+    if region.clip is not None:
+        center = np.clip(center, *map(np.asarray, region.clip)).astype(center.dtype)
+    logits = np.asarray(on_batch(network.function)(network.variables, center))
+    with np.errstate(all="ignore"):
+        own = np.einsum("...sc,...c->...s", np.asarray(spec), logits)
+        for verified, found in believed:
+            lower, error = np.asarray(found.lower), np.asarray(found.lower_rounding)
+            room = 2 * error + 1e-4 * np.abs(logits).max(axis=1, keepdims=True)
+            wrong = np.asarray(verified)[:, None] & (own < lower - room)
+            broken = np.flatnonzero(wrong.any(axis=1))
+            if broken.size:
+                k = broken[0], np.argmax(wrong[broken[0]])
+                raise errors.value_outside(method, broken.tolist(), float(lower[k]), float(own[k]))
 
 
 def search(

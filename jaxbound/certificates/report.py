@@ -32,8 +32,7 @@ class Report:
         remarks: what is likely wrong with the arguments, such as that all regions are empty.
 
     >>> import jax.numpy as jnp
-    >>> from jaxbound import IBP
-    >>> from jaxbound.certificates import certification
+    >>> from jaxbound import IBP, certify
     >>> layers, x, labels = [(jnp.eye(2), jnp.zeros(2))], jnp.array([[0.9, 0.1]]), jnp.array([0])
     >>> report = certify(layers, x, labels, 0.5, method=IBP(), activation="relu")
     >>> report.clean_error, report.verified_error

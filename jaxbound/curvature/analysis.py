@@ -26,8 +26,6 @@ whose equality is only known up to rounding, and for turning points, known up to
 sigma differs from its extreme value by at most `|sigma''| w^2`, and between them it is monotone up to the slack.
 
 Steps 1 and 2 are in `partition`.
-
-Length: pieces and turns are one proof; each step reads what the one before has left.
 """
 
 import dataclasses
@@ -53,7 +51,8 @@ _MOST_GAPS = 16
 
 
 class Program(Protocol):
-    """A scalar program: `(name, params, operands)` each; operands: ("z",), ("var", i), ("lit", x), ("const", k)."""
+    """A scalar program: `(name, params, operands)` each; operands: ("z",), ("var", i), ("lit", x), ("lit", x,
+    (a, b)) for a rounded number whose real value lies in [a, b], ("const", k)."""
 
     @property
     def instructions(self) -> tuple:

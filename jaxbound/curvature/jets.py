@@ -19,8 +19,6 @@ undecided choice may jump. `0 * (unknown but finite) = 0`, which is what lets a 
 
 Beside its intervals a jet says on which cells it is certainly *defined*: has a real value, with real values in all that
 it is made of. What a decided choice throws away does not count; limits say nothing of it.
-
-Length: jets and the rules of the primitives are one chain of trust, with one caller, `curvature.py`.
 """
 
 import dataclasses
@@ -367,13 +365,15 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
     cells = Cells(left, right)
     variable, results = cells.variable(), []
 
-    def read(kind: str, number: Any = None) -> Jet | Truth:
+    def read(kind: str, number: Any = None, real: tuple[float, float] | None = None) -> Jet | Truth:
         if kind != "lit":
             return (
                 results[number] if kind == "var" else variable if kind == "z" else cells.constant(-math.inf, math.inf)
             )
         if isinstance(number, (bool, np.bool_)):
             return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number), np.ones(left.shape, bool))
+        if real is not None:
+            return cells.constant(*real)
         if float(number) != number:
             raise UnsupportedError("a literal that is not a number, or a whole number beyond float64")
         return cells.constant(float(number), float(number))

@@ -1,7 +1,5 @@
 """The one driver: runs the interpreters' steps block by block, eagerly or under a trace.
 
-Length: a run and its steps, which are nothing without it.
-
 Eagerly each step is compiled once per template (equal layers share it) with the regions' batch axis vmapped inside, so
 compiling grows with the number of different layers, not with the square of the depth, and rows can be chosen from
 concrete values: a neuron whose relaxation is already exact is not bounded again. Under a trace (`jit`, `grad`, `vmap`,

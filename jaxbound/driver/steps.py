@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
+from jaxbound.backend.caches import kept
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.planes import spread
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(1024)
 def compiled(step: Callable, static: Hashable, axes) -> Callable:
     """The step for a batch, compiled; the same one for equal static facts."""
     return eager_jit(mapped(step, static, axes))

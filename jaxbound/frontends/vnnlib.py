@@ -1,7 +1,5 @@
 """VNN-LIB: properties of networks as files, 1.0 read and written, 2.0 read where it speaks of one network.
 
-Length: one small language, its reader and its writer.
-
 A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., or in 2.0 a network with an input and an output
 array, whose entries `X[0,1]` are numbered in row-major order. It asserts what a *counterexample* satisfies:
 comparisons of linear terms, joined by `and` and `or`. Reading brings the assertions into a disjunction of conjunctions.

@@ -1,19 +1,29 @@
-"""A jaxpr read as values: calls inlined, constants folded, what no region reaches evaluated later."""
+"""A jaxpr read as values: calls inlined, constants folded, and for each value the one that it is a function of.
+
+Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
+`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it
+and, through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
+
+* with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
+* an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
+  after the bias;
+* where a nonlinear operation meets several roots that are themselves affine images, with array constants, of one value,
+  the last such value is the root (PReLU: `where(x >= 0, x, a * x)`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat
-from jaxbound.graph import operations
+from jaxbound.graph import folding, operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, integers, patterns
-from jaxbound.graph.values import Constant, ConstantProgram, Literal, Value
+from jaxbound.graph.rewriting import definedness, infinities, integers, patterns
+from jaxbound.graph.values import Computed, Constant, ConstantProgram, Literal, Value
 
 
 class Builder:
@@ -27,6 +37,7 @@ class Builder:
         self.path = ""
         self.source = ""
         self.rewritten: set[str] = set()
+        self.is_rewriting = False
 
     # --- reading equations ------------------------------------------------------------------------------------------
 
@@ -72,11 +83,12 @@ class Builder:
             self.source, self.path = outer
             return outputs
         avals = [variable.aval for variable in equation.outvars]
-        if all(isinstance(operand, Literal) for operand in operands) and len(avals) == 1:
-            folded = _fold(equation, operands)
-            if folded is not None:
-                return [Literal(folded, tuple(avals[0].shape))]
+        folded = folding.fold(equation, operands)
+        if folded is not None and folded.real is None:
+            return [Literal(folded.value, tuple(avals[0].shape))]
         outputs = [self.constants.variable(aval) for aval in avals]
+        if folded is not None and folded.real is not None:
+            outputs = [Computed(o.number, o.shape, o.dtype, folded.value, folded.real) for o in outputs]
         params = _highest(equation.primitive.name, equation.params)
         self.constants.equations.append((equation.primitive, params, operands, [o.number for o in outputs]))
         return outputs
@@ -97,16 +109,20 @@ class Builder:
         self.source, self.path = outer
         return outputs
 
-    def inline(self, function: Callable, *operands) -> list:
-        """Apply a JAX function to operands: how one primitive is rewritten into others."""
+    def inline(self, function: Callable, *operands, rewriting: bool = True) -> list:
+        """Apply a JAX function to operands: how one primitive is rewritten into others, equal where it is defined."""
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
-        return self.run(closed, operands)
+        outer, self.is_rewriting = self.is_rewriting, self.is_rewriting or rewriting
+        made = self.run(closed, operands)
+        self.is_rewriting = outer
+        return made
 
     # --- sorting values into kinds ----------------------------------------------------------------------------------
 
     def value(self, primitive, params, operands, aval, **facts) -> Value:
         """A new value, or the one that the same equation has made before."""
-        key = primitive, tuple(sorted(params.items())), tuple(map(_identity, operands)), aval.shape, aval.dtype
+        read = tuple(map(_identity, operands)), facts.get("doubtful", False)
+        key = primitive, tuple(sorted(params.items())), read, aval.shape, aval.dtype
         try:
             known = self.made.get(key)
         except TypeError:  # a parameter that cannot be compared
@@ -120,7 +136,8 @@ class Builder:
         return Value(
             self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
             tuple(operands), "/".join(part for part in (self.path, label) if part), self.source,
-            sign=definedness.sign_of(primitive.name, params, operands, aval.shape), **facts,
+            sign=definedness.sign_of(primitive.name, params, operands, aval.shape),
+            infinite=infinities.of_result(primitive.name, params, operands), **facts,
         )  # fmt: skip
 
     def _next(self) -> tuple:
@@ -143,19 +160,22 @@ class Builder:
         narrowed = any(isinstance(o, Value) and rounds(o.dtype, avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE:
             operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]
-        rewrite = None if narrowed else patterns.match(primitive, params, operands)
+        doubtful = not self.is_rewriting and infinities.is_doubtful(primitive.name, operands)
+        rewrite = None if narrowed else patterns.match(primitive, params, operands, doubtful=doubtful)
         if rewrite is not None:
             function, arguments = rewrite
             if primitive.name not in patterns.SAME_ARITHMETIC:
                 self.rewritten.add(primitive.name)
-            return self.inline(function, *arguments)
+            return self.inline(function, *arguments, rewriting=primitive.name not in infinities.CALLS)
+        if doubtful:
+            return [self.value(primitive, params, operands, aval, doubtful=True) for aval in avals]
         if primitive.name in ELEMENTWISE and not narrowed:
             return [self._elementwise(primitive, params, operands, avals[0])]
         return [self.value(primitive, params, operands, aval) for aval in avals]
 
     def _elementwise(self, primitive, params, operands, aval) -> Value:
         dependent = [o for o in operands if isinstance(o, Value)]
-        arrays = any(isinstance(o, Constant) for o in operands)
+        arrays = any(isinstance(o, Constant) and not isinstance(o, Computed) for o in operands)
         affine = is_affine(primitive.name, operands, aval)
         shared = _nearest_shared(dependent)
         one = all(o.root is shared for o in dependent)
@@ -192,17 +212,6 @@ def _identity(operand) -> tuple:
     if isinstance(operand, Literal):
         return operand.value.tobytes(), str(operand.dtype), operand.shape
     return (operand.number,) if isinstance(operand, Constant) else (id(operand),)
-
-
-def _fold(equation, operands: list[Literal]) -> Any:
-    """The number that an elementwise or broadcasting equation of literals makes, if it is one number."""
-    name = equation.primitive.name
-    if name in ("broadcast_in_dim", "reshape", "squeeze"):
-        return operands[0].value
-    if name not in ELEMENTWISE:
-        return None
-    with jax.ensure_compile_time_eval():
-        return np.asarray(equation.primitive.bind(*(o.value for o in operands), **equation.params))[()]
 
 
 def _highest(name: str, params: dict) -> dict:

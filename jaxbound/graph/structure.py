@@ -26,7 +26,6 @@ stands, so equal layers share one compiled program and, under an outer trace, on
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound._compat import Primitive
+from jaxbound.backend.caches import kept
 from jaxbound.graph import primitives
 from jaxbound.graph.values import ConstantProgram, plain
 
@@ -90,7 +90,7 @@ class Op:
     nonnegative: bool = False
     """Whether the signs of what it is made of prove, in real arithmetic, that no entry is negative."""
     partial: bool = False
-    """Whether what a scalar node reads may leave the domain of its function, as far as signs tell."""
+    """Whether it may be undefined at what it reads, as far as signs and infinite literals tell."""
 
     @cached_property
     def facts(self) -> primitives.Affine:
@@ -198,7 +198,7 @@ class Structure:
 
     @cached_property
     def partial(self) -> tuple[int, ...]:
-        """The nodes whose input may leave the domain of their function."""
+        """The nodes that may be undefined at what they read; `methods.domains` looks at the bounds of that."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.partial)
 
     def ending_in(self, outputs: tuple[int, ...]) -> Structure:
@@ -249,7 +249,7 @@ class Structure:
         return tuple(map(tuple, readers))
 
 
-@functools.lru_cache(maxsize=4096)
+@kept(4096)
 def _shared(template: Template) -> Template:
     """One object for equal templates, so that comparing them is free."""
     return template

@@ -1,16 +1,4 @@
-"""From a JAX function to a `Structure`: trace once, inline calls, sort values into kinds, fuse scalar chains.
-
-Length: one walk over the equations and one over the values that it leaves; neither is of use alone.
-
-Every variable of the traced function is one of three things. A `Literal` is one number, whatever its shape. A
-`Constant` is an array that no region reaches. A `Value` depends on a region: it remembers the equation that made it
-and, through elementwise equations, its *root*, the last single value of which it is an entry-by-entry function:
-
-* with literals only, the root is passed on, so `0.5 * x * (1 + erf(x / sqrt(2)))` is one function of x;
-* an affine operation with an array constant starts a new root, so that the pre-activation of Dense, bias and ReLU is
-  after the bias;
-* where a nonlinear operation meets several roots that are themselves affine images, with array constants, of one value,
-  the last such value is the root (PReLU: `where(x >= 0, x, a * x)`).
+"""From a JAX function to a `Structure`: trace once, read the values, sort them into kinds, fuse scalar chains.
 
 Nodes are made on demand, from the outputs, so nothing that the outputs do not need is ever refused. A fused chain whose
 curvature cannot be proved is made of its parts.
@@ -18,6 +6,7 @@ curvature cannot be proved is made of its parts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,9 +17,9 @@ from jaxbound import errors
 from jaxbound.curvature.analysis import analyse
 from jaxbound.graph.primitives import AFFINE, NONLINEAR, REFUSED
 from jaxbound.graph.reading import Builder, is_affine, rounds
-from jaxbound.graph.rewriting import definedness, patterns
+from jaxbound.graph.rewriting import definedness, infinities, patterns
 from jaxbound.graph.structure import Node, Op, Program, Structure
-from jaxbound.graph.values import Constant, Literal, Value
+from jaxbound.graph.values import Computed, Constant, Literal, Value
 
 
 def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_region: Sequence[bool]) -> Structure:
@@ -184,12 +173,15 @@ def _plan(builder: Builder, value: Value) -> tuple[Op, list]:
     parts = patterns.parts(name, value.params, value.operands)
     if parts is not None:
         builder.rewritten.add(name)
-        return _plan(builder, builder.replaced(value, *parts))
+        op, operands = _plan(builder, builder.replaced(value, *parts))
+        if op.kind != "scalar" or not value.doubtful:  # of a scalar function the infinite numbers may lie within
+            return dataclasses.replace(op, partial=op.partial or value.doubtful), operands
     if name in NONLINEAR:
         return _op(NONLINEAR[name], value), list(value.operands)
     reason, way_out = (
-        "no rule bounds it when these operands depend on a region",
-        "add a rule as docs/extending.md shows",
+        ("infinite numbers may meet in it, or 0", "use a large finite number in place of the infinite one")
+        if value.doubtful
+        else ("no rule bounds it when these operands depend on a region", "add a rule as docs/extending.md shows")
     )
     raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
 
@@ -207,9 +199,12 @@ def _op(kind: str, value: Value) -> Op:
         role = "input" if isinstance(operand, Value) else "constant"
         operands.append((role, counts[role]))
         counts[role] += 1
+    chosen = kind == "select" and any(isinstance(o, Literal) and np.isnan(o.value) for o in value.operands)
+    masked = kind == "logsumexp" and bool(infinities.of(value.operands[0]))
     return Op(
         kind, value.name, value.shape, value.dtype, tuple(operand.shape for operand in value.operands),
         tuple(sorted(value.params.items())), tuple(operands), value.primitive, nonnegative=value.sign > 0,
+        partial=value.doubtful or chosen or masked,
     )  # fmt: skip
 
 
@@ -236,6 +231,8 @@ def _program(value: Value, root: Value) -> tuple[Program, list[Constant], bool]:
             return ("z",)
         if isinstance(operand, Literal):
             return ("lit", operand.value)
+        if isinstance(operand, Computed):
+            return ("lit", operand.value, operand.real)
         if isinstance(operand, Constant):
             constants.append(operand)
             return ("const", len(constants) - 1)

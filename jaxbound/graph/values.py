@@ -47,6 +47,15 @@ class Constant:
     dtype: np.dtype
 
 
+@dataclass(frozen=True)
+class Computed(Constant):
+    """A constant that is one number made of numbers, and rounded: between what its real value lies."""
+
+    value: Any
+    """A NumPy scalar."""
+    real: tuple[float, float]
+
+
 @dataclass(eq=False)
 class Value:
     """A value that depends on a region, and the equation that makes it."""
@@ -68,6 +77,10 @@ class Value:
     """Whether the chain from the root contains a nonlinear operation."""
     sign: int = 0
     """What is certain of its sign (`definedness.sign_of`)."""
+    infinite: int = 0
+    """What it may be beside real numbers (`infinities.of_result`)."""
+    doubtful: bool = False
+    """Whether infinite numbers may make it undefined (`infinities.is_doubtful`)."""
     node: int = -1
     """The number of its node, once it has one."""
 

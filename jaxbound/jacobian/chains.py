@@ -23,6 +23,7 @@ from jaxbound._compat import eager_jit
 from jaxbound.driver import Run
 from jaxbound.driver.run import Constants
 from jaxbound.graph import Block, Graph, Op, Template
+from jaxbound.graph.values import Inexact, plain
 from jaxbound.jacobian import slopes
 from jaxbound.relaxations import affine
 
@@ -68,7 +69,11 @@ class Segment:
 
     def is_exact(self, constants: Sequence[jax.Array]) -> bool:
         """Whether the matrix is made without rounding."""
-        return not self._nodes or self.kernel(constants) is not None
+        return not self._nodes or (self.kernel(constants) is not None and self.is_stored(constants))
+
+    def is_stored(self, constants: Sequence[jax.Array]) -> bool:
+        """Whether no constant that the matrix is made of was computed."""
+        return not any(isinstance(constants[k], Inexact) for _, _, used in self._nodes for k in used)
 
     @property
     def _nodes(self) -> Sequence[tuple[Op, tuple, tuple[int, ...]]]:
@@ -90,10 +95,15 @@ class Segment:
         kernel = self.kernel(constants)
         return self._at_units(affine.linear, constants) if kernel is None else kernel
 
+    def widened(self, constants: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
+        """The same with factors enlarged (see `affine`)."""
+        return self._apply(affine.widened, constants, vector)
+
     def magnitude(self, constants: Sequence[jax.Array]) -> jax.Array:
-        """The same for `absolute`."""
-        kernel = self.kernel(constants)
-        return self._at_units(affine.absolute, constants) if kernel is None else jnp.abs(kernel)
+        """The same for `widened`: what the rounding of a matrix, underflow included, is charged on."""
+        if self._nodes and self.is_exact(constants):
+            return affine.enlarged(self.matrix(constants))
+        return self._at_units(affine.widened, constants)
 
     def _at_units(self, rule: Callable, constants: Sequence[jax.Array]) -> jax.Array:
         incoming, outgoing = self.sizes
@@ -126,7 +136,7 @@ class Segment:
             return None
         side = 1 if op.operands[0][0] == "input" else 0
         contracting, batching = dict(op.params)["dimension_numbers"]
-        array = constants[used[0]]
+        array = plain(constants[used[0]])
         if self.transposed or batching[0] or array.ndim != 2 or len(contracting[side]) != 1:
             return None
         axis = contracting[side][0]
@@ -216,6 +226,8 @@ def chain_of(run: Run, method: str, *, dense: bool = True) -> Chain | None:
         assert block is not None
         node = graph.nodes[block.start]
         slopes.check(node, method)
+        if any(isinstance(graph.constants[k], Inexact) for k in node.constants):
+            raise errors.inexact_constants(method)
         scalars.append(Scalar(node.op, block.template.nodes[0][2], run.constants(block), node.inputs[0]))
     return Chain(layers, tuple(scalars))
 
@@ -276,7 +288,7 @@ def _layer(run: Run, block: Block | None, segment: Segment, dense: bool) -> Laye
     def given(array: jax.Array) -> Constants:
         return (array,), None if run.batch is None else (None if shared else 0,)
 
-    kernel = segment.kernel(arrays) if shared else None
+    kernel = segment.kernel(arrays) if shared and segment.is_stored(arrays) else None
     if kernel is not None:
         return Layer(segment, constants, given(kernel), nothing)
 

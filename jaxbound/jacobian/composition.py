@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from jaxbound.network.problems import example_of, problem_of, region_around, req
 from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import Region
 from jaxbound.regions.bounds import Interval
-from jaxbound.transforms.problems import Problem, prepare
+from jaxbound.transforms.problems import Problem, forget_stale, prepare
 
 _OWN = PurePath(jax.__file__).parent / "_src"
 _TRUSTED = {
@@ -93,13 +94,19 @@ class Differentiated:
         return prepare(Derivative(function), arguments, batch, rounding=True)
 
 
+def forget(network: Network, region: Region) -> None:
+    """What a network closes over counts as it is at a call."""
+    if not _compat.is_tracing():
+        forget_stale(network.function, network.variables, example_of(network, region))
+
+
 def differentiated(network: Network, region: Region, spec: ArrayLike | None) -> Differentiated:
     """A network over a region, ready for Jacobian bounds.
 
     Raises:
         ArgumentError: the network has several outputs.
     """
-    problem = Differentiated(network, region, spec, problem_of(network, region, spec))
+    problem = Differentiated(network, region, spec, problem_of(network, region, spec, rounding=True))
     if len(problem.values.graph.structure.outputs) != 1:
         raise errors.ArgumentError("the network has several outputs: bound the Jacobian of one at a time")
     return problem
@@ -154,7 +161,7 @@ def jacobian_bounds(
         memory_limit: bytes that the coefficients of a backward pass may take.
 
     Returns:
-        `Interval` of shape (batch, outputs or specs, *example shape); without batch axis for one example.
+        `Interval` of shape `(batch, outputs or specs, *example shape)`; without batch axis for one example.
 
     Raises:
         UnsupportedError: the function may jump, hides its derivative, or is no chain (RecurJac, FastLip).
@@ -179,6 +186,7 @@ def given(params, x, eps, apply_fn, activation, norm, clip, spec) -> Differentia
     """The problem that the arguments of `jacobian_bounds` describe."""
     network = resolve(params, x, apply_fn, activation)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
+    forget(network, region)
     return differentiated(network, region, spec)
 
 
@@ -214,15 +222,48 @@ def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> No
 
 
 def _is_own(equation: _compat.JaxprEqn) -> bool:
-    """Whether a rule is one that JAX gives to a function of its own: a known function, and a rule from JAX's files.
+    """Whether a rule is one that JAX gives to a function of its own: a known function, a rule from JAX's files, and the
+    function's own derivative at random points.
 
-    The file of the function alone says nothing: `jax.custom_gradient` wraps the user's rule in JAX's own file.
+    The files alone say nothing: `jax.custom_gradient` and `defjvps` wrap the user's rules in JAX's own.
     """
     name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
     _, _, rule = _origin(equation.params.get("jvp_jaxpr_fun")).partition(" at ")
     path = PurePath(place.rpartition(":")[0])
     known = _OWN in path.parents and name in _TRUSTED.get(path.relative_to(_OWN).as_posix(), ())
-    return known and _OWN in PurePath(rule.rpartition(":")[0]).parents
+    return known and _OWN in PurePath(rule.rpartition(":")[0]).parents and _agrees(equation)
+
+
+def _agrees(equation: _compat.JaxprEqn) -> bool:
+    """Whether the rule of a call gives the derivative of what is called, at random points where both are finite."""
+    rng, plain = np.random.default_rng(0), _compat.call_jaxpr(equation)
+    assert plain is not None
+    avals: list[Any] = [variable.aval for variable in equation.invars]
+    floats = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals]
+
+    def ruled(*given):
+        found = _compat.bind(equation.primitive, given, equation.params)
+        return list(found) if equation.primitive.multiple_results else [found]
+
+    def pulled(function: Callable, given: list) -> np.ndarray:
+        values, pull = jax.vjp(function, *given)
+        parts = zip(pull([jnp.ones_like(value) for value in values]), floats, strict=True)
+        return np.concatenate([np.asarray(part, np.float64).ravel() for part, is_float in parts if is_float])
+
+    compared = 0
+    with jax.ensure_compile_time_eval():
+        for draw in (lambda size: rng.uniform(0.1, 0.9, size), rng.normal):  # within most domains, and of both signs
+            given = [
+                jnp.asarray(draw(size=aval.shape) if f else 0, aval.dtype)
+                for aval, f in zip(avals, floats, strict=True)
+            ]
+            given = [jnp.broadcast_to(x, aval.shape) for x, aval in zip(given, avals, strict=True)]
+            own, other = (pulled(function, given) for function in (_compat.jaxpr_as_fun(plain), ruled))
+            finite = np.isfinite(own) & np.isfinite(other)
+            compared += finite.sum()
+            if not np.allclose(own[finite], other[finite], rtol=1e-3, atol=1e-5):
+                return False
+    return bool(compared)
 
 
 def _origin(traced: object) -> str:

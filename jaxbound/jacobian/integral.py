@@ -71,7 +71,8 @@ class LipschitzIntegral(Method):
             outer = jnp.where(step == self.steps, radius, outer)  # a compiled quotient of equal numbers may be below 1
             constants = _constants(self.jacobian, graph, dataclasses.replace(ball, radius=outer), both)
             width = (outer - inner) * (1 + 4 * jnp.finfo(outer.dtype).eps)
-            return constants * width.reshape(width.shape + (1,) * (constants.ndim - width.ndim))
+            width = width.reshape(width.shape + (1,) * (constants.ndim - width.ndim))
+            return constants * width + 2 * jnp.finfo(width.dtype).tiny * (1 + constants + width)  # for underflow
 
         steps = jnp.arange(1, self.steps + 1).astype(jnp.result_type(ball.radius))
         if any(map(is_tracer, jax.tree.leaves((graph.constants, leaves)))):

@@ -21,7 +21,7 @@ from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
 from jaxbound.certificates.margins import logits_struct
 from jaxbound.certificates.radius import search
-from jaxbound.jacobian.composition import differentiated, jacobian_of
+from jaxbound.jacobian.composition import differentiated, forget, jacobian_of
 from jaxbound.jacobian.recurjac import RecurJac
 from jaxbound.methods import Method
 from jaxbound.network.problems import region_around
@@ -92,6 +92,7 @@ def landscape_radius(
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     region = region_around(network.variables, x, np.zeros(batch, np.float32), norm, clip, batched=True)
+    forget(network, region)
     logits = logits_struct(network, region)
     rows = _one_hot(labels, logits)
 

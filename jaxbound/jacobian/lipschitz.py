@@ -19,7 +19,7 @@ from jaxbound import errors, regions
 from jaxbound.backend.sharding import anywhere
 from jaxbound.certificates.margins import logits_struct, margin_spec
 from jaxbound.jacobian import norms
-from jaxbound.jacobian.composition import Differentiated, differentiated, jacobian_of
+from jaxbound.jacobian.composition import Differentiated, differentiated, forget, jacobian_of
 from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
 from jaxbound.methods import Best, Bounded, Method, check_certified
 from jaxbound.network.problems import region_around, request_of
@@ -85,6 +85,7 @@ def lipschitz(
     network = resolve(params, x, apply_fn, activation)
     own = math.inf if regions.is_region(x) else p_in
     region = region_around(network.variables, x, eps, own, clip, batched=network.batched)
+    forget(network, region)
     if of == "margins":
         if spec is not None:
             raise errors.argument("spec", 'is given with of="margins"', "leave one of them out")

@@ -12,12 +12,13 @@ For any matrix W, `||W||_2^2 = ||W^T W||_2`, and the Frobenius norm is above the
 bound `||(W^T W)^(2^(k-1))||_F^(1 / 2^k)` exceeds it by a factor of at most `rank^(1 / 2^(k+1))`. Power iteration itself
 converges from below, and bounds nothing.
 
-Every result includes its rounding; subnormal numbers count as 0.
+Every result includes its rounding, and as much as subnormal numbers are that count as 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def dual(p: float) -> float:
 
 def vector_norm(values: jax.Array, p: float) -> jax.Array:
     """The p-norm along the last axis, from above; infinite where something is undefined."""
-    found = balls.vector_norm(values, p) * (1 + _slack(values))
+    found = balls.vector_norm(values, p) * (1 + _slack(values)) + values.shape[-1] * jnp.finfo(values.dtype).tiny
     return jnp.where(jnp.all(jnp.isfinite(values), axis=-1), found, jnp.inf)
 
 
@@ -97,7 +98,8 @@ def _perron(matrix: jax.Array) -> jax.Array:
     vector = jax.lax.stop_gradient(jax.lax.fori_loop(0, _ROUNDS, improve, jnp.ones(slim.shape[:-1], slim.dtype)))
     bound = jnp.sqrt(jnp.max(apply(vector) / vector, axis=-1)) * scale[..., 0, 0]
     slack = gamma(2 * (matrix.shape[-1] + matrix.shape[-2] + 8), matrix.dtype)
-    return jnp.where(finite, bound * (1 + slack), jnp.inf)
+    lost = math.prod(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).tiny  # subnormal entries
+    return jnp.where(finite, bound * (1 + slack) + lost, jnp.inf)
 
 
 def spectral_norm(matrix: jax.Array) -> jax.Array:
@@ -110,7 +112,7 @@ def spectral_norm(matrix: jax.Array) -> jax.Array:
     True
     """
     slim = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    return _gram(slim, _SQUARINGS)
+    return _gram(slim, _SQUARINGS) + matrix.size * jnp.finfo(matrix.dtype).tiny  # subnormal entries
 
 
 def _gram(matrix: jax.Array, squarings: int) -> jax.Array:
@@ -128,3 +130,18 @@ def _gram(matrix: jax.Array, squarings: int) -> jax.Array:
 
 def _slack(values: jax.Array) -> float:
     return gamma(values.shape[-1] + 8, values.dtype)
+
+
+def product(factors: Sequence[jax.Array], dtype) -> jax.Array:
+    """The product of numbers that are not negative, from above: the largest meets the smallest, and none is below tiny.
+
+    Scalars or arrays of one shape. What underflows is below the smallest normal number, which takes its place.
+    """
+    tiny = jnp.finfo(dtype).tiny
+    ordered = jnp.sort(jnp.maximum(jnp.stack([jnp.asarray(factor, dtype) for factor in factors]), tiny), axis=0)
+    total, (first, last) = jnp.ones(ordered.shape[1:], dtype), (0, len(ordered) - 1)
+    for turn in range(len(ordered)):
+        chosen = ordered[last] if turn % 2 == 0 else ordered[first]
+        first, last = (first, last - 1) if turn % 2 == 0 else (first + 1, last)
+        total = jnp.maximum(total * chosen, tiny)
+    return total * (1 + gamma(len(ordered) + 2, dtype))

@@ -57,7 +57,8 @@ def absolute_sums(found: Bounded) -> jax.Array:
     assert found.upper is not None
     low, high = found.lower - found.lower_rounding, found.upper + found.upper_rounding
     total = jnp.sum(jnp.maximum(-low, high), axis=-1)
-    return total * (1 + gamma(low.shape[-1] + 2, low.dtype))
+    lost = low.shape[-1] * jnp.finfo(low.dtype).tiny  # subnormal numbers may count as 0
+    return total * (1 + gamma(low.shape[-1] + 2, low.dtype)) + lost
 
 
 @jax.tree_util.register_dataclass

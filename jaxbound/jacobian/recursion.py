@@ -20,8 +20,6 @@ that these share the steps of a layer, which are compiled once; rows as many as 
 end is widened by a bound on its rounding error: `gamma_n` of the sums of absolute values, where the error of a folded
 column is charged at the largest value that it can be multiplied with. That charge, `max |Y_{l+1} S_l| |W_l|`, is what
 the plain step of the same layer was widened by, and is kept from there.
-
-Length: the recursion, how it is cut into chunks, and its steps; a third is documentation.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ from jaxbound.driver.run import Constants
 from jaxbound.jacobian.chains import Chain
 from jaxbound.methods import Bounded
 from jaxbound.relaxations import interval
-from jaxbound.relaxations.affine import gamma
+from jaxbound.relaxations.affine import enlargement, gamma
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -243,8 +241,12 @@ def _last_rows(static, constants, _void):
 
 
 def _magnitude(constants):
-    """Above the absolute values of what a layer's matrix is the product of; its own where it is one array."""
-    return constants[1] if len(constants) > 1 else jnp.abs(constants[0])
+    """Above the absolute values of what a layer's matrix is the product of; its own where it is one array.
+
+    With room for underflow, as everything that errors are charged on (see `affine`).
+    """
+    magnitude = constants[1] if len(constants) > 1 else jnp.abs(constants[0])
+    return magnitude + enlargement(magnitude.dtype)
 
 
 def _signed(static, constants, signs):
@@ -265,7 +267,7 @@ def _plain(static, constants, ends, ranges):
     )
     if not outward:
         return Level((lower, upper), None)
-    size = _dot("jn,kn->jk", jnp.maximum(-low, high), _magnitude(constants))
+    size = _dot("jn,kn->jk", _reach(ends, ranges), _magnitude(constants))
     return Level(_widened(lower, upper, gamma(terms + low.shape[-1] + 6, size.dtype) * size), size)
 
 
@@ -286,7 +288,7 @@ def _columns(static, constants, level):
 
 def _start(width, _constants, column, error, ends, ranges):
     """One column for each row, as often as there are columns elsewhere: so it shares their steps."""
-    largest = jnp.maximum(*map(jnp.abs, _corners(ends, ranges)))
+    largest = _reach(ends, ranges)
     columns = jnp.broadcast_to(column[:, None], (2, column.shape[0], width, column.shape[1]))
     charged = jnp.broadcast_to(_dot("jn,jn->j", largest, error)[:, None], columns.shape[1:3])
     return _State(columns, jnp.zeros(columns.shape[:-1], columns.dtype), charged)
@@ -306,9 +308,12 @@ def _fold(static, constants, state, level, ranges):
     folded = columns * jnp.where(known[:, None], jnp.where(aligned, *worst), nearest)
     moved = jax.vmap(lambda column: segment.linear(constants, column))(folded.reshape(-1, folded.shape[-1]))
     if outward:
-        dtype, count = folded.dtype, folded.shape[-1]
-        error = error + gamma(count + 6, dtype) * _largest_sum(jnp.maximum(-open_low, open_high), columns)
-        error = error + gamma(segment.terms + 3, dtype) * _largest_sum(level.size, folded)
+        dtype, count, room = folded.dtype, folded.shape[-1], enlargement(folded.dtype)
+        lost = room * (jnp.maximum(*map(jnp.abs, ends)) + jnp.maximum(*map(jnp.abs, ranges)) + room)
+        open_size = jnp.maximum(-open_low, open_high) + lost
+        error = error + gamma(count + 6, dtype) * _largest_sum(open_size + room, columns)
+        moved_size = jnp.abs(folded) + room * (jnp.abs(columns) + jnp.maximum(*map(jnp.abs, ranges)))
+        error = error + gamma(segment.terms + 3, dtype) * _largest_sum(level.size + room, moved_size)
         error = error + gamma(3, dtype) * jnp.max(jnp.abs(total), axis=0)
     return _State(moved.reshape(*folded.shape[:-1], -1), total, error)
 
@@ -318,7 +323,7 @@ def _total(outward, _constants, state, ends, ranges):
     low, high = _corners(ends, ranges)
     lower, upper = state.total + _met(low, high, state.columns)
     if outward:
-        size = _largest_sum(jnp.maximum(-low, high), state.columns)
+        size = _largest_sum(_reach(ends, ranges), state.columns)
         error = state.error + gamma(low.shape[-1] + 6, size.dtype) * size
         lower, upper = _widened(lower, upper, error)
     return lower, upper
@@ -356,14 +361,22 @@ def _met(low: jax.Array, high: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def _largest_sum(size: jax.Array, columns: jax.Array) -> jax.Array:
-    """The larger of both columns' sums of absolute values times sizes."""
-    return jnp.max(jnp.sum(size[:, None] * jnp.abs(columns), axis=-1), axis=0)
+    """The larger of both columns' sums of absolute values times sizes, with room for underflow."""
+    return jnp.max(jnp.sum(size[:, None] * (jnp.abs(columns) + enlargement(columns.dtype)), axis=-1), axis=0)
+
+
+def _reach(ends: Ends, ranges: Ends) -> jax.Array:
+    """The largest absolute values of products, with both factors enlarged."""
+    room = enlargement(ends[0].dtype)
+    first, second = (jnp.maximum(jnp.abs(low), jnp.abs(high)) + room for low, high in (ends, ranges))
+    return first * second
 
 
 def _widened(lower: jax.Array, upper: jax.Array, error: jax.Array) -> Ends:
     """Ends moved apart by an error and the rounding of doing so."""
-    unit = jnp.finfo(error.dtype).eps
-    return lower - (1.01 * error + unit * jnp.abs(lower)), upper + (1.01 * error + unit * jnp.abs(upper))
+    unit, tiny = jnp.finfo(error.dtype).eps, jnp.finfo(error.dtype).tiny
+    error = 1.01 * error + tiny
+    return lower - (error + unit * jnp.abs(lower)), upper + (error + unit * jnp.abs(upper))
 
 
 def _dot(spec: str, *operands: jax.Array) -> jax.Array:

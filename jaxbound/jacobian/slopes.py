@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
+from jaxbound.backend.caches import kept
 from jaxbound.curvature import jets
 from jaxbound.curvature.analysis import Cell, Curvature, Program, analyse
 from jaxbound.graph import Node, Op, tracing
@@ -94,7 +95,7 @@ def _by_intervals(op: Op, constants: Sequence[jax.Array], ends: Ends) -> Ends:
     return known[number]
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(1024)
 def _extent(program: Program) -> tuple[float, float, float, float]:
     """The part of the line where sigma is proved to be continuous, and a hull of sigma' over it, rounded outward."""
     curvature = analyse(program)
@@ -113,7 +114,7 @@ def _extent(program: Program) -> tuple[float, float, float, float]:
     return ends[0], ends[1], least, most
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(1024)
 def _refined(program: Program, derivative: Program) -> Curvature:
     """What was proved of the derivative, with the hulls around its jumps proved from both sides of sigma's kinks."""
     own, found = analyse(program), analyse(derivative)
@@ -132,7 +133,7 @@ def _hull_of_slopes(program: Program, cell: Cell, joints: Sequence[float]) -> Ce
     return dataclasses.replace(cell, lower=max(cell.lower, low), upper=min(cell.upper, high))
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(1024)
 def _lines(program: Program) -> tuple[tuple[float, float, float], ...]:
     """The open intervals on which sigma is a line, and its slope where this is proved to be one number of float32."""
     curvature = analyse(program)

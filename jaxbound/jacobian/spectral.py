@@ -78,7 +78,7 @@ def spectral_lipschitz(
     network = resolve(params, x, apply_fn, activation)
     dtype = jnp.result_type(*jax.tree.leaves(network.variables), x)
     example = jnp.zeros(np.shape(x)[1:] if network.batched else np.shape(x), dtype)
-    problem = problem_of(network._replace(batched=False), regions.canonical(Box(example, example)), spec)
+    problem = problem_of(network._replace(batched=False), regions.canonical(Box(example, example)), spec, rounding=True)
     chain = chain_of(Run(problem.graph, problem.leaves), "spectral_lipschitz", dense=False)
     if chain is None:
         outputs = sum(value.size for value in problem.graph.constants[:1])
@@ -88,8 +88,7 @@ def spectral_lipschitz(
     factors = [*measured, *_steepest(chain)]
     rows = norms.vector_norm(_rows(last.segment, last.constants[0]), norms.dual(norm))
     final = rows if of == "outputs" else _norm(last.segment, last.constants[0], norm)
-    product = jnp.prod(jnp.stack(factors)) if factors else jnp.ones((), dtype)
-    return final * product * (1 + gamma(len(factors) + 2, dtype))
+    return norms.product([final, *(jnp.broadcast_to(factor, final.shape) for factor in factors)], dtype)
 
 
 def _steepest(chain: Chain) -> list[jax.Array]:
@@ -115,13 +114,19 @@ def _rows(segment: Segment, constants) -> jax.Array:
 def _norm(segment: Segment, constants, p: float) -> jax.Array:
     """`||W||_p`, from above."""
     if p == 2 and math.prod(segment.sizes) <= DENSE:
-        error = jnp.sqrt(jnp.sum(_matrix_error(segment, constants) ** 2))
+        error = norms.vector_norm(jnp.ravel(_matrix_error(segment, constants)), 2)
         return norms.spectral_norm(segment.matrix(constants)) + 1.1 * error
     dtype = jnp.dtype(segment.dtype)
-    rows = jnp.max(segment.absolute(constants, jnp.ones(segment.sizes[0], dtype)))
-    columns = jnp.max(segment.flipped.absolute(constants, jnp.ones(segment.sizes[1], dtype)))
+    slack = gamma(2 * (segment.terms + max(segment.sizes) + 4), dtype)
+
+    def largest(map: Segment, size: int) -> jax.Array:
+        """The largest sum of absolute values of a map, from above."""
+        ones = jnp.ones(size, dtype)
+        return jnp.max(map.absolute(constants, ones) + slack * map.widened(constants, ones))
+
+    rows, columns = largest(segment, segment.sizes[0]), largest(segment.flipped, segment.sizes[1])
     bound = rows if p == math.inf else columns if p == 1 else jnp.sqrt(rows) * jnp.sqrt(columns)
-    return bound * (1 + gamma(2 * (segment.terms + max(segment.sizes) + 4), dtype))
+    return bound * (1 + slack)
 
 
 def _matrix_error(segment: Segment, constants) -> jax.Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxbound.backend.caches import kept
 from jaxbound.driver import Rows, Run
 from jaxbound.graph import Graph, Op, Structure
 from jaxbound.relaxations import enclosures, windows
@@ -34,7 +35,7 @@ _PATIENCE = 5
 _RATE, _MOMENTUM = 0.3, 0.5
 
 
-@functools.lru_cache(maxsize=1)
+@kept(1)
 def default_optimizer() -> optax.GradientTransformationExtraArgs:
     """Momentum on evened-out gradients, with a step that decays to nothing; one object, so that all compiles once."""
     return optax.chain(scale_by_largest(), optax.trace(_MOMENTUM), scale_by_progress(_RATE))

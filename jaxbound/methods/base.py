@@ -1,6 +1,4 @@
-"""The compositions: where pre-activation bounds come from, how slopes are chosen, how the output is bounded.
-
-Length: six methods whose code is short and whose documentation is not.
+"""What a method is, and what is asked of one.
 
 A method is a frozen dataclass and a pytree. It answers two questions about a graph over regions,
 
@@ -9,7 +7,7 @@ A method is a frozen dataclass and a pytree. It answers two questions about a gr
     bound(graph, leaves, request) -> for each output that depends on a region, a `Bounded`,
 
 and, where the method has linear functions to show, `planes`. `guarantee` says whether the result is certified or an
-estimate. To add a method: a class with these functions, here or in a file of its own (docs/extending.md).
+estimate. To add a method: a class with these functions in a file of its own (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -65,6 +63,7 @@ class Bounded(NamedTuple):
 class Method:
     """What every bounding method is; see the module's head.
 
+    >>> from jaxbound import Crown
     >>> issubclass(Crown, Method), Crown().guarantee
     (True, 'certified')
     """

@@ -40,16 +40,17 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     Raises:
         UnsupportedError: constants are not exact, and the method does not count that.
     """
-    if (
-        request.rounding
-        and not method.charges_constants
-        and any(isinstance(constant, Inexact) for constant in graph.constants)
-    ):
-        raise errors.inexact_constants(type(method).__name__)
+    _check_constants(method, graph, request)
     if request.rounding == execution.MODE:
         check_executed(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def _check_constants(method: Method, graph: Graph, request: Request) -> None:
+    inexact = any(isinstance(constant, Inexact) for constant in graph.constants)
+    if request.rounding and inexact and not method.charges_constants:
+        raise errors.inexact_constants(type(method).__name__)
 
 
 def check_executed(method: Method, graph: Graph) -> None:
@@ -103,6 +104,7 @@ def pre_activations(
     method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request
 ) -> dict[int, Ends]:
     """`method.pre_activations`, infinite where a value may be undefined."""
+    _check_constants(method, graph, request)
     found, marks = method.pre_activations(graph, leaves, request), undefined(method, graph, leaves, request)
     return {number: _whole(ends, marks.get(number)) for number, ends in found.items()}
 
@@ -112,7 +114,7 @@ def undefined(method: Method, graph: Graph, leaves: Sequence[regions.Region], re
     partial = graph.structure.partial
     if not partial:
         return {}
-    inputs = sorted({graph.nodes[number].inputs[0] for number in partial})
+    inputs = sorted({source for number in partial for source in graph.nodes[number].inputs})
     ends = _bounds(IBP(), graph, leaves, request, inputs)
     leaving = {number: _leaves_domain(graph, number, ends) for number in partial}
     decided = not any(map(is_tracer, leaving.values()))
@@ -148,9 +150,27 @@ def _bounds(method: Method, graph: Graph, leaves, request: Request, numbers: Seq
 
 
 def _leaves_domain(graph: Graph, number: int, ends: dict[int, Ends]) -> jax.Array:
-    """Where the input of a partial node may leave its domain."""
+    """Where a partial node may be undefined at what it reads.
+
+    A scalar function outside of its domain; a choice where it may fall on NaN; a sum of exponentials of which all may
+    be 0; anything else that infinite numbers may make undefined where what it reads is not known to be finite.
+    """
     node = graph.nodes[number]
-    return scalar.leaves_domain(node.op, ends[node.inputs[0]])
+    op, read = node.op, [ends[source] for source in node.inputs]
+    if op.kind == "scalar":
+        return scalar.leaves_domain(op, *read)
+    if op.kind == "logsumexp":
+        axes = tuple(axis - len(op.input_shapes[0]) for axis in enclosures.reduced_axes(op))
+        ((low, high),) = read
+        return ~jnp.any(low > -jnp.inf, axes) | jnp.any(~(high < jnp.inf), axes)
+    numbers = [operand[1] if operand[0] == "literal" else 0.0 for operand in op.operands]
+    if op.kind == "select":
+        least, most = read[0] if op.operands[0][0] == "input" else (0, 1)
+        return (np.isnan(numbers[1]) & ~(least >= 1)) | (np.isnan(numbers[2]) & ~(most <= 0))
+    marks = [~(jnp.isfinite(low) & jnp.isfinite(high)) for low, high in read]
+    if not np.all(np.isfinite(numbers)):
+        marks = [jnp.ones_like(mask) for mask in marks]
+    return _spread(graph, node, marks)
 
 
 def _spread(graph: Graph, node: Node, marks: Sequence[jax.Array | None]) -> jax.Array:

@@ -1,12 +1,6 @@
-"""From Flax to a function of one example: parameters, train states, NNX modules and chains of Dense layers.
+"""The functions named after methods: a network's outputs over a ball around every example of a batch.
 
-Length: one room, what a network is and the functions that bound it; their shared docstring is a third of it.
-
-Everything above this file bounds functions; everything that knows Flax is here. A network becomes a hashable callable
-`(variables, example) -> output` without a batch axis, so that equal networks share one graph, and the functions named
-after methods bound it over a ball around every example of a batch:
-
-    ibp | forward | fastlin | crown | crown_ibp | frown | cap (params, x, eps, ...) -> Interval(lower, upper)
+ibp | forward | fastlin | crown | crown_ibp | frown | cap (params, x, eps, ...) -> Interval(lower, upper)
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ network's own values against its bounds.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import _compat, errors
+from jaxbound.backend.caches import kept
 
 _PRIMES = 1009, 1511  # two, in case that something else has the first one's size
 _RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"})
@@ -66,7 +66,7 @@ def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@kept(256)
 def _first_doubt(batched: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct) -> tuple[str, str, bool] | None:
     """The name and line of the first operation that mixes examples, or else of one that draws random numbers."""
     found, whole = None, getattr(batched, "on_batch", batched)  # a bound method is equal to no other, the function is

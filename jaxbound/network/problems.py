@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
+from jaxbound.backend.caches import kept
 from jaxbound.methods import Request
 from jaxbound.network.functions import Specified
 from jaxbound.network.resolving import Network
@@ -129,7 +129,7 @@ def output_struct(network: Network, region: Region):
         return jax.eval_shape(network.function, network.variables, example)
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _output_struct(function: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct, _default_dtype):
     return jax.eval_shape(function, jax.tree.unflatten(tree, avals), example)
 

@@ -1,12 +1,8 @@
-"""From Flax to a function of one example: parameters, train states, NNX modules and chains of Dense layers.
+"""What a user hands over as a network, as a hashable function of one example.
 
-Length: one room, what a network is and the functions that bound it; their shared docstring is a third of it.
-
-Everything above this file bounds functions; everything that knows Flax is here. A network becomes a hashable callable
-`(variables, example) -> output` without a batch axis, so that equal networks share one graph, and the functions named
-after methods bound it over a ball around every example of a batch:
-
-    ibp | forward | fastlin | crown | crown_ibp | frown | cap (params, x, eps, ...) -> Interval(lower, upper)
+Parameters beside an `apply_fn`, Linen and NNX modules, train states, Equinox, Haiku and Keras models, loaded files and
+chains of Dense layers: each becomes `(variables, example) -> output` without a batch axis, so that equal networks share
+one graph. Everything before this room bounds functions; what knows Flax is here.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-r"""Regions: the input sets that bounds hold over, and what bounding asks of them.
-
-Length: two sets and the eight questions that are asked of both; the maths of balls is in `balls`.
+"""The input sets that bounds hold over: boxes and balls, their enclosing boxes, and whether a point is left.
 
 A region is a `Box`, {x : lower <= x <= upper}, or an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a
 clip box {x : low <= x <= high}. Both are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and
 `eval_shape` build them from things that are not arrays): `validate` checks where bounding starts.
-
-The one question a linear bound asks is the support function, `minimum`: min <s, x> over the region. For a box it is
-taken at an end per coordinate; for a ball it is s.center - radius * ||s||_q with 1/p + 1/q = 1; for a ball and a clip
-box together it is a Lagrangian bound (see `balls`).
 """
 
 from __future__ import annotations
@@ -43,6 +37,7 @@ class Box:
     Args:
         lower, upper: floating, both of the shape of the leaf they stand for; -inf and +inf are no end.
 
+    >>> from jaxbound.regions import minimum
     >>> minimum(Box(jnp.zeros(2), jnp.ones(2)), jnp.array([1.0, -2.0]))
     Array(-2., dtype=float32)
     """
@@ -89,6 +84,7 @@ class LpBall:
         clip: None, or a pair that broadcasts to `center.shape`; Python numbers beside an array center are static.
         batch_ndim: the number of leading axes that index separate balls (static).
 
+    >>> from jaxbound.regions import minimum
     >>> minimum(LpBall(jnp.zeros(2), 0.5, 2), jnp.array([3.0, 4.0]))
     Array(-2.5, dtype=float32)
     """
@@ -187,6 +183,7 @@ def per_example(region: Region) -> Region:
     Raises:
         ValueError: for an `LpBall` with `batch_ndim=0`, which couples the examples.
 
+    >>> from jaxbound.regions import minimum
     >>> balls = LpBall(jnp.zeros((3, 2)), 0.5, 2, batch_ndim=1)
     >>> jax.vmap(minimum)(per_example(balls), jnp.ones((3, 2))).shape
     (3,)
@@ -209,8 +206,8 @@ def per_example(region: Region) -> Region:
 def is_empty(region: Region) -> jax.Array:
     """Whether no point is left, or a part is NaN: what is bounded over such a region certifies nothing.
 
-    A bool of shape `()`: lower > upper anywhere, a negative radius, a NaN anywhere, or a ball that does not meet its
-    clip box (for a product of balls: any of them).
+    A bool of shape `()`: lower > upper anywhere, or no real number between them, a negative radius, a NaN anywhere, or
+    a ball that does not meet its clip box (for a product of balls: any of them).
 
     Rounding: a ball that misses its clip box by no more than rounding counts as non-empty.
 
@@ -218,7 +215,7 @@ def is_empty(region: Region) -> jax.Array:
     True
     """
     lower, upper = enclosing_box(region)
-    empty = jnp.any(~(lower <= upper))
+    empty = jnp.any(~((lower <= upper) & (lower < jnp.inf) & (upper > -jnp.inf)))
     if isinstance(region, Box):
         return empty
     empty = empty | jnp.any(~(jnp.asarray(region.radius) >= 0))
@@ -299,7 +296,11 @@ def validate(region: Region, name: str = "the region") -> None:
             void = bool(_is_empty()(region))
         if void:
             reason = "the ball does not meet its clip box: is the center in its range?"
-            text = reason if "center" in parts else "lower > upper somewhere: swap the ends"
+            text = (
+                reason
+                if "center" in parts
+                else "lower > upper somewhere, or no real number lies between: swap the ends"
+            )
             raise errors.ArgumentError(f"{name}: {text}")
 
 

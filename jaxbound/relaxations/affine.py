@@ -174,10 +174,23 @@ def _divided_error(constant) -> jax.Array:
 def reach(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array:
     """`|L| |x|` with both factors enlarged: what the error of a product is charged on."""
     room = enlargement(op.dtype)
-    signed = [(x + room) * sign for x, sign in zip(magnitudes, _signs(op), strict=True)]
+    return widened(op, [x + room for x in magnitudes], [plain(constant) for constant in constants])
+
+
+def widened(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array:
+    """`|L| |x|` with the constant factors alone enlarged, which is linear.
+
+    The error e of a factor that is not exact counts as e / u: charges are at least u times what they are made on.
+    """
+    room, unit = enlargement(op.dtype), float(jnp.finfo(op.dtype).eps) / 2
+    signed = [x * sign for x, sign in zip(magnitudes, _signs(op), strict=True)]
     if op.facts.divides:  # the factor is the reciprocal
-        return absolute(op, signed, constants) + room * signed[0]
-    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=lambda c: jnp.abs(c) + room)
+        found = absolute(op, signed, constants) + room * signed[0]
+        if not any(isinstance(constant, Inexact) for constant in constants):
+            return found
+        return found + _bind(op, signed, constants, scale=_divided_error, whole=True) / unit
+    scale = lambda c: jnp.abs(plain(c)) + room + _error(c) / unit  # noqa: E731
+    return _bind(op, signed, constants, additive=jnp.zeros_like, scale=scale, whole=True)
 
 
 def reads(op: Op, marks: Sequence[jax.Array], constants: Sequence) -> jax.Array:

@@ -35,6 +35,9 @@ from jaxbound.relaxations.enclosures import evaluation
 MODE = "execution"
 _KINDS = frozenset({"maximum", "sort"})
 """Nonlinear nodes that choose among entries."""
+_LARGEST = 2.0**-32
+"""Part of the largest number up to which a value may be multiplied by a constant: XLA moves the same constant out of a
+sum, which then has the values themselves as its terms."""
 _ROOM = 4
 """How many subnormal operands of one node may count as zero."""
 
@@ -44,7 +47,10 @@ def error(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.A
     flushed = _ROOM * float(jnp.finfo(op.dtype).tiny)
     if op.kind == "affine":
         own = affine.rounding(op, magnitudes, constants)
-        return jnp.full(op.shape, flushed, op.dtype) if own is None else own + flushed
+        if own is None:
+            return jnp.full(op.shape, flushed, op.dtype)
+        overflows = magnitudes[0] > _LARGEST * float(jnp.finfo(op.dtype).max)
+        return jnp.where(overflows, jnp.inf, own + flushed) if op.name in ("mul", "div") else own + flushed
     if op.kind == "scalar":
         share = _share(op.program)
         assert share is not None

@@ -15,6 +15,7 @@ What has no rule here is refused. Numbers that JAX folds into literals count as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -40,6 +41,8 @@ _CUTS = frozenset({"split", "unstack"})
 _EXACT = frozenset({"iota", "random_bits", "random_unwrap", "random_wrap"})
 _NO_BOUND = frozenset({"sin", "cos", "tan"})
 """They turn again and again, so the ends of an interval say nothing of what is between."""
+_JUMPS = frozenset({"ceil", "floor", "sign"})
+"""They jump by 1 where a subnormal number counts as 0."""
 _SMALL = 1 / 16
 """The first order is enough for operands whose error is at most this part of them."""
 
@@ -98,7 +101,7 @@ def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error],
     name, exact = primitive.name, all(error is None for error in given)
     floating = [jnp.issubdtype(result.dtype, jnp.floating) for result in results]
     if exact and not any(floating):
-        return [None] * len(results)
+        return [_turned_by_flushing(name, operands, result) for result in results]
     if name == "convert_element_type" and floating[0] and not any(x.dtype == bool for x in operands):
         return [_converted(operands[0], given[0], results[0])]
     if name in ELEMENTWISE and all(is_float or x.dtype == bool for is_float, x in zip(floating, results, strict=True)):
@@ -114,6 +117,15 @@ def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error],
     if name not in AFFINE:
         raise _refused(name, "no bound is known on the rounding of it")
     return [_affine(primitive, params, operands, given, results[0])]
+
+
+def _turned_by_flushing(name: str, operands: Sequence, result) -> Error:
+    """Whether a comparison of exact numbers may turn, where subnormal ones count as 0."""
+    floats = [x for x in operands if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not evaluation.compares(name) or name == "is_finite" or not floats:
+        return None
+    marks = [jnp.broadcast_to(evaluation.is_subnormal(x), result.shape) for x in floats]
+    return functools.reduce(jnp.logical_or, marks)
 
 
 def _refused(name: str, reason: str) -> errors.UnsupportedError:
@@ -144,7 +156,8 @@ def _elementwise(primitive, params: dict, operands: Sequence, given: Sequence[Er
     reads = tuple(("const", k) for k in range(len(operands)))
     program = Program(((name, tuple(sorted(params.items())), reads),), (primitive,))
     if all(error is None for error in given) and evaluation.is_exact(name):
-        return None
+        jumps = name in _JUMPS and jnp.issubdtype(operands[0].dtype, jnp.floating)
+        return evaluation.is_subnormal(operands[0]).astype(dtype) if jumps else None
     error = evaluation.error(program, jnp.zeros(shape, dtype), known)
     if all(not jnp.issubdtype(x.dtype, jnp.floating) for x in operands) or evaluation.compares(name):
         return error != 0

@@ -20,7 +20,7 @@ from jaxbound.search.passes import Domain, started
 from jaxbound.search.points import Attack, Counterexample, inward
 from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
-from jaxbound.transforms.problems import prepare
+from jaxbound.transforms.problems import forget_stale, prepare
 
 Array = np.ndarray
 
@@ -88,6 +88,7 @@ class Part:
         box = Box(*regions.enclosing_box(self.given, self.dtype))
         arguments = (self.fn.params, box) if isinstance(self.fn, Model) else (box,)
         fn = self.fn.fn if isinstance(self.fn, Model) else self.fn
+        forget_stale(fn, *arguments[:-1], jax.ShapeDtypeStruct(np.shape(box.lower), self.dtype))
         problem = prepare(fn, arguments, rounding=self.outward)
         self.graph, self.leaves = problem.graph, problem.leaves
         outputs = self.graph.structure.outputs

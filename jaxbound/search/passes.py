@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
+from jaxbound.backend.caches import kept
 from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes, times
@@ -170,7 +171,7 @@ class Domain:
 # --- the steps, each for one domain -----------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
+@kept(1024)
 def _compiled(step: Callable, static: Hashable) -> Callable:
     def batched(constants, *state):
         return jax.vmap(functools.partial(step, static, constants))(*state)

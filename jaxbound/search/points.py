@@ -7,7 +7,6 @@ property decides in exact arithmetic.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound._compat import eager_jit
+from jaxbound.backend.caches import kept
 from jaxbound.certificates.properties import Property
 from jaxbound.relaxations import affine
 from jaxbound.search.goals import Goal
@@ -128,7 +128,7 @@ def _rows(network, fn, shape, arrays, x):
     return rows if inputs is None else rows + inputs @ jnp.ravel(x)
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _margins(network, fn, shape) -> Callable:
     def margin(arrays, x, clause):
         rows = _rows(network, fn, shape, arrays, x)
@@ -138,7 +138,7 @@ def _margins(network, fn, shape) -> Callable:
     return eager_jit(jax.vmap(margin, in_axes=(None, 0, None)))
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _descend(network, fn, shape) -> Callable:
     def loss(x, arrays, rows, clause):
         values = _rows(network, fn, shape, arrays, x)

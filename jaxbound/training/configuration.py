@@ -19,7 +19,7 @@ class Configuration:
     """The defaults: CROWN-IBP with beta and kappa from 1 to 0.
 
     >>> Configuration(eps=0.1).method
-    'crown_ibp'
+    'crown_ibp_alone'
     """
 
     name: str = "base"
@@ -48,8 +48,8 @@ class Configuration:
     """of kernels"""
     loss: Literal["natural", "margins", "fused", "adversarial", "trades"] = "margins"
     """the robust term"""
-    method: str = "crown_ibp"
-    """the bounds that beta mixes with IBP's"""
+    method: str = "crown_ibp_alone"
+    """the bounds that beta mixes with IBP's: equation 9 of the paper"""
     norm: str = "inf"
     """of the balls"""
     kappa_start: float = 1.0

@@ -8,8 +8,6 @@ slice of them (below a millisecond), so there is no other pipeline.
 
 Images are (height, width, channels), and become floats in [0, 1]. `mean` and `std` are statistics of the training
 images, for the network's first layer (`models`), which scales the radius by 1 / std per channel.
-
-Length: four sources with their messages where something is missing, and the batches made of them.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def fit(
 
     Raises:
         NonFiniteError: with the step.
-        ArgumentError: a checkpoint of another network, or of a longer run.
+        ArgumentError: a checkpoint of another network, or of a longer run; inputs outside the clip box of the term.
 
     Rounding: the same bits as without interruption, on the same machine and number of devices.
     """
@@ -159,7 +159,9 @@ def fit(
         for stop in run.stops(first):
             history = []
             for number, phase in zip(range(first, stop), step.phases(first, stop), strict=True):
-                placed, metrics = devices.run(placed, batch_at(number), phase)
+                batch = batch_at(number)
+                _check_inside(batch, step, number)
+                placed, metrics = devices.run(placed, batch, phase)
                 history.append(metrics)
             now = devices.take(placed)
             record = _checked(devices.history(history), now, first)
@@ -221,6 +223,18 @@ class _Devices:
         found = jax.device_get(history)
         columns = (np.asarray([np.ravel(value)[0] for value in column]) for column in zip(*found, strict=True))
         return dict(zip(Metrics._fields, columns, strict=True))
+
+
+def _check_inside(batch: Batch, step: Step, number: int) -> None:
+    """Inputs outside the clip box have empty regions, of which no loss is finite."""
+    term = getattr(step.objective.term, "attack", step.objective.term)
+    clip = getattr(term, "clip", None)
+    x = np.asarray(batch.x)[np.asarray(batch.weight) > 0]
+    if clip is not None and not np.all((x >= np.asarray(clip[0])) & (x <= np.asarray(clip[1]))):
+        raise errors.argument(
+            "x", f"of step {number} reaches from {x.min():.4g} to {x.max():.4g}, outside the clip box {clip}",
+            "scale the inputs into it, or give the robust term another clip",
+        )  # fmt: skip
 
 
 def _checked(history: dict[str, np.ndarray], state: TrainState, first: int) -> dict:

@@ -17,8 +17,6 @@ make a loss like any other, without the guarantee.
 BatchNorm: in training the clean batch is normalised by its own statistics, and bounds hold these fixed: the network
 with frozen statistics is bounded, so that the bound is one of a network that this batch defines, and of no other. It
 is sound for the network in eval mode with those statistics. Gradients flow through the statistics.
-
-Length: the losses, three robust terms and the objective that adds them up; each is short, their documentation is not.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ from jaxbound.methods import IBP, CrownIBP, Method
 from jaxbound.network.problems import region_around
 from jaxbound.network.resolving import resolve
 from jaxbound.regions import per_example
+from jaxbound.training.modes import train_pass
 from jaxbound.transforms.bounding import pre_activation_bounds
 
 Clip = tuple[ArrayLike, ArrayLike] | None
@@ -177,7 +176,9 @@ class MarginLoss:
     `natural(f(x'), y) <= loss` for every x' of the ball, if the method is certified.
 
     Args:
-        method: how to bound: `IBP()`, `CrownIBP()`, `Crown()`, `FastLin()`, ..., or a method that gives estimates.
+        method: how to bound: `IBP()`, `Crown()`, `FastLin()`, ..., or a method that gives estimates. The default is the
+            paper's, which takes the backward pass alone; `CrownIBP()` also keeps what intervals say of each margin,
+            which is tighter and has other gradients.
         norm: of the ball.
         clip: the range of valid inputs.
 
@@ -187,7 +188,7 @@ class MarginLoss:
     MarginLoss(method=IBP(), norm=inf, clip=(0.0, 1.0))
     """
 
-    method: Method = field(default_factory=CrownIBP)
+    method: Method = field(default_factory=lambda: CrownIBP(intersect=False))
     norm: float = math.inf
     clip: Clip = (0.0, 1.0)
 
@@ -347,8 +348,9 @@ class Objective:
     """(1 - kappa) · robust + kappa · natural + activity and L1 regularisation.
 
     Args:
-        apply_fn: a Linen `module.apply`. With a collection "batch_stats" it also takes `train`, `mask` and `mutable`,
-            as `models.ResNet` does.
+        apply_fn: a Linen `module.apply`, or the `apply_fn` of a state that `create` made of an NNX module; called as
+            it is for bounds, and in training mode for the natural loss (`modes.train_pass`): dropout is on there and
+            off in the bounds, and bounds freeze BatchNorm at the batch's own statistics.
         term: the robust term; None for the natural loss alone.
         l1_weight: of the sum of absolute non-bias parameters.
         activity_weight: of `activity`, in the term's norm and clip.
@@ -383,7 +385,7 @@ class Objective:
             mask: bool (batch,), which examples enter BatchNorm's statistics; None for all.
             key: for what all examples share, such as random projections; None for the method's own.
         """
-        logits, frozen, statistics = clean_pass(self.apply_fn, variables, x, mask, self.natural_dtype)
+        logits, frozen, statistics = train_pass(self.apply_fn, variables, x, mask, keys[0], self.natural_dtype)
         plain, wrong = natural(logits, labels), ~_is_correct(logits, labels)
         if self.term is None:
             hard = Robust(plain, ~wrong)
@@ -397,34 +399,6 @@ class Objective:
         if self.l1_weight:
             loss = loss + self.l1_weight * l1(variables["params"])
         return Values(loss, plain, hard.loss, wrong, ~hard.holds, statistics)
-
-
-def clean_pass(
-    apply_fn: Callable, variables: dict, x: jax.Array, mask: jax.Array | None = None, dtype: Any = None
-) -> tuple[jax.Array, dict, dict]:
-    """The logits of a clean batch in train mode, the variables with its statistics frozen, and these statistics.
-
-    With a dtype the pass is computed in it, on copies; what is returned has the dtypes that it would have without.
-
-    >>> from jaxbound.training.models import MLP
-    >>> model, x = MLP((8,)), jnp.zeros((2, 3))
-    >>> logits, frozen, statistics = clean_pass(model.apply, model.init(jax.random.key(0), x), x)
-    >>> logits.shape, list(frozen), statistics
-    ((2, 10), ['params'], {})
-    """
-    kept = {name: part for name, part in variables.items() if name != "batch_stats" or part}
-    given = (kept, x) if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), (kept, x))
-    if "batch_stats" not in kept:
-        logits, moved = apply_fn(*given), {}
-    else:
-        logits, moved = apply_fn(*given, train=True, mask=mask, mutable=["batch_stats"])
-        moved = {"batch_stats": jax.tree.map(_in_dtype_of, moved["batch_stats"], kept["batch_stats"])}
-    logits = logits.astype(jnp.result_type(x, *jax.tree.leaves(kept)))
-    return logits, {**kept, **moved}, moved.get("batch_stats", {})
-
-
-def _in_dtype_of(leaf: jax.Array, like: jax.Array) -> jax.Array:
-    return leaf.astype(like.dtype)
 
 
 def _is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -11,17 +11,16 @@ What the tables leave open, and what stands here:
   code has 4 x 4 kernels with stride 4 and no padding for each of them; `network(name, released=True)` gives those.
 * Normalisation is the network's first layer, (x - mean) / std per channel. So radii stay in units of pixels, and an
   l_inf ball of radius eps becomes a box of half-width eps / std per channel before the first convolution.
-* Initialisation: Flax's (kernels normal with variance 1 / fan_in, biases 0). initializer="torch" draws kernels as the
-  released code does, by PyTorch's default: uniformly, with variance 1 / (3 fan_in). "ibp" has variance
-  2 pi / fan_in^2, at which the width of intervals neither grows nor shrinks from layer to layer (Shi et al. 2021,
-  section 3.2).
+* Initialisation: Flax's (kernels normal with variance 1 / fan_in, biases 0). initializer="torch" draws kernels and
+  biases as the released code does, by PyTorch's default: uniformly, with variance 1 / (3 fan_in). "ibp" has variance
+  2 pi / fan_in^2, at which the width of intervals neither grows nor shrinks from layer to layer, leaves the last layer
+  as Flax's, and halves the two summands of a residual block (Shi et al. 2021, section 3.2).
 
 Parameters of each, for MNIST (28 x 28 x 1) and for CIFAR-10 and SVHN (32 x 32 x 3), are in docs/training.md.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,18 +99,31 @@ def _ibp_kernel(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 * math.pi) / math.prod(shape[:-1])
 
 
-INITIALIZERS: dict[str, Callable] = {
+KERNELS: dict[str, Callable] = {
     "flax": nn.initializers.lecun_normal(),
     "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     "ibp": _ibp_kernel,
 }
-"""Of kernels; biases start at 0."""
+INITIALIZERS = tuple(KERNELS)
+"""How parameters may start; see the module's head."""
 
 
-def _kernel_init(name: str) -> Callable:
-    if name not in INITIALIZERS:
+def _start(name: str, fan_in: int, *, last: bool = False) -> tuple[Callable, Callable]:
+    """The initialisers of a layer's kernel and bias."""
+    if name not in KERNELS:
         raise errors.unknown_option("initializer", name, INITIALIZERS)
-    return INITIALIZERS[name]
+    kernel = KERNELS["flax" if name == "ibp" and last else name]
+    bias = nn.initializers.zeros
+    if name == "torch":
+        bound = 1 / math.sqrt(fan_in)
+        bias = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)  # noqa: E731
+    return kernel, bias
+
+
+def _dense(x: jax.Array, width: int, initializer: str, *, last: bool = False) -> jax.Array:
+    """A dense layer; within a module's compact call."""
+    kernel, bias = _start(initializer, x.shape[-1], last=last)
+    return nn.Dense(width, precision=PRECISION, kernel_init=kernel, bias_init=bias)(x)
 
 
 def _normalised(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -148,17 +160,18 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (batch, classes) of images (batch, height, width, channels)."""
-        start = _kernel_init(self.initializer)
         count = len(self.convolutions)
         paddings = (self.paddings,) * count if isinstance(self.paddings, int) else self.paddings
         x = _normalised(x, self.mean, self.std)
         for (filters, kernel, stride), padding in zip(self.convolutions, paddings, strict=True):
             size, strides = (kernel, kernel), (stride, stride)
-            x = nn.relu(nn.Conv(filters, size, strides, padding, kernel_init=start, precision=PRECISION)(x))
+            start, bias = _start(self.initializer, kernel * kernel * x.shape[-1])
+            convolve = nn.Conv(filters, size, strides, padding, precision=PRECISION, kernel_init=start, bias_init=bias)
+            x = nn.relu(convolve(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.dense:
-            x = nn.relu(nn.Dense(width, kernel_init=start, precision=PRECISION)(x))
-        return nn.Dense(self.classes, kernel_init=start, precision=PRECISION)(x)
+            x = nn.relu(_dense(x, width, self.initializer))
+        return _dense(x, self.classes, self.initializer, last=True)
 
 
 def MLP(
@@ -182,20 +195,67 @@ def MLP(
     return ConvNet((), tuple(dense), classes, mean=mean, std=std, initializer=initializer)
 
 
+class BatchNorm(nn.Module):
+    """BatchNorm whose statistics are those of the examples that count, on all devices together.
+
+    In training it writes the batch's own statistics, biased variance, to the collection "batch_stats"; whoever trains
+    moves the average. In evaluation it is the affine map of the statistics that it is given. An empty batch has mean
+    and variance 0.
+
+    Args:
+        axis_name: the name of a pmap axis; None for one program (`jit`).
+        scale: what the scale starts at.
+
+    >>> model, x = BatchNorm(), jnp.array([[1.0], [3.0], [100.0]])
+    >>> counts = jnp.array([True, True, False])
+    >>> _, moved = model.apply(model.init(jax.random.key(0), x), x, train=True, mask=counts, mutable=["batch_stats"])
+    >>> moved["batch_stats"]["mean"], moved["batch_stats"]["var"]
+    (Array([2.], dtype=float32), Array([1.], dtype=float32))
+    """
+
+    axis_name: str | None = None
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
+        """The normalised batch (batch, ..., features); `mask`, bool (batch,), says which examples count."""
+        features = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(self.scale), features, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        if train and not self.is_initializing():
+            counts = jnp.ones(x.shape[0], bool) if mask is None else mask
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            mean.value = self._mean(wide, counts)
+            var.value = self._mean(jnp.square(wide - mean.value), counts)
+        slope = scale * jax.lax.rsqrt(var.value + 1e-5)
+        return ((x - mean.value) * slope + bias).astype(x.dtype)
+
+    def _mean(self, values: jax.Array, counts: jax.Array) -> jax.Array:
+        """The mean over what counts, per feature."""
+        counted = counts.reshape(-1, *(1,) * (values.ndim - 1))
+        axes = tuple(range(values.ndim - 1))
+        total = jnp.sum(values, axis=axes, where=counted)
+        count = jnp.sum(counts) * math.prod(values.shape[1:-1])
+        if self.axis_name is not None:
+            total, count = jax.lax.psum((total, count), self.axis_name)
+        return total / jnp.maximum(count, 1)
+
+
 class ResNet(nn.Module):
     """A residual network: a convolution, blocks of two convolutions around a shortcut, two dense layers.
 
-    Each convolution is followed by BatchNorm. Its running average is not kept by the module: after a pass with
-    `train=True` the collection "batch_stats" holds the statistics of that batch, which is what bounds of a training
-    loss freeze; whoever trains moves the average (`jaxbound.training.step` does). With `train=False`, the default and
-    the only mode that can be certified, BatchNorm is an affine map with the statistics that it is given.
+    Each convolution is followed by `BatchNorm`. With `train=False`, the default and the only mode that can be
+    certified, it is an affine map with the statistics that it is given.
 
     Args:
         widths: filters of each block; every block halves the image.
         dense: the width of the hidden dense layer.
         classes: the number of logits.
         mean, std: per channel, subtracted and divided by first; empty for none.
-        axis_name: the name of a pmap axis over which statistics are averaged; None for one program (`jit`).
+        axis_name: the name of a pmap axis over which statistics are taken; None for one program (`jit`).
+        initializer: "flax", "torch" or "ibp".
 
     >>> model = ResNet((4, 4), dense=8)
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
@@ -209,6 +269,7 @@ class ResNet(nn.Module):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     axis_name: str | None = None
+    initializer: str = "flax"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
@@ -219,24 +280,23 @@ class ResNet(nn.Module):
             train: normalise by the batch's own statistics.
             mask: bool (batch,), which examples count for these; None for all.
         """
-        where = None if mask is None else mask[:, None, None, None]
-        axis_name = self.axis_name if train and not self.is_initializing() else None
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.0, axis_name=axis_name, use_fast_variance=False
-        )
+        half = 0.5 if self.initializer == "ibp" else 1.0
 
-        def convolve(x: jax.Array, filters: int, kernel: int, stride: int) -> jax.Array:
-            padding = (kernel - 1) // 2
-            made = nn.Conv(filters, (kernel, kernel), (stride, stride), padding, use_bias=False, precision=PRECISION)
-            return norm()(made(x), mask=where)
+        def convolve(x: jax.Array, filters: int, kernel: int, stride: int, scale: float = 1.0) -> jax.Array:
+            start, _ = _start(self.initializer, kernel * kernel * x.shape[-1])
+            size, padding = (kernel, kernel), (kernel - 1) // 2
+            made = nn.Conv(
+                filters, size, (stride, stride), padding, use_bias=False, precision=PRECISION, kernel_init=start
+            )
+            return BatchNorm(self.axis_name, scale)(made(x), train, mask)
 
         x = nn.relu(convolve(_normalised(x, self.mean, self.std), self.widths[0], 3, 1))
         for width in self.widths:
             inner = nn.relu(convolve(x, width, 3, 2))
-            x = nn.relu(convolve(inner, width, 3, 1) + convolve(x, width, 1, 2))
+            x = nn.relu(convolve(inner, width, 3, 1, half) + convolve(x, width, 1, 2, half))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.dense, precision=PRECISION)(x))
-        return nn.Dense(self.classes, precision=PRECISION)(x)
+        x = nn.relu(_dense(x, self.dense, self.initializer))
+        return _dense(x, self.classes, self.initializer, last=True)
 
 
 def network(

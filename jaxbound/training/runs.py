@@ -35,7 +35,7 @@ def model_of(config: Configuration, name: str, dataset: Dataset):
         return models.MLP(tuple(config.hidden), initializer=config.initializer, **normal)
     if name == "resnet":
         axis_name = "devices" if config.parallel == "pmap" else None
-        return models.ResNet(tuple(config.hidden), axis_name=axis_name, **normal)
+        return models.ResNet(tuple(config.hidden), axis_name=axis_name, initializer=config.initializer, **normal)
     released = config.released and len(models.ARCHITECTURES[name].convolutions) == 3
     return models.network(name, released=released, initializer=config.initializer, **normal)
 

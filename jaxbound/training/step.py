@@ -19,9 +19,7 @@ the number of accumulated parts and the padding of the last batch (examples of w
 
 `pmapped` runs this under `pmap` with explicit sums; `sharded` runs the same function under `jit`, with the batch split
 over a mesh, where XLA adds up. BatchNorm's statistics are those of the whole batch in both (`models.ResNet.axis_name`
-names pmap's axis), and of each part where gradients are accumulated.
-
-Length: one step, whose phases, parts of a batch and devices meet in one sum.
+names pmap's axis), and of each part where gradients are accumulated; running averages weigh parts by what counts.
 """
 
 from __future__ import annotations
@@ -32,16 +30,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from flax.training import train_state
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound.training.losses import Objective
+from jaxbound.training.modes import NNXApply
 from jaxbound.training.schedules import Epsilon, Schedule, Weight
 
 AXIS = "devices"
@@ -113,23 +114,32 @@ class Schedules:
 
 
 def create(model, x: ArrayLike, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state of a Linen module.
+    """A fresh state of a Linen module, or of an NNX module with the parameters that it has.
 
     Args:
-        model: the module.
+        model: the module. Objectives are made of the state's own function, `Objective(state.apply_fn)`.
         x: a batch of examples, for its shape and dtype.
         optimizer: any optax transformation.
-        key: for the parameters, and for all chance in training.
+        key: for a Linen module's parameters, and for all chance in training.
+
+    Raises:
+        ArgumentTypeError: neither a Linen nor an NNX module.
 
     >>> from jaxbound.training.models import MLP
     >>> create(MLP((8,)), jnp.zeros((1, 4)), optax.sgd(0.1), jax.random.key(0)).params["Dense_0"]["kernel"].shape
     (4, 8)
     """
     start, chance = jax.random.split(key)
-    variables = model.init(start, jnp.asarray(x))
+    if isinstance(model, nn.Module):
+        apply_fn, variables = model.apply, model.init(start, jnp.asarray(x))
+    elif isinstance(model, nnx.Module):
+        apply_fn = NNXApply(model)
+        variables = apply_fn.variables
+    else:
+        raise errors.argument_type("model", f"is a {type(model).__name__}", "pass a Linen or an NNX module")
     raw = jax.random.key_data(chance) if jnp.issubdtype(chance.dtype, jax.dtypes.prng_key) else chance
     state = TrainState.create(
-        apply_fn=model.apply, params=variables["params"], tx=optimizer, batch_stats=variables.get("batch_stats", {}),
+        apply_fn=apply_fn, params=variables["params"], tx=optimizer, batch_stats=variables.get("batch_stats", {}),
         key=raw,
     )  # fmt: skip
     return state.replace(step=jnp.zeros((), jnp.int32))
@@ -207,14 +217,17 @@ class Step:
         total = _accumulated(part, batch, self.accumulate)
         if self.axis_name is not None:
             total = jax.lax.psum(total, self.axis_name)
-        gradient, values, weight, statistics, parts = total
+        gradient, values, weight, statistics = total
         # A batch without any example that counts moves nothing.
-        gradient, values = jax.tree.map(lambda leaf: leaf / jnp.maximum(weight, 1), (gradient, values))
-        statistics = jax.tree.map(lambda leaf: leaf / parts, statistics)
+        gradient, values, statistics = jax.tree.map(
+            lambda leaf: leaf / jnp.maximum(weight, 1), (gradient, values, statistics)
+        )
+        if state.batch_stats:
+            statistics = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), statistics, state.batch_stats)
         return gradient, Metrics._make((*values, eps, kappa, beta)), statistics
 
     def _sums(self, state: TrainState, batch: Batch, key: jax.Array, shared: jax.Array, eps, kappa, beta):
-        """Sums over a part of the batch: gradient, values, weight; statistics, and 1 to count the parts."""
+        """Sums over the examples of a part that count: gradient, values, weight, and the part's statistics."""
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(jnp.asarray(batch.index))
         x, labels, weight = jnp.asarray(batch.x), jnp.asarray(batch.labels), jnp.asarray(batch.weight)
         x = x if self.augment is None else self.augment(keys[:, 0], x)
@@ -232,7 +245,8 @@ class Step:
             return lambda params: slope(params)
 
         gradient, (values, statistics) = self._chosen(program, state.step, state.params)
-        return gradient, values, jnp.sum(weight), statistics, jnp.ones(())
+        count = jnp.sum(weight)
+        return gradient, values, count, jax.tree.map(lambda leaf: count * leaf, statistics)
 
     def _chosen(self, program: Callable, step, params):
         """The gradient of this phase's program."""

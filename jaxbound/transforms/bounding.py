@@ -5,11 +5,7 @@
     pre_activation_bounds(fn, method)(*args)  bounds of every nonlinearity's input
     explain(fn, method)(*args)                what would be done, without doing it
 
-Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
-the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
-function closes over counts as it was then; `forget_stale` looks again.
-
-Length: four transformations, which share their steps.
+Arguments are pytrees in which any leaf may be a region. `tune` is in `tuning`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,12 @@
-"""The function transformations: from a JAX function and a method to a function of regions.
+"""From a function and arguments, regions among them, to the problem that a method is asked; and back to results.
 
-    bound(fn, method)(*args)                  bounds of fn's result
-    linear_bounds(fn, method)(*args)          linear functions of the region below and above it
-    pre_activation_bounds(fn, method)(*args)  bounds of every nonlinearity's input
-    explain(fn, method)(*args)                what would be done, without doing it
-
-Arguments are pytrees in which any leaf may be a region. The function is traced once per structure, shapes and dtypes;
-the graph is kept by the function itself, so pass the same function object, not a new lambda each time. What the
-function closes over counts as it was then; `forget_stale` looks again.
-
-Length: four transformations, which share their steps.
+The function is traced once per structure, shapes and dtypes; the graph is kept by the function itself, so pass the same
+function object, not a new lambda each time. What the function closes over counts as it was then; `forget_stale` looks
+again. Constants are evaluated here, with their errors where rounding is counted (`relaxations.inexact`).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
-from jaxbound.backend.programs import Recent, Traced
+from jaxbound.backend.caches import Recent, kept
+from jaxbound.backend.programs import Traced
 from jaxbound.graph import Graph, Structure, tracing
 from jaxbound.graph.values import Inexact
 from jaxbound.methods import Bounded
@@ -182,7 +175,7 @@ def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, r
     return jax.vmap(computed, in_axes=in_axes, out_axes=out_axes)
 
 
-@functools.lru_cache(maxsize=256)
+@kept(256)
 def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
     return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes, rounding))
 

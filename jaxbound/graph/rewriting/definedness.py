@@ -52,9 +52,10 @@ def rule(name: str) -> Callable[[dict, Sequence], Rewrite | None]:
         infinite = any(isinstance(operand, Literal) and np.isinf(operand.value) for operand in operands)
         if not (itself or infinite) or not jnp.issubdtype(x.dtype, jnp.floating):
             return None
-        if itself and is_total(x):
+        is_infinite = x.infinite if name == "is_finite" else infinite and x.root.infinite
+        if itself and is_total(x) and not is_infinite:
             return lambda x: jnp.full(x.shape, _OF_ITSELF[name]), [Literal(x.dtype.type(0), x.shape)]
-        return None if is_total(x.root) else (operations.is_defined, [x])
+        return None if is_total(x.root) and not is_infinite else (operations.is_defined, [x])
 
     return rewrite
 

@@ -88,7 +88,7 @@ def selection(_params: dict, operands: Sequence) -> Rewrite | None:
     which, *cases = operands
     if not isinstance(which, Value) or which.dtype != bool or len(cases) != 2:
         return None
-    if any(isinstance(case, Value) for case in cases):
+    if any(isinstance(case, Value) or (isinstance(case, Literal) and not np.isfinite(case.value)) for case in cases):
         return lambda which, no, yes: operations.select(_as(which, no), no, yes), operands
     return _between, operands
 

@@ -15,24 +15,34 @@ place, so the interpreters never hear of it. Two kinds:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.graph import operations
-from jaxbound.graph.rewriting import definedness, factors, indicators, rewrites
+from jaxbound.graph.primitives import ELEMENTWISE
+from jaxbound.graph.rewriting import definedness, factors, indexing, indicators, rewrites
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
 
 
-def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
-    """The function and operands that replace an equation, or None to keep it."""
+def match(primitive, params: dict, operands: Sequence, *, doubtful: bool = False) -> Rewrite | None:
+    """The function and operands that replace an equation, or None to keep it.
+
+    One that infinite numbers may make undefined is kept, unless it is a whole that knows of masks.
+    """
     for rule in _MATCHES.get(primitive.name, ()):
+        if doubtful and rule not in _OF_MASKS:
+            continue
         if (rewrite := rule(params, operands)) is not None:
             return rewrite
+    if doubtful:
+        return None
     return factors.before_broadcast(primitive, params, operands) or indicators.choice_of_results(
         primitive, params, operands
     )
@@ -41,6 +51,9 @@ def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
 def parts(name: str, params: dict, operands: Sequence) -> Rewrite | None:
     """The function of the same operands that a nonlinear equation is made of, or None if none is known."""
     rule = _PARTS.get(name)
+    if rule and name in ELEMENTWISE:  # numbers have no shape of their own there
+        shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+        operands = [Literal(o.value, shape) if isinstance(o, Literal) else o for o in operands]
     return rule(params, operands) if rule else None
 
 
@@ -69,7 +82,7 @@ _PARTS: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
 
 
 def _without_shift(value: Value, axes: Sequence[int]) -> Value:
-    """`x` from `x - m` where m does not vary along the axes (softmax subtracts the maximum)."""
+    """`x` from `x - m` where m does not vary along the axes, and is defined (softmax subtracts the maximum)."""
     difference = made_by(value, "sub")
     if difference is None or not isinstance(difference.operands[0], Value):
         return value
@@ -80,7 +93,21 @@ def _without_shift(value: Value, axes: Sequence[int]) -> Value:
     if repeated is None:
         return value
     kept = dict(zip(repeated.params["broadcast_dimensions"], repeated.operands[0].shape, strict=True))
-    return minuend if all(kept.get(axis, 1) == 1 for axis in axes) else value
+    varies = any(kept.get(axis, 1) != 1 for axis in axes)
+    return value if varies or not (definedness.is_total(repeated) or _is_peak(shift, minuend, axes)) else minuend
+
+
+def _is_peak(shift: Value, x: Value, axes: Sequence[int]) -> bool:
+    """Whether a shift is the maximum of x over the axes, put back along them: undefined only where x is."""
+    while isinstance(source := unbroadcast(shift), Value) and put_back(shift, source, tuple(axes), x.shape):
+        if source.name == "reduce_max":
+            return source.operands[0] is x and sorted(source.params["axes"]) == sorted(axes)
+        if source.name not in ("select_n", "max"):
+            return False
+        (shift, *others) = [case for case in source.operands[source.name == "select_n" :] if isinstance(case, Value)]
+        if others:
+            return False
+    return False
 
 
 def _summed_exp(operand) -> tuple[Value, tuple[int, ...], Value] | None:
@@ -189,13 +216,12 @@ def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
     if quotient is None or not isinstance(quotient.operands[1], Literal):
         return None
     total = made_by(quotient.operands[0], "reduce_sum")
-    if total is None:
+    if total is None or not math.isfinite(quotient.operands[1].value):
         return None
     x, axes = total.operands[0], tuple(total.params["axes"])
-    count = np.prod([x.shape[axis] for axis in axes])
-    factor = float(quotient.operands[1].value)
-    scale = 1 / factor if quotient.name == "div" else factor
-    return (x, axes) if abs(scale * count - 1) <= 4 * float(jnp.finfo(x.dtype).eps) else None
+    count, factor = math.prod(x.shape[axis] for axis in axes), Fraction(float(quotient.operands[1].value))
+    exact = factor == count if quotient.name == "div" else factor * count == 1  # a rounded 1 / n is another function
+    return (x, axes) if exact else None
 
 
 def _squared(operand):
@@ -213,9 +239,11 @@ def _fast_variance(_params: dict, operands: Sequence) -> Rewrite | None:
     return lambda x: jnp.mean(jax.lax.square(x - jnp.mean(x, axes, keepdims=True)), axes), [first[0]]
 
 
+_OF_MASKS = (_softmax, _log_softmax, _logsumexp)
+
 SAME_ARITHMETIC = frozenset({
     "broadcast_in_dim", "cond", "conv_general_dilated", "cummax", "cummin", "dot_general", "gather", "pad",
-    "reduce_window_max", "reshape", "scan", "scatter", "sort", "split", "top_k", "unstack",
+    "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split", "top_k", "unstack",
 })  # fmt: skip
 """Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
 
@@ -223,9 +251,10 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "reshape": [rewrites.reshape],
     "broadcast_in_dim": [rewrites.broadcast],
     "pad": [rewrites.pad],
-    "gather": [rewrites.gather],
-    "scatter": [rewrites.scatter],
-    "scatter-mul": [rewrites.scatter_multiply],
+    "gather": [indexing.gather],
+    "scatter": [indexing.scatter],
+    "scatter-add": [indexing.scatter_add],
+    "scatter-mul": [indexing.scatter_multiply],
     "scan": [rewrites.scan],
     "cond": [rewrites.cond],
     "split": [rewrites.split],

@@ -66,19 +66,6 @@ def pad(params: dict, operands: Sequence) -> Rewrite | None:
     return function, operands
 
 
-def gather(params: dict, operands: Sequence) -> Rewrite | None:
-    """What is out of bounds is filled with a constant: gathering with zeros there is linear, and the constant adds."""
-    if params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP or params["fill_value"] == 0:
-        return None
-    gather = functools.partial(jax.lax.gather, **{k: v for k, v in params.items() if k != "fill_value"})
-
-    def function(x, indices):
-        filled = gather(jnp.zeros(x.shape, x.dtype), indices, fill_value=params["fill_value"])
-        return gather(x, indices, fill_value=0) + filled
-
-    return function, operands
-
-
 def scan(params: dict, operands: Sequence) -> Rewrite:
     """A loop of fixed length, unrolled."""
     step, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
@@ -149,7 +136,10 @@ def window_max(params: dict, operands: Sequence) -> Rewrite | None:
         return None
 
     def function(x):
-        x = jnp.pad(x, padding, mode="edge") if np.any(padding) else x
+        if np.any(padding):  # negative padding cuts
+            cuts = [(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(x.shape, padding, strict=True)]
+            x = x[tuple(slice(*cut) for cut in cuts)]
+            x = jnp.pad(x, [(max(low, 0), max(high, 0)) for low, high in padding], mode="edge")
         spans = [(n - w) // s * s + 1 for n, w, s in zip(x.shape, window, strides, strict=True)]
         places = [
             jax.lax.slice(x, place, [p + span for p, span in zip(place, spans, strict=True)], strides)
@@ -180,31 +170,6 @@ def polynomial(params: dict, operands: Sequence) -> Rewrite:
         return value
 
     return function, operands
-
-
-def scatter(params: dict, operands: Sequence) -> Rewrite | None:
-    """Entries overwritten at known places: a choice between what was there and what is put there.
-
-    Of several for one place the last one counts, as on CPU; JAX leaves open which.
-    """
-    if isinstance(operands[1], Value) or params["update_jaxpr"] is not None:
-        return None
-    options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")}
-
-    def function(x, indices, updates):
-        numbers = 1 + jnp.arange(updates.size).reshape(updates.shape)
-        place = jax.lax.scatter_max(jnp.zeros(x.shape, numbers.dtype), indices, numbers, **options)
-        return jnp.where(place > 0, jnp.take(updates.ravel(), jnp.maximum(place - 1, 0), mode="clip"), x)
-
-    return function, operands
-
-
-def scatter_multiply(params: dict, operands: Sequence) -> Rewrite | None:
-    """Entries multiplied by constants at known places."""
-    if isinstance(operands[1], Value) or isinstance(operands[2], Value):
-        return None
-    options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")}
-    return lambda x, *where: x * jax.lax.scatter_mul(jnp.ones(x.shape, x.dtype), *where, **options), operands
 
 
 def convolution(params: dict, operands: Sequence) -> Rewrite | None:
@@ -290,7 +255,8 @@ def top_k(params: dict, operands: Sequence) -> Rewrite:
 
 def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
     """The derivative of a pooled maximum: what comes from a window goes to the places that may be the largest in it."""
-    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge":
+    cut = any(min(pad) < 0 for pad in params["padding"])
+    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or cut:
         return None
 
     def function(source, x):
@@ -308,8 +274,9 @@ def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
 
 def window_max_tangent(params: dict, operands: Sequence) -> Rewrite | None:
     """A derivative of a pooled maximum, forward: the tangent at the place that may be the largest in the window."""
-    dilated = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
-    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or dilated:
+    odd = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
+    odd = odd or any(min(pad) < 0 for pad in params["padding"])
+    if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or odd:
         return None
 
     def function(tangent, x):

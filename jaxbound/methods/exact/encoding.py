@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
+from jaxbound.backend.caches import kept
 from jaxbound.graph import Node, Op
 from jaxbound.methods.exact.program import Array, Builder, Option
 from jaxbound.relaxations import affine, enclosures
@@ -253,6 +253,6 @@ def _parts(op: Op, constants: Sequence[jax.Array]) -> list[tuple[Op, list, float
     return parts
 
 
-@functools.lru_cache(maxsize=256)
+@kept(256)
 def _pulled(op: Op) -> Callable:
     return eager_jit(lambda rows, constants: affine.pull(op, rows, constants))

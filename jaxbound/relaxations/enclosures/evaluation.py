@@ -73,6 +73,7 @@ _DOMAIN = {
 def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
     """A bound on `|computed - real|` of the program's value at `z`, entry by entry."""
     eps, tiny = jnp.finfo(z.dtype).eps, jnp.finfo(z.dtype).tiny
+    deciding = {operand for name, _, read in program.instructions if name in _COMPARISONS | _STEPS for operand in read}
     results: list[tuple] = []
 
     def read(operand):
@@ -81,8 +82,10 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         value = z if operand[0] == "z" else operand[1] if operand[0] == "lit" else constants[operand[1]]
         if isinstance(value, Inexact):
             return jnp.broadcast_to(value.value, z.shape), jnp.broadcast_to(value.error, z.shape)
-        subnormal = operand[0] == "lit" and 0 < abs(value) < tiny
-        return jnp.broadcast_to(value, z.shape), jnp.full(z.shape, tiny) if subnormal else None
+        if operand[0] == "const" and operand in deciding and jnp.issubdtype(value.dtype, jnp.floating):
+            return jnp.broadcast_to(value, z.shape), jnp.broadcast_to(tiny * is_subnormal(value), z.shape)
+        error = _stored(*operand[1:], tiny=float(tiny)) if operand[0] == "lit" else 0.0
+        return jnp.broadcast_to(value, z.shape), jnp.full(z.shape, error, z.dtype) if error else None
 
     for (name, params, operands), primitive in zip(program.instructions, program.primitives, strict=True):
         values, errors = zip(*map(read, operands), strict=True)
@@ -112,6 +115,23 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         results.append((value, total))
     found = results[-1][1]
     return jnp.zeros_like(z) if found is None else _SAFETY * found
+
+
+def _stored(value, real: tuple[float, float] | None = None, *, tiny: float) -> float:
+    """How far a literal may be from its real value; a subnormal one may count as 0."""
+    error = tiny if 0 < abs(value) < tiny else 0.0
+    if real is None:
+        return error
+    farthest = max(abs(float(value) - end) for end in real)
+    return error + (1.001 * farthest + tiny if math.isfinite(farthest) else math.inf)
+
+
+def is_subnormal(values: jax.Array) -> jax.Array:
+    """Which floating-point numbers are subnormal, by their bits: in comparisons they may count as 0."""
+    width = jnp.finfo(values.dtype).bits
+    bits = jax.lax.bitcast_convert_type(values, jnp.dtype(f"uint{width}"))
+    size = bits & jnp.asarray(2 ** (width - 1) - 1, bits.dtype)
+    return (size > 0) & (size < jnp.asarray(2 ** jnp.finfo(values.dtype).nmant, bits.dtype))
 
 
 def compares(name: str) -> bool:

@@ -17,8 +17,6 @@ sample points, moved to where they touch; what is left of their distance costs t
 the middle the flattest slope between those of both sides is taken.
 
 Rounding: intercepts are widened by a bound on the error of evaluating sigma (`evaluation.error`) and the line.
-
-Length: one rule; its questions (range, lines, slopes and their freedom) read the same samples, borders and errors.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ LOSS = 5
 """By how many times the error of one value the result may exceed the true minimum."""
 
 _RATIO = (5**0.5 - 1) / 2
-_STEPS = {jnp.dtype("float32"): 23, jnp.dtype("float64"): 43}
-"""Until the bracket is 2^-16 and 2^-30 of the interval: the error is of the order of its square."""
+_STEPS = {16: 12, 32: 23, 64: 43}
+"""By bits: until the bracket is 2^-8, 2^-16 and 2^-30 of the interval, as the error is of the order of its square."""
 _NARROW = 64
 """Intervals of fewer floating-point numbers are searched with some of their surroundings."""
 
@@ -65,7 +65,7 @@ def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> 
 
     points = a, c, d, b
     state = points, tuple(function(jnp.stack(points)))
-    (a, c, d, b), values = jax.lax.fori_loop(0, _STEPS[lower.dtype], step, state)
+    (a, c, d, b), values = jax.lax.fori_loop(0, _STEPS[jnp.finfo(lower.dtype).bits], step, state)
     point = jnp.clip(jnp.where(values[1] < values[2], c, d), lower, upper)
     return point, _below((a, c, d, b), values)
 

@@ -1,0 +1,66 @@
+"""Numbers that a function makes of numbers, while it is read: computed as the function would, and what they really are.
+
+In real arithmetic `sqrt(2.0)` is not the number that floating point makes of it. A number that is made without rounding
+is a literal like those that are written. Any other one is a constant that is computed (`values.Computed`); within a
+scalar function it stays a number, with the interval in which interval arithmetic has found its real value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbound.curvature import jets
+from jaxbound.graph.primitives import ELEMENTWISE
+from jaxbound.graph.values import Computed, Literal
+
+_MOVES = ("broadcast_in_dim", "reshape", "squeeze")
+_COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ge", "gt", "le", "lt", "ne")}
+_EXACT = frozenset({"and", "ceil", "floor", "is_finite", "not", "or", "round", "sign", "xor"})
+"""Not rounded, but not known to interval arithmetic as numbers."""
+_POINT = np.zeros(1)
+
+
+class Folded(NamedTuple):
+    """A number as it is computed and, if it may be rounded, between what its real value lies."""
+
+    value: Any
+    real: tuple[float, float] | None
+
+
+def fold(equation, operands: Sequence) -> Folded | None:
+    """The number that an elementwise or broadcasting equation of numbers makes; None if it is not one number."""
+    name, params = equation.primitive.name, equation.params
+    if not operands or len(equation.outvars) != 1 or not all(isinstance(o, (Literal, Computed)) for o in operands):
+        return None
+    if name in _MOVES:
+        return Folded(operands[0].value, getattr(operands[0], "real", None))
+    if name not in ELEMENTWISE:
+        return None
+    if name in _COMPARISONS:  # a compiled one may take subnormal numbers for 0
+        value = np.asarray(_COMPARISONS[name](*(operand.value for operand in operands)))[()]
+    else:
+        with jax.ensure_compile_time_eval():
+            value = np.asarray(equation.primitive.bind(*(o.value for o in operands), **params))[()]
+    return Folded(value, _proved(name, params, operands, value))
+
+
+def _proved(name: str, params: dict, operands: Sequence, value) -> tuple[float, float] | None:
+    """Between what the real result of an equation lies; None if that is the value itself."""
+    exact = not any(isinstance(operand, Computed) for operand in operands)
+    floats = [o.value for o in operands if np.issubdtype(o.dtype, np.inexact) or o.dtype.kind == "V"]
+    if exact and (not all(map(np.isfinite, floats)) or (not floats and value.dtype.kind in "biu")):
+        return None  # infinite numbers are what they are written as, and whole ones wrap around
+    if exact and (name in _EXACT or name in _COMPARISONS):
+        return None
+    reads = tuple(("lit", o.value, o.real) if isinstance(o, Computed) else ("lit", o.value) for o in operands)
+    try:
+        orders = jets.enclose(((name, tuple(params.items()), reads),), _POINT, _POINT).orders
+    except jets.UnsupportedError:
+        return -np.inf, np.inf
+    ends = float(orders.lower[0, 0, 0]), float(orders.upper[0, 0, 0])
+    return None if exact and ends == (float(value), float(value)) else ends
