@@ -4,4 +4,4 @@ set -eu
 [ "${1:-}" = v1 ] || { echo "usage: install_tool.sh v1" >&2; exit 1; }
 here=$(cd "$(dirname "$0")" && pwd)
 "${PYTHON:-python3}" -m venv "$here/.venv"
-"$here/.venv/bin/python" -m pip install --quiet "$here/..[cli,onnx]"
+"$here/.venv/bin/python" -m pip install --quiet "$here/..[onnx]"

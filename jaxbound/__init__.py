@@ -3,7 +3,6 @@
 `bound(fn, method)` maps regions to bounds as `fn` maps points to values; `crown(params, x, eps)` and its kin do it for
 Flax networks; `certify` turns bounds into certificates. See README.md.
 
-
 Importing it sets the flags that JAX reads when it starts (`_flags`), and nothing else: JAX and the public names, which
 `_public` gathers, are imported when one of them is first asked for, so that `jaxbound --help` answers at once.
 """

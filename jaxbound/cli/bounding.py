@@ -49,12 +49,12 @@ class Problem(NamedTuple):
 def problem_of(options: given.OnData) -> Problem:
     """The network and the examples that options name."""
     loaded = load(options.net)
-    source, folder, clip = options.data, options.data_dir, options.clip
+    clip = options.clip
     if loaded.run is not None:
-        source, clip = source or loaded.run.dataset, clip or CLIP
-    if not source:
+        options.data, clip = options.data or loaded.run.dataset, clip or CLIP
+    if not options.data:
         raise errors.argument("data", "is missing", f"pass it after the network: jaxbound COMMAND {options.net} DATA")
-    x, labels = examples.read(source, options.count, folder)
+    x, labels = examples.read(options.data, options.count, options.data_dir)
     x = fitted(x, loaded.input_shape).astype(jnp.result_type(float), copy=False)
     return Problem(loaded, x, labels, {"apply_fn": loaded.apply_fn, "norm": options.norm, "clip": clip})
 

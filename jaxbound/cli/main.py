@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -79,6 +80,7 @@ def _work(options: Options, started: float) -> int:
     """Do it, with compiled programs kept and numbers of the size that was asked for."""
     import jax
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every save, TFDS what it would have otherwise
     if options.cache != "off" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         _keep_programs(options.cache)
     module, _, function = options.command.partition(":")

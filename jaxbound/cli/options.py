@@ -18,8 +18,8 @@ from jaxbound import errors
 from jaxbound.training.configuration import Configuration, digits
 
 Method = Literal[
-    "ibp", "crown_ibp", "crown", "fastlin", "forward", "crown_zero", "crown_alone", "convex_polytope",
-    "convex_polytope_50", "frown", "best",
+    "ibp", "crown_ibp", "crown_ibp_alone", "crown", "fastlin", "forward", "crown_zero", "crown_alone",
+    "convex_polytope", "convex_polytope_50", "frown", "best",
 ]  # fmt: skip
 """The names in `jaxbound.methods.named`."""
 FILES = (".onnx", ".onnx.gz", ".keras", ".h5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
@@ -21,7 +20,6 @@ _COLUMNS = ("eps", "method", "clean_error", "pgd_error", "verified_error", "seco
 
 def train(options: given.Train, started: float) -> int:
     """`jaxbound train`."""
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports every save
     config = options.config
     dataset = data.load(config.dataset, options.data_dir, download=options.download)
     found = []

@@ -26,6 +26,5 @@ METHODS: dict[str, Method] = {
     "best": Best(IBP(), CrownIBP()),
 }
 """Bounds by name. "crown_ibp_alone" and "crown_alone" keep nothing of what interval arithmetic says of the margins, as
-in equation 9 and Table 1 of the CROWN-IBP paper;
-"convex_polytope_50" estimates, which makes a loss and no certificate; "best" is, margin by margin, the better one of
-IBP and CROWN-IBP."""
+in the CROWN-IBP paper's equation 9 and Table 1; "convex_polytope_50" estimates, which makes a loss and no certificate;
+"best" is, margin by margin, the better one of IBP and CROWN-IBP."""

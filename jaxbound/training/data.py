@@ -12,9 +12,11 @@ images, for the network's first layer (`models`), which scales the radius by 1 /
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,13 +112,16 @@ def described(name: str) -> Dataset:
     return Dataset(name, nothing, nothing, 16.0 if name == "digits" else 255.0, mean, std)
 
 
-def load(name: str, data_dir: str | Path | None = None, *, download: bool = False) -> Dataset:
+def load(
+    name: str, data_dir: str | Path | None = None, *, download: bool = False, splits: Sequence[str] = ("train", "test")
+) -> Dataset:
     """A data set by its name.
 
     Args:
         name: one of `SOURCES`.
         data_dir: where TFDS keeps prepared data sets; None for its own default.
         download: fetch and prepare what is missing, which needs the network and tensorflow.
+        splits: which examples to read; of digits always both.
 
     Raises:
         ArgumentError: no such name, or data that is not there; the message says what to do.
@@ -127,7 +132,9 @@ def load(name: str, data_dir: str | Path | None = None, *, download: bool = Fals
     """
     if name not in SOURCES:
         raise errors.unknown_option("dataset", name, SOURCES)
-    return _digits() if name == "digits" else _prepared(name, None if data_dir is None else Path(data_dir), download)
+    if name == "digits":
+        return _digits()
+    return _prepared(name, None if data_dir is None else Path(data_dir), download, splits)
 
 
 def _require(module: str, package: str) -> None:
@@ -147,11 +154,11 @@ def _digits() -> Dataset:
     return Dataset("digits", Examples(x[train], labels[train]), Examples(x[test], labels[test]), 16.0)
 
 
-def _prepared(name: str, data_dir: Path | None, download: bool) -> Dataset:
+def _prepared(name: str, data_dir: Path | None, download: bool, splits: Sequence[str]) -> Dataset:
     _require("tensorflow_datasets", "tensorflow-datasets")
     import tensorflow_datasets as tfds
 
-    folder, statistics = _PREPARED[name]
+    folder = _PREPARED[name][0]
     where = "the default folder of TFDS" if data_dir is None else str(data_dir)
     try:
         builder: Any = tfds.builder(folder, data_dir=data_dir, file_format="array_record")
@@ -159,8 +166,8 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Dataset:
         raise errors.ArgumentError(f"TFDS cannot read {folder} in {where}: {error}") from error
     if download:
         _download(builder, folder)
-    parts = []
-    for split in ("train", "test"):
+    found = described(name)
+    for split in splits:
         try:
             source = builder.as_data_source(split)
         except (AssertionError, KeyError, ValueError, NotImplementedError, FileNotFoundError) as error:
@@ -169,9 +176,8 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Dataset:
                 "data_dir, or download=True to fetch and prepare it (which needs the network and tensorflow), with "
                 f"file_format=array_record. TFDS says: {error}"
             ) from error
-        parts.append(_read(source))
-    mean, std = statistics or ((), ())
-    return Dataset(name, parts[0], parts[1], 255.0, mean, std)
+        found = dataclasses.replace(found, **{split: _read(source)})
+    return found
 
 
 def _download(builder, folder: str) -> None:

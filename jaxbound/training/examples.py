@@ -37,7 +37,7 @@ def read(source: str, count: int = 0, data_dir: str | None = None) -> tuple[np.n
     """
     path, stop = Path(source), count or None
     if source in data.SOURCES:
-        dataset = data.load(source, data_dir)
+        dataset = data.load(source, data_dir, splits=("test",))
         return dataset.images(dataset.test.x[:stop]), dataset.test.labels[:stop]
     if source.startswith("sklearn:"):
         x, labels = _sklearn(source.partition(":")[2])
