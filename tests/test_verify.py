@@ -181,12 +181,12 @@ def test_time_is_kept_and_errors_name_the_way_out():
 
 
 def test_bounds_by_search_are_the_exact_ones(exact):
-    """Within the gap that the search closes, and never beyond the true extremes."""
+    """Far nearer to the true extremes than CROWN's, and never beyond them."""
     difference = jb.bound(lambda x: network(make(1), x) @ np.array([1.0, -1.0], np.float32), METHOD, rounding=True)(BOX)
     most = -least(make(1), np.array([-1.0, 1.0]))
     crown = jb.bound(lambda x: network(make(1), x) @ np.array([1.0, -1.0], np.float32), jb.Crown(), rounding=True)(BOX)
     for found, true, loose in ((-difference.lower, -exact[0], -crown.lower), (difference.upper, most, crown.upper)):
-        assert true <= float(found) <= true + 2e-3 * abs(true - float(loose)) + 1e-4
+        assert true <= float(found) <= true + 0.03 * abs(true - float(loose))
     with pytest.raises(jb.HostLoopError, match="BranchAndBound"):
         jax.jit(lambda x: jb.bound(lambda x: x, METHOD)(jb.Box(x, x)).lower)(jnp.zeros(3))
     with pytest.raises(jb.UnsupportedError, match="one box"):

@@ -2,8 +2,9 @@
 
 Every entry and side is a row c, bounded below: first by CROWN, then by a search for a proof of `<c, y> > target`. Its
 least bound over the domains that are left, plus the target, is a lower bound of `<c, y>` at any time, and at least the
-target once none is left. The target is just below the least value that an attack finds, so a finished search has closed
-the gap; or it is given (0 in `certify`), and then one search proves all rows, and stops at a point that violates one.
+target once none is left. The target is just below the least value that was found, and the search begins again where it
+finds a lower one, so a finished search has closed the gap; or it is given (0 in `certify`), and then one search proves
+all rows, and stops at a point that violates one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Array = np.ndarray
 
 _GAP = 1e-3
 """The part of CROWN's gap at which a search ends."""
-_STEPS, _STARTS = 60, 64
+_STEPS, _STARTS = 150, 64
 """Of the attack that finds where targets are."""
 
 
@@ -97,29 +98,28 @@ def _improve(method, graph: Graph, region: Region, ends: tuple[Array, Array | No
                 point[...] = part.found[0]
     else:
         order = np.arange(len(rows))
-        targets = _targets(part_of(order, np.zeros(len(rows)), clock), known, clock)
-        for position, j in enumerate(order):
-            if clock.over():
-                break
-            if known[j] < targets[j]:
-                left = None if clock.left is None else clock.left / (len(order) - position)
-                own = Clock(left)
-                part = part_of(order[j : j + 1], targets[j : j + 1], own)
-                decide(part, None, own, progress=False)
-                best[j] = max(known[j], part.lower + targets[j])
+        part = part_of(order, np.zeros(len(rows)), clock)
+        part.prepare()
+        assert part.attack is not None
+        least = part.attack.least(jax.random.key(0), _STEPS, _STARTS, clock.over)
+        for j in order:
+            own = Clock(None if clock.left is None else clock.left / (len(order) - j))
+            while not (own.over() or clock.stopped) and best[j] < (target := _below(least[j], known[j])):
+                part = part_of(order[j : j + 1], np.array([target]), own)
+                decide(part, jax.random.key(1), own, progress=False)
+                best[j] = max(best[j], part.lower + target)
                 clock.stopped = own.stopped
+                if part.found is None:
+                    break
+                least[j] = rows[j] @ part.found[1].ravel()
     count = parts[0].size
     for end, sign, own in zip(parts, (1, -1), (best[:count], best[count:]), strict=False):
         end[...] = sign * np.maximum(sign * end, _down(own, dtype))
 
 
-def _targets(part: Part, known: Array, clock: Clock) -> Array:
-    """For every row, just below the least value that an attack finds."""
-    part.prepare()
-    assert part.attack is not None
-    least = part.attack.least(jax.random.key(0), _STEPS, _STARTS, clock.over)
-    with np.errstate(invalid="ignore"):
-        return least - np.where(np.isfinite(known), _GAP * np.abs(least - known), 0) - 1e-6 * np.abs(least)
+def _below(least: float, known: float) -> float:
+    """Just below the least value that was found, by a part of the gap to what is known."""
+    return least - (_GAP * abs(least - known) if np.isfinite(known) else 0) - 1e-6 * abs(least)
 
 
 def _down(values: Array, dtype) -> Array:

@@ -29,7 +29,8 @@ Array = np.ndarray
 _FEW = 20
 """Inputs that are not fixed, up to which a search splits inputs."""
 _WIDE = 1024
-"""Networks with wider values are bounded over the whole region by `Crown`, which chooses rows and knows windows."""
+"""Networks with wider values are bounded over the whole region by `Crown`, which bounds no neuron whose sign intervals
+tell, and knows windows."""
 _ATTACKS = ((20, 64), (60, 128), (120, 256))
 """Steps and starts of one attack after the other."""
 
@@ -79,8 +80,12 @@ class Root:
         wide = max((self.skeleton.nodes[k].op.size for k in loose), default=0) > _WIDE
         given: dict = {}
         if wide:
-            found = Crown().pre_activations(self.graph, self.leaves, Request(rounding=True))
-            given = {k: (low[None], high[None]) for k, (low, high) in found.items()}
+            found = IBP().pre_activations(self.graph, self.leaves, Request(rounding=True))
+            rectified = self.skeleton.rectified_inputs
+            open_ = [bool(jnp.any((found[k][0] < 0) & (found[k][1] > 0))) for k in rectified]
+            if any(open_) or set(rectified) != set(self.skeleton.targets):
+                found = Crown().relax(self.graph, self.leaves, Request(rounding=True)).ends
+            given = {k: (found[k][0][None], found[k][1][None]) for k in self.skeleton.targets}
         low, high = (jnp.asarray(end)[None] for end in self.box)
         domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
         for block in self.skeleton.structure.blocks:

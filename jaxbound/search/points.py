@@ -25,8 +25,8 @@ from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
 
-_SHORTEST = 0.01
-"""The last step of an attack, as a part of the first."""
+_SHORTEST, _FINEST = 0.01, 1e-4
+"""The last step of an attack, as a part of the first; and of a search for the least value."""
 
 
 class Ends(NamedTuple):
@@ -132,11 +132,11 @@ class Attack:
         """The least margin of every clause that descents from random points came to, up to rounding; (clauses,)."""
         starts = max(starts, 2 * self.goal.count)
         least = np.full(self.goal.count, np.inf)
-        for _, margins in self._descents(key, steps, starts, stop):
+        for _, margins in self._descents(key, steps, starts, stop, _FINEST):
             np.minimum.at(least, np.arange(starts) % self.goal.count, margins)
         return least
 
-    def _descents(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool]):
+    def _descents(self, key: jax.Array, steps: int, starts: int, stop: Callable[[], bool], shortest: float = _SHORTEST):
         """The best points and their margins, now and then; start k belongs to clause k modulo their number."""
         size = self.ends.lower.size
         clause = np.arange(starts) % self.goal.count
@@ -150,7 +150,7 @@ class Attack:
         for number in range(steps):
             if stop():
                 break
-            length = np.asarray(0.25 * _SHORTEST ** (number / max(1, steps - 1)), low.dtype)
+            length = np.asarray(0.25 * shortest ** (number / max(1, steps - 1)), low.dtype)
             state = step(self.arrays, (low, high), rows, clause, length, state)
             if number % 10 == 9 or number == steps - 1:
                 yield np.asarray(state[1]), np.asarray(state[2])
