@@ -17,6 +17,7 @@ import pytest
 import jaxbound as jb
 from jaxbound.errors import ArgumentError, ArgumentTypeError, JaxboundError, UnsupportedError
 from jaxbound.methods import Method
+from jaxbound.network.bounding import bound_network
 from jaxbound.regions import Box, LpBall
 
 RANDOM = np.random.default_rng(0)
@@ -423,7 +424,7 @@ def test_under_jit_so_does_every_such_region_before_a_nonlinearity(method):
 def test_under_jit_one_bad_example_does_not_certify_and_spoils_no_other(method):
     x, eps = np.tile(POINT, (4, 1)), np.array([0.1, -0.1, 0.1, np.nan], "f")
     x[2, 1] = np.nan
-    found = jax.jit(lambda x, eps: jb.network.bound_network(method, LAYERS, x, eps, activation="relu"))(x, eps)
+    found = jax.jit(lambda x, eps: bound_network(method, LAYERS, x, eps, activation="relu"))(x, eps)
     assert np.all(np.isfinite(np.asarray(found.lower[0])))
     assert_certifies_nothing(jax.tree.map(lambda bound: bound[1:], found))
 
@@ -438,5 +439,5 @@ def test_an_infinite_radius_gives_infinite_bounds_not_nan(norm, method):
 @by_name("method", ALL_METHODS)
 def test_nan_parameters_certify_nothing(method):
     first = np.where(np.eye(4, 5), np.nan, LAYERS[0][0]).astype("f")
-    found = jb.network.bound_network(method, [(first, LAYERS[0][1]), LAYERS[1]], X, 0.1, activation="relu")
+    found = bound_network(method, [(first, LAYERS[0][1]), LAYERS[1]], X, 0.1, activation="relu")
     assert_certifies_nothing(found)

@@ -23,6 +23,7 @@ from jaxbound.jacobian import chains, recursion, slopes
 from jaxbound.jacobian.composition import given, jacobian_bounds, jacobian_of
 from jaxbound.jacobian.recurjac import FastLip, RecurJac
 from jaxbound.methods import Method
+from jaxbound.network.bounding import bound_network
 
 CHAIN_METHODS = {
     "backward": RecurJac(),
@@ -556,7 +557,7 @@ def test_arguments_are_checked():
     with pytest.raises(errors.ArgumentTypeError, match="pass a method object"):
         jacobian_bounds(layers, x, 0.1, method="recurjac", activation="relu")  # pyright: ignore[reportArgumentType]
     with pytest.raises(errors.UnsupportedError, match="RecurJac has no bounds of values; call jaxbound"):
-        jb.network.bound_network(RecurJac(), layers, x, 0.1, activation="relu")
+        bound_network(RecurJac(), layers, x, 0.1, activation="relu")
     with pytest.raises(errors.ArgumentError, match="several outputs"):
         jacobian_bounds((), x, 0.1, apply_fn=lambda _, x: (x, x))
 

@@ -19,6 +19,7 @@ from jaxbound.jacobian.landscape import landscape_radius
 from jaxbound.jacobian.lipschitz import lipschitz
 from jaxbound.jacobian.recurjac import FastLip, RecurJac
 from jaxbound.jacobian.spectral import spectral_lipschitz
+from jaxbound.network.bounding import bound_network
 
 PAIRS = [(1, 1), (1, 2), (1, np.inf), (2, 2), (2, np.inf), (2, 1), (np.inf, 1), (np.inf, 2), (np.inf, np.inf), (3, 1)]
 
@@ -220,7 +221,7 @@ def test_integrals_bound_values(norm):
     found = {}
     for steps in (1, 4):
         method = LipschitzIntegral(steps=steps)
-        found[steps] = jb.network.bound_network(method, LAYERS, X, 0.3, norm=norm, activation="relu")
+        found[steps] = bound_network(method, LAYERS, X, 0.3, norm=norm, activation="relu")
         assert np.all(found[steps].lower <= values.min(0) + 1e-5) and np.all(values.max(0) <= found[steps].upper + 1e-5)
     assert np.all(found[4].width <= found[1].width * 1.0001) and np.any(found[4].width < 0.99 * found[1].width)
     once = lipschitz(LAYERS, X, 0.3, norm=norm, activation="relu") * 0.3
@@ -230,18 +231,14 @@ def test_integrals_bound_values(norm):
 def test_integrals_of_affine_functions_are_exact():
     layers = ((jnp.array([[1.0], [-2.0]]), jnp.array([0.5])),)
     for norm, reach in ((np.inf, 3.0), (2, 5**0.5), (1, 2.0)):
-        found = jb.network.bound_network(
-            LipschitzIntegral(), layers, jnp.ones((1, 2)), 0.25, norm=norm, activation="relu"
-        )
+        found = bound_network(LipschitzIntegral(), layers, jnp.ones((1, 2)), 0.25, norm=norm, activation="relu")
         np.testing.assert_allclose(found.lower[0, 0], -0.5 - 0.25 * reach, rtol=1e-4)
 
 
 def test_the_way_from_a_center_outside_of_the_clip_box_counts():
     """f = 10 relu(-x): flat within the clip box [0, 1], steep on the way from the center at -0.5."""
     layers = ((-jnp.ones((1, 1)), jnp.zeros(1)), (10 * jnp.ones((1, 1)), jnp.zeros(1)))
-    found = jb.network.bound_network(
-        LipschitzIntegral(), layers, jnp.array([[-0.5]]), 1.0, clip=(0.0, 1.0), activation="relu"
-    )
+    found = bound_network(LipschitzIntegral(), layers, jnp.array([[-0.5]]), 1.0, clip=(0.0, 1.0), activation="relu")
     assert found.lower[0, 0] <= 0 <= found.upper[0, 0]
 
 
@@ -261,14 +258,14 @@ def test_certificates_by_integrals():
 
 def test_integrals_refuse_what_is_no_ball():
     with pytest.raises(errors.ArgumentError, match="needs an LpBall"):
-        jb.network.bound_network(LipschitzIntegral(), LAYERS, jb.Box(X, X), activation="relu")
+        bound_network(LipschitzIntegral(), LAYERS, jb.Box(X, X), activation="relu")
     region = jb.LpBall(X, jnp.full_like(X, 0.1), jnp.inf, batch_ndim=1)
     with pytest.raises(errors.ArgumentError, match="needs one per ball"):
-        jb.network.bound_network(LipschitzIntegral(), LAYERS, region, activation="relu")
+        bound_network(LipschitzIntegral(), LAYERS, region, activation="relu")
     with pytest.raises(errors.ArgumentError, match=r"pass RecurJac\(\), FastLip\(\)"):
-        jb.network.bound_network(LipschitzIntegral(jb.Crown()), LAYERS, X, 0.1, activation="relu")
+        bound_network(LipschitzIntegral(jb.Crown()), LAYERS, X, 0.1, activation="relu")
     with pytest.raises(errors.ArgumentError, match="pass 1 or more"):
-        jb.network.bound_network(LipschitzIntegral(steps=0), LAYERS, X, 0.1, activation="relu")
+        bound_network(LipschitzIntegral(steps=0), LAYERS, X, 0.1, activation="relu")
 
 
 # --- landscape --------------------------------------------------------------------------------------------------------
@@ -308,7 +305,7 @@ def test_estimates_are_refused():
             lambda method: lipschitz(LAYERS, X, 0.05, method=method, activation="relu"),
             lambda method: lipschitz(LAYERS, X, 0.05, norm=2, of="map", method=method, activation="relu"),
             lambda method: landscape_radius(LAYERS, X, labels, method=method, activation="relu"),
-            lambda method: jb.network.bound_network(LipschitzIntegral(method), LAYERS, X, 0.05, activation="relu"),
+            lambda method: bound_network(LipschitzIntegral(method), LAYERS, X, 0.05, activation="relu"),
         ):
             with pytest.raises(errors.ArgumentError, match=r"gives an estimate|pass RecurJac\(\), FastLip"):
                 call(method)
