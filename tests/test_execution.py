@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
+from experiments import execution
 
 pytestmark = pytest.mark.fast
 
@@ -144,3 +145,8 @@ def test_certificates_of_the_network_that_runs():
         verdicts[rounding] = report.margins[0, 0] - report.rounding[0, 0]
     assert verdicts["execution"] < verdicts["exact"]
     assert verdicts["execution"] < 0.4 - 0.03  # (x + 1e6) is a multiple of 1/16
+
+
+def test_the_experiment_finds_nothing_outside():
+    row = execution.examined(depth=2, count=4, trees=5, seed=0)
+    assert row["outside"] == 0 and row["values"] >= 4 * 3 * 12
