@@ -18,8 +18,6 @@ Split neurons. Where z lies on one side of a point on a domain, sign * (z - poin
     row  >=  <C, z> + c   implies   row  >=  <C - beta sign, z> + c + beta sign point,
 
 a lower bound that holds for every multiplier (Wang et al. 2021, "Beta-CROWN"). Here points are 0.
-
-Length: a domain and its steps, which are nothing without it.
 """
 
 from __future__ import annotations

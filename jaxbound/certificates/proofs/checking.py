@@ -3,8 +3,6 @@
 Everything that the proof rests on is proved again: bounds of values by `bounding`, on the domain where they are used,
 with the slopes that the file gives; the cover of the splits by the form of the trees; the clips of input splits from
 planes of the checker's own. A leaf holds where, for its clauses, some row is positive, or the domain is empty.
-
-Length: two kinds of trees, which share their rows and their failures; the public docstring is a tenth of it.
 """
 
 from __future__ import annotations

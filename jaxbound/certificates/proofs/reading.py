@@ -4,8 +4,6 @@ What is shared with the rest of jaxbound is the network itself, a function of JA
 `frontends.onnx` makes of it) and JAX's own trace of it. Parameters are taken as the numbers that they are. Every
 primitive that is not in the table below is refused, by name, and so is arithmetic on parameters alone, which JAX would
 round.
-
-Length: one table of primitives, each with a rule of a few lines.
 """
 
 from __future__ import annotations
