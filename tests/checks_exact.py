@@ -45,7 +45,7 @@ def check_multipliers():
     for scale in (1.0, 1e-300, 1e-320):
         program = builder.program()
         rows = program.rows._replace(value=program.rows.value * scale)
-        for y in (-1 / 3, np.nextafter(-1 / 3, 0), -0.3, -0.35):
+        for y in (-1 / 3, float(np.nextafter(-1 / 3, 0)), -0.3, -0.35):
             bound = lower_bound(program._replace(rows=rows), 0, -1.0, Multipliers(np.array([y / scale]), ()))
             assert bound == -np.inf or Fraction(bound) <= Fraction(-1, 3)
     builder.add_ball(columns, np.zeros(2), 1e200)
