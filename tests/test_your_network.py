@@ -18,6 +18,7 @@ from flax.training import train_state
 
 import jaxbound as jb
 from jaxbound import errors
+from jaxbound.network import problems
 from jaxbound.network.independence import check
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -258,7 +259,7 @@ def test_radii_per_feature_are_not_per_example():
     report = jb.certify(IDENTITY, x, np.arange(3), each[None], method=jb.IBP(), activation="relu", batch_size=2)
     np.testing.assert_allclose(report.margins[0], [-0.3, -0.4], atol=1e-5)
     images = np.zeros((2, 2, 2, 3), np.float32)
-    assert jb.network.radii(each.reshape(1, 1, 1, 3), images.shape, np.inf, batched=True).shape == images.shape
+    assert problems.radii(each.reshape(1, 1, 1, 3), images.shape, np.inf, batched=True).shape == images.shape
     for eps, options in ((np.ones((3, 1)), {}), (np.ones((2, 3)), {}), (each[None], {"norm": 2})):
         with pytest.raises(errors.ArgumentError, match="eps has shape"):
             ibp(x, eps, **options)

@@ -44,9 +44,9 @@ class LipschitzIntegral(Method):
 
     Reference: Zhang et al. 2019, theorem 2 and equation 24.
 
-    >>> import jaxbound as jb
+    >>> from jaxbound.network.bounding import bound_network
     >>> layers = [(jnp.eye(2), jnp.ones(2)), (jnp.array([[1.0], [2.0]]), jnp.zeros(1))]
-    >>> found = jb.network.bound_network(LipschitzIntegral(), layers, jnp.zeros((1, 2)), 0.5, activation="relu")
+    >>> found = bound_network(LipschitzIntegral(), layers, jnp.zeros((1, 2)), 0.5, activation="relu")
     >>> bool(1.499 < found.lower[0, 0] < 1.501)  # x_1 + 2 x_2 + 3
     True
     """
