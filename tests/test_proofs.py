@@ -163,7 +163,9 @@ def test_a_node_may_be_bounded_again(tmp_path):
     """Where clips alone leave nothing, no split is needed: x <= -1/2 and x >= -1/4."""
     nothing = np.zeros(0, np.uint8)
     split, slopes = np.array([AGAIN, LEAF], np.int32), np.zeros((2, 0), np.uint8)
-    tree = Tree(split, slopes, np.array(-1), np.zeros(2), np.ones(2, bool), nothing, nothing, nothing, nothing)
+    tree = Tree(
+        split, slopes, np.array(-1, np.int32), np.zeros(2), np.ones(2, bool), nothing, nothing, nothing, nothing
+    )
     for offset, holds in ((0.25, True), (0.75, False)):
         prop = jb.Property.of([([1.0], -0.5), ([-1.0], offset)])
         certificate = Certificate([jb.Box(-np.ones(1), np.ones(1))], prop, [tree])
@@ -172,3 +174,24 @@ def test_a_node_may_be_bounded_again(tmp_path):
         else:
             with pytest.raises(jb.CertificateError, match="leaf 1 fails"):
                 checked(tmp_path / "proof", certificate, lambda x: 1.0 * x)
+
+
+@pytest.mark.parametrize("slope", [np.int16(-640), np.float32(-640.0), np.float32(np.nan)])
+def test_numbers_of_another_kind_are_no_slopes(slope, tmp_path):
+    """A ReLU does not lie above a line that falls: `relu(x) + 5 x >= 0` would follow, which is -5 at -1."""
+    nothing = np.zeros(0, np.uint8)
+    given = np.array([[slope]]), np.array(0, np.int32), nothing, nothing, np.zeros(1, np.int32), np.zeros(0)
+    tree = Tree(np.array([LEAF], np.int32), *given, np.packbits([True]), np.packbits([False]))
+    certificate = Certificate([jb.Box(-np.ones(1), np.ones(1))], jb.Property.of([([1.0], -1.0)]), [tree])
+    with pytest.raises(jb.CertificateError, match="leaf 0"):
+        checked(tmp_path / "proof", certificate, lambda x: jax.nn.relu(x) + 5.0 * x)
+
+
+def test_a_region_without_end_proves_nothing(tmp_path):
+    nothing = np.zeros(0, np.uint8)
+    split, slopes = np.array([LEAF], np.int32), np.zeros((1, 0), np.uint8)
+    tree = Tree(split, slopes, np.array(-1, np.int32), np.zeros(1), np.ones(1, bool), *(nothing,) * 4)
+    certificate = Certificate([jb.Box(-np.ones(1), np.full(1, np.inf))], jb.Property.of([([1.0], -2.0)]), [tree])
+    for arithmetic in ("float64", "rational"):
+        with pytest.raises(jb.CertificateError, match="leaf 0"):
+            checked(tmp_path / "proof", certificate, lambda x: 1.0 * x, arithmetic=arithmetic)

@@ -100,8 +100,9 @@ def _parts(certificate: Certificate) -> Iterator[tuple[Box, tuple[Clause, ...], 
     """The boxes, the clauses that count there, and the trees that prove them, each with its clauses."""
     trees = iter(certificate.trees)
     for box in certificate.regions:
-        if not np.all(np.asarray(box.lower) <= np.asarray(box.upper)):
-            raise errors.CertificateError("leaf 0: its region is empty or undefined, and nothing is proved of it")
+        lower, upper = np.asarray(box.lower), np.asarray(box.upper)
+        if not np.all((lower <= upper) & np.isfinite(lower) & np.isfinite(upper)):
+            raise errors.CertificateError("leaf 0: its region is empty, unbounded or undefined")
         for part, prop in certificate.prop.parts(box):
             first = next(trees, None)
             if first is None:

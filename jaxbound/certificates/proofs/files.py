@@ -27,6 +27,11 @@ from jaxbound.regions import Box
 
 FORMAT = "jaxbound certificate, version 1"
 LEAF, AGAIN = -1, -2
+KINDS = {
+    "split": np.int32, "clause": np.int32, "row": np.int32, "slopes": np.uint8, "unstable": np.uint8,
+    "root_slopes": np.uint8, "bounded": np.bool_,
+}  # fmt: skip
+"""The dtypes of fields; all others are floating. Slopes, as bytes, can be neither negative nor undefined."""
 STEPS = 128
 """Slopes of ReLU trees are whole numbers of 1/128."""
 
@@ -108,6 +113,8 @@ def load(path: str | os.PathLike) -> Certificate:
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             group, _, field = name.partition("/")
+            if array.size and not np.issubdtype(array.dtype, KINDS.get(field, np.floating)):
+                raise ValueError(f"{name} holds {array.dtype} numbers")
             parts.setdefault(group, {})[field] = array
         return Certificate(
             [Box(part["lower"], part["upper"]) for part in _numbered(parts, "region")],
