@@ -224,6 +224,13 @@ def test_certify_decides_and_radii_grow(tmp_path):
     assert np.all((np.asarray(radii) >= 0.3) >= report.verified) and np.all(np.asarray(radii)[wrong] < 0.3)
 
 
+def test_what_clips_prove_is_verified_in_single_precision():
+    """Such a search says no more than that margins are positive: above 1e-308, which float32 takes for 0."""
+    x, method = np.full((1, 3), 0.05, np.float32), jb.BranchAndBound(split="input")
+    report = jb.certify(make(1), x, np.array([0]), 0.3, method=method, activation="relu")
+    assert report.verified.all() and 0 < report.margins.min() < 0.01
+
+
 def test_smooth_functions_are_decided_by_input_splits():
     prop = jb.Property.of([([1.0], -1.1)])
     found = jb.verify(lambda x: jnp.tanh(x[:1]) * 1.0, BOX, prop, method=jb.BranchAndBound(batch=16), progress=False)

@@ -4,7 +4,8 @@ Every entry and side is a row c, bounded below: first by CROWN, then by a search
 least bound over the domains that are left, plus the target, is a lower bound of `<c, y>` at any time, and at least the
 target once none is left. The target is just below the least value that was found, and the search begins again where it
 finds a lower one, so a finished search has closed the gap; or it is given (0 in `certify`), and then one search proves
-all rows, and stops at a point that violates one.
+all rows, and stops at a point that violates one. A search may say no more than that its target is passed, so it aims
+at two normal numbers above the given one: what it proves is then above that also in the output's dtype.
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ def _improve(method, graph: Graph, region: Region, ends: tuple[Array, Array | No
     if request.target is not None:
         chosen = np.flatnonzero(~(known > request.target))
         if len(chosen):
-            part = part_of(chosen, np.full(len(chosen), request.target), clock)
+            aim = request.target + 2 * float(max(np.finfo(dtype).tiny, np.spacing(dtype.type(abs(request.target)))))
+            part = part_of(chosen, np.full(len(chosen), aim), clock)
             decide(part, jax.random.key(0), clock, progress=False)
-            best[chosen] = np.maximum(known[chosen], part.lower + request.target)
+            best[chosen] = np.maximum(known[chosen], part.lower + aim)
             if part.found is not None:
                 point[...] = part.found[0]
     else:
