@@ -87,6 +87,23 @@ def test_padding_enters_no_statistics_of_a_network_without_a_mask():
     np.testing.assert_allclose(statistics["BatchNorm_0"]["mean"], of_first(variables, X)[0], atol=1e-5)
 
 
+def test_a_mask_of_the_network_is_kept():
+    """What a network calls mask is its own; a layer's mask and that of examples count together."""
+
+    class Padded(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False, mask=None):
+            assert mask is None  # of tokens, say: nothing that training gives
+            seen = x[:, :1] > 0.5
+            return nn.Dense(2)(nn.BatchNorm(use_running_average=not train)(x, mask=seen))
+
+    model = Padded()
+    variables = model.init(KEY, X)
+    _, _, statistics = modes.train_pass(model.apply, variables, X, jnp.arange(8) < 5)
+    counted = np.asarray(X)[:5][np.asarray(X)[:5, 0] > 0.5]
+    np.testing.assert_allclose(statistics["BatchNorm_0"]["mean"], counted.mean(0), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["accumulate", "pmap"])
 def test_a_share_that_is_padding_alone_changes_nothing(kind):
     """Of 16 images on two devices, or in two parts, the second half is padding."""

@@ -288,7 +288,7 @@ class ResNet(nn.Module):
             made = nn.Conv(
                 filters, size, (stride, stride), padding, use_bias=False, precision=PRECISION, kernel_init=start
             )
-            return BatchNorm(self.axis_name, scale)(made(x), train, mask)
+            return BatchNorm(self.axis_name, scale)(made(x), train=train, mask=mask)
 
         x = nn.relu(convolve(_normalised(x, self.mean, self.std), self.widths[0], 3, 1))
         for width in self.widths:

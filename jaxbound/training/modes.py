@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxbound import errors
+from jaxbound.training.models import BatchNorm
 
 _SWITCHES = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
 
@@ -65,9 +66,8 @@ def _filled(state, values: dict):
 def _count_only(module: nnx.Module, mask: jax.Array | None) -> None:
     """Let the BatchNorm layers of a module that nobody else holds write what they see of the marked examples."""
 
-    def masked(self, x, **options):
-        own = {} if mask is None else {"mask": _along(mask, x)}
-        return nnx.BatchNorm.__call__(self, x, **{**own, **options})
+    def masked(self, x, *args, **options):
+        return nnx.BatchNorm.__call__(self, x, *args, **{**options, "mask": _joined(options.get("mask"), mask, x)})
 
     counting = type("BatchNorm", (nnx.BatchNorm,), {"__call__": masked})
     for _, part in list(nnx.iter_graph(module)):
@@ -76,9 +76,12 @@ def _count_only(module: nnx.Module, mask: jax.Array | None) -> None:
             part.momentum = 0.0  # NNX stops the derivative that would tell it
 
 
-def _along(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """The mask for an array; all True where it marks nothing, of which Flax's BatchNorm would make NaN."""
-    return (mask | ~jnp.any(mask)).reshape(mask.shape + (1,) * (x.ndim - 1))
+def _joined(own: jax.Array | None, mask: jax.Array | None, x: jax.Array) -> jax.Array | None:
+    """A layer's own mask and that of examples; the latter all True where it marks nothing, of which Flax makes NaN."""
+    if mask is None:
+        return own
+    along = (mask | ~jnp.any(mask)).reshape(mask.shape + (1,) * (x.ndim - 1))
+    return along if own is None else along & own
 
 
 def train_pass(
@@ -91,9 +94,9 @@ def train_pass(
         apply_fn: `apply` of a Linen module, or an `NNXApply`; in evaluation mode unless told otherwise.
         variables: "params", and "batch_stats" if there is BatchNorm.
         x: (batch, ...).
-        mask: bool (batch,), which examples BatchNorm takes its statistics of; None for all. A network without such an
-            argument need not know of it. Under `pmap`, Flax's own BatchNorm with an `axis_name` gives devices equal
-            weight, whatever counts on them; `models.BatchNorm` and `jit` do not.
+        mask: bool (batch,), which examples BatchNorm takes its statistics of; None for all. Layers get it beside a mask
+            that the network gives them; the network need not know of it. Under `pmap`, Flax's own BatchNorm with an
+            `axis_name` gives devices equal weight, whatever counts on them; `models.BatchNorm` and `jit` do not.
         key: for dropout; None where there is none.
         dtype: what the pass is computed in, on copies; what is returned has the dtypes that it would have without.
 
@@ -123,7 +126,7 @@ def train_pass(
             "apply_fn", "has BatchNorm but no argument that switches it to training",
             "give the network an argument train=False, and use_running_average=not train in its BatchNorm",
         )  # fmt: skip
-    if mask is not None and "mask" in _arguments(apply_fn):
+    if mask is not None and isinstance(apply_fn, NNXApply):
         options["mask"] = mask
 
     def updated(statistics):
@@ -147,11 +150,15 @@ def _of_batch(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
 
 
 def _masked(mask: jax.Array | None):
-    """Within it, Flax's own BatchNorm layers take their statistics of the marked examples."""
+    """Within it, BatchNorm layers take their statistics of the marked examples."""
 
     def give(call, args, options, context):
-        if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__" and mask is not None:
-            options = {**options, "mask": _along(mask, args[0])}
+        if context.method_name == "__call__" and mask is not None:
+            own = options.get("mask")
+            if isinstance(context.module, nn.BatchNorm):
+                options = {**options, "mask": _joined(own, mask, args[0])}
+            elif isinstance(context.module, BatchNorm):
+                options = {**options, "mask": mask if own is None else mask & own}
         return call(*args, **options)
 
     return nn.intercept_methods(give)
