@@ -67,9 +67,9 @@ def _parsed(arguments: Sequence[str] | None) -> Options:
         import tyro
     except ModuleNotFoundError as missing:
         raise ImportError("the command needs tyro: pip install 'jaxbound[cli]'") from missing
-    from jaxbound.cli.options import commands
+    from jaxbound.cli.options import COMMANDS
 
-    kinds = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands().items()]
+    kinds = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in COMMANDS.items()]
     union: Any = Union[tuple(kinds)]  # noqa: UP007 - made at run time
     config = (tyro.conf.OmitSubcommandPrefixes,)
     given = None if arguments is None else list(arguments)

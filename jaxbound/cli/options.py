@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-import jaxbound
 from jaxbound import errors
 from jaxbound.training.configuration import Configuration, digits
 
@@ -300,20 +299,16 @@ class Evaluate(OnData):
     """of the attack"""
 
 
-_COMMANDS: dict[str, type[Options]] = {
+COMMANDS: dict[str, type[Options]] = {
     "bounds": Bounds,
     "certify": Certify,
     "radius": Radius,
     "lipschitz": Lipschitz,
     "verify": Verify,
+    "check": Check,
     "explain": Explain,
     "train": Train,
     "evaluate": Evaluate,
     "attack": Attack,
 }
-
-
-def commands() -> dict[str, type[Options]]:
-    """The subcommands by name; `check` where this jaxbound can check certificates."""
-    can_check = "check_certificate" in jaxbound.__all__
-    return _COMMANDS | ({"check": Check} if can_check else {})
+"""The subcommands by name."""
