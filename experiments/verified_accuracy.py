@@ -24,14 +24,10 @@ from benchmarks import measure
 from experiments import networks, require_files, write_csv
 from jaxbound.certificates.attack import Attack
 from jaxbound.certificates.certification import Report, certify, check_against_attack
+from jaxbound.methods import named
+from jaxbound.training.evaluation import in_batches
 
-METHODS: dict[str, jb.Method] = {
-    "ibp": jb.IBP(),
-    "forward": jb.Forward(),
-    "fastlin": jb.FastLin(),
-    "crown_ibp": jb.CrownIBP(),
-    "crown": jb.Crown(),
-}
+METHODS = {name: named.METHODS[name] for name in ("ibp", "forward", "fastlin", "crown_ibp", "crown")}
 
 
 def load_images(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,14 +45,9 @@ def load_images(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.float32), labels
 
 
-def attack_in_batches(attack: Callable[..., Attack], x: np.ndarray, labels: np.ndarray, eps, keys, size: int) -> Attack:
-    """The attack on all images, `size` at once, the last batch padded; keys are per image."""
-    parts = []
-    for first in range(0, len(x), size):
-        index = np.minimum(np.arange(first, first + size), len(x) - 1)
-        found = attack(x=x[index], labels=labels[index], eps=eps, key=keys[index])
-        parts.append(jax.tree.map(np.asarray, found))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
+def _attacked(attack: Callable[..., Attack], x: np.ndarray, labels: np.ndarray, eps, keys, index: np.ndarray) -> Attack:
+    """The attack on some images; keys are per image."""
+    return attack(x=x[index], labels=labels[index], eps=eps, key=keys[index])
 
 
 def row(eps: float, report: Report, found: Attack) -> dict:
@@ -113,7 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             params, x, labels, eps, method=METHODS[options.method], apply_fn=apply_fn, norm=options.norm, clip=clip,
             batch_size=options.batch_size, memory_limit=options.memory_limit, results=results, progress=True,
         )  # fmt: skip
-        found = attack_in_batches(attack, x, labels, np.float32(eps), keys, min(100, len(x)))
+        found = in_batches(
+            functools.partial(_attacked, attack, x, labels, np.float32(eps), keys),
+            len(x), min(100, len(x)),
+        )  # fmt: skip
         check_against_attack(report, found)
         rows.append(row(eps, report, found))
     print(" ".join(f"{column:>13s}" for column in rows[0]))

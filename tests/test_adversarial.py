@@ -66,6 +66,49 @@ def test_what_has_no_rule_is_refused_by_name(name):
         _bounds(REFUSED[name])
 
 
+HALF = jnp.array([True, True, False, False])
+OF_MASKS = {
+    "0 * log(0)": lambda z: 0 * jnp.log(jnp.exp(z)),
+    "inf - inf of quotients": lambda z: 1 / jnp.exp(z) - 1 / jnp.exp(2 * z),
+    "0 / 0": lambda z: jnp.exp(z) / jnp.exp(2 * z),
+    "inf * 0": lambda z: jnp.exp(z) ** -1 * jnp.exp(2 * z),
+    "0 * a quotient of rsqrt": lambda z: 0.0 * (1 / jax.lax.rsqrt(-z)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_MASKS)
+def test_a_limit_at_infinity_is_no_real_number(name):
+    """`exp(-inf)` is 0, though exp is positive for all real numbers."""
+
+    def fn(x):
+        return jnp.tanh(OF_MASKS[name](jnp.where(HALF, -1 - x * x, -jnp.inf)))
+
+    assert np.isnan(fn(jnp.ones(4)))[2:].all()
+    try:
+        found = _bounds(fn)
+    except jb.UnsupportedError:
+        return
+    assert not np.isfinite(found.lower[2:]).any() and not np.isfinite(found.upper[2:]).any()
+
+
+BEYOND = {
+    "1 / rsqrt": lambda z: 1 / jax.lax.rsqrt(z),
+    "1 / exp of a log": lambda z: 1 / jnp.exp(-jnp.log(z) / 4),
+    "log of exp": lambda z: -jnp.log(2 * jnp.exp(z - z * z * z)),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_values_beyond_what_is_proved_to_be_defined_count(name):
+    """A function's proof ends where its parts overflow or underflow in float64; its values do not."""
+    large = jnp.full((1, 1), 1e30)
+    for method in (jb.IBP(), jb.Crown()):
+        found = jb.bound(lambda x: BEYOND[name](jnp.maximum((x @ large) @ large, 1.0)), method)(
+            jb.Box(np.ones(1, np.float32), np.full(1, 2, np.float32))
+        )
+        assert found.upper == np.inf
+
+
 DEFINED = {
     "a softmax with some masked": lambda x: jax.nn.softmax(jnp.where(jnp.arange(4) < 3, x, -jnp.inf)),
     "a running maximum": lambda x: jax.lax.scan(lambda m, a: (jnp.maximum(m, a), m), jnp.array(-jnp.inf), x)[0],

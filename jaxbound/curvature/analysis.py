@@ -35,7 +35,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxbound.curvature.jets import Array, Interval, UnsupportedError
+from jaxbound.curvature.jets import Array, Interval, UnsupportedError, enclose
 from jaxbound.curvature.partition import (
     LINEAR,
     OPEN,
@@ -191,9 +191,15 @@ def _describe(
 
 
 def _value_range(cells: Partition) -> tuple[float, float]:
-    parts = cells.proof.orders[0, 0, cells.proof.defined], cells.points.orders[0, 0, cells.points.defined]
-    lower, upper = np.concatenate([p.lower for p in parts]), np.concatenate([p.upper for p in parts])
-    return (float(lower.min()), float(upper.max())) if lower.size else (-math.inf, math.inf)
+    """A cell or point on which sigma is not proved to be defined may still hold numbers for which it is."""
+    proofs = cells.proof, cells.points
+    left, right = np.concatenate([cells.left, cells.left[1:]]), np.concatenate([cells.right, cells.left[1:]])
+    unsure = ~np.concatenate([proof.defined for proof in proofs])
+    parts = [proof.orders[0, 0, proof.defined] for proof in proofs]
+    if unsure.any():
+        parts.append(enclose(cells.instructions, left[unsure], right[unsure], within=True).orders[0, 0])
+    lower, upper = (np.concatenate([getattr(part, end) for part in parts]) for end in ("lower", "upper"))
+    return float(lower.min()), float(upper.max())
 
 
 def _undefined(cells: Partition) -> tuple[tuple[float, float], ...]:

@@ -40,10 +40,14 @@ class UnsupportedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """A batch of cells `[left, right]`, and the decisions taken on them so far."""
+    """A batch of cells `[left, right]`, and the decisions taken on them so far.
+
+    `within`: values on an open cell are those of its points where they are defined; else unknown if there are others.
+    """
 
     left: Array
     right: Array
+    within: bool = False
     decisions: list[Array] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
@@ -186,7 +190,11 @@ def _elementary(function: Elementary, x: Jet) -> Jet:
     jet = x.compose(function.orders(argument), ~outside & (~singular | function.closed), singular | outside)
     count, (low, high) = x.cells.left.size, function.domain
     defined = ~outside[:count] if function.closed else x.inside(low, high)
-    return dataclasses.replace(jet, orders=where(outside, WHOLE, jet.orders), defined=x.defined & defined)
+    orders = where(outside, WHOLE, jet.orders)
+    if x.cells.within:
+        values = function.orders(Interval(*(np.clip(end, low, high) for end in argument)))[0]
+        orders = stack(where(outside, values, orders[0]), orders[1], orders[2])
+    return dataclasses.replace(jet, orders=orders, defined=x.defined & defined)
 
 
 def _sine(x: Jet, quarter: int) -> Jet:
@@ -344,7 +352,7 @@ class Enclosure(NamedTuple):
     decisions: Array
 
 
-def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
+def enclose(instructions: tuple, left: Array, right: Array, *, within: bool = False) -> Enclosure:
     """Value, first and second derivative of a program on the cells `[left, right]`.
 
     For every z in the open cell `orders.lower[k, 0] <= sigma^(k)(z) <= orders.upper[k, 0]`, and the one-sided limits
@@ -353,6 +361,7 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
     Args:
         instructions: `(name, params, operands)` in order; the last one is the result.
         left, right: (n,) float64; infinite ends are allowed, `left == right` encloses a point.
+        within: values, and no derivatives, are wanted for those z alone for which sigma is defined.
 
     Raises:
         UnsupportedError: an instruction has no rule here.
@@ -362,7 +371,7 @@ def enclose(instructions: tuple, left: Array, right: Array) -> Enclosure:
     >>> enclose((("mul", (), (("z",), ("z",))),), np.array([1.0]), np.array([2.0])).orders.upper[:, 0, 0].tolist()
     [4.0, 4.0, 2.0]
     """
-    cells = Cells(left, right)
+    cells = Cells(left, right, within)
     variable, results = cells.variable(), []
 
     def read(kind: str, number: Any = None, real: tuple[float, float] | None = None) -> Jet | Truth:

@@ -21,16 +21,17 @@ Rewrite = tuple[Callable, Sequence]
 _OF_ITSELF = {"ne": False, "eq": True, "le": True, "ge": True, "is_finite": True}
 """What a real number gives, compared with itself; what is undefined (NaN) gives the opposite."""
 
-_UNKNOWN, NOT_NEGATIVE, _POSITIVE = range(3)
+_UNKNOWN, NOT_NEGATIVE, POSITIVE = range(3)
 _DEFINED_FROM = {
-    "div": _POSITIVE, "integer_pow": _POSITIVE, "log": _POSITIVE, "log1p": NOT_NEGATIVE, "pow": _POSITIVE,
-    "rsqrt": _POSITIVE, "sqrt": NOT_NEGATIVE,
+    "div": POSITIVE, "integer_pow": POSITIVE, "log": POSITIVE, "log1p": NOT_NEGATIVE, "pow": POSITIVE,
+    "rsqrt": POSITIVE, "sqrt": NOT_NEGATIVE,
 }  # fmt: skip
 """Partial primitive -> a sign of its operand (the denominator of a quotient) with which it is defined."""
 _ALWAYS = {
-    "abs": NOT_NEGATIVE, "cosh": _POSITIVE, "exp": _POSITIVE, "exp2": _POSITIVE, "logistic": _POSITIVE,
-    "rsqrt": _POSITIVE, "square": NOT_NEGATIVE,
+    "abs": NOT_NEGATIVE, "cosh": POSITIVE, "exp": POSITIVE, "exp2": POSITIVE, "logistic": POSITIVE,
+    "rsqrt": POSITIVE, "square": NOT_NEGATIVE,
 }  # fmt: skip
+_VANISHING = frozenset({"div", "exp", "exp2", "integer_pow", "logistic", "pow", "rsqrt"})
 _OF_OPERANDS = {
     "max": max, "meet": max,
     **dict.fromkeys((
@@ -75,18 +76,32 @@ def is_total(value: Value) -> bool:
 
 def leaves_domain(made: Value) -> bool:
     """Whether the equation that makes a value may be undefined at what it reads, as far as signs tell."""
-    if made.name not in PARTIAL or (made.name == "integer_pow" and made.params["y"] >= 0):
+    return may_leave(made.name, made.params, made.operands)
+
+
+def may_leave(name: str, params: dict, operands: Sequence) -> bool:
+    """The same of an equation whose result is not there yet."""
+    if name not in PARTIAL or (name == "integer_pow" and params["y"] >= 0):
         return False
-    last = made.operands[-1 if made.name == "div" else 0]
-    if made.name == "div" and isinstance(last, Literal):
+    last = operands[-1 if name == "div" else 0]
+    if name == "div" and isinstance(last, Literal):
         return last.value == 0
-    return made.name not in _DEFINED_FROM or _sign(last) < _DEFINED_FROM[made.name]
+    return name not in _DEFINED_FROM or _sign(last) < _DEFINED_FROM[name]
 
 
 def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> int:
-    """What is certain of the sign of a value, wherever it is defined, from how it is made."""
+    """What is certain of the sign of a value, wherever it is defined, from how it is made.
+
+    Of an infinite operand what is positive for all real numbers may be 0: `exp(-inf)`, `1 / inf`.
+    """
     if 0 in shape:
         return _UNKNOWN
+    sign = _sign_of(name, params, operands)
+    vanishes = any(isinstance(operand, Value) and operand.infinite for operand in operands)
+    return min(sign, NOT_NEGATIVE) if vanishes and name in _VANISHING else sign
+
+
+def _sign_of(name: str, params: dict, operands: Sequence) -> int:
     signs = [_sign(operand) for operand in operands]
     if name in _ALWAYS:
         return _ALWAYS[name]
@@ -99,7 +114,7 @@ def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...])
         fixed = isinstance(operands[0], Literal)
         return signs[1 + int(operands[0].value)] if fixed else min(signs[1:])
     if name == "pow":
-        return _POSITIVE if signs[0] == _POSITIVE else _UNKNOWN
+        return POSITIVE if signs[0] == POSITIVE else _UNKNOWN
     return _OF_OPERANDS[name](signs) if name in _OF_OPERANDS else _UNKNOWN
 
 

@@ -2,9 +2,12 @@
 
 In real arithmetic nothing overflows, so a value is infinite only where a literal is: minus infinity masks scores, or a
 running maximum begins with it. It is defined while it is compared, chosen, or put into exp. But `inf - inf`, `0 * inf`
-and a softmax of masked scores alone are not (NaN). An equation that may make such is *doubtful*; it stays as it
-is written, and what is made of it is bounded by nothing unless bounds say that its operands are finite
+and a softmax of masked scores alone are not (NaN). An equation that may make such is *doubtful*; it stays as it is
+written, and what is made of it is bounded by nothing unless bounds say that its operands are finite
 (`methods.domains`). A literal NaN is treated alike; as one case of a choice it counts where it may be chosen.
+
+At infinity a function takes its limit, which no real number may give: `exp(-inf)` is 0, and `log` or a quotient of it
+is infinite in turn, though it is proved to be defined for all real numbers.
 """
 
 from __future__ import annotations
@@ -16,13 +19,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxbound.graph.primitives import AFFINE
+from jaxbound.graph.rewriting import definedness
 from jaxbound.graph.values import Literal, Value
 
 MINUS, PLUS = 1, 2
 """What a value may be beside real numbers, added up."""
 _BOTH = MINUS | PLUS
-_POSITIVE = 2
-"""The sign of a value that is above 0 (see `definedness`)."""
 
 _BOUNDED = frozenset({
     "and", "atan", "eq", "erf", "erfc", "ge", "gt", "is_finite", "le", "logistic", "lt", "ne", "not", "or", "rsqrt",
@@ -37,6 +39,8 @@ _RISING = frozenset({
 """Infinite where the operand is, with its sign; defined there, or known not to be (`definedness`)."""
 _CHOICES = frozenset({"select", "select_n"})
 _SUMS = frozenset({"cumsum", "reduce_sum", "reduce_window_sum", "scatter-add"})
+_CLOSED = frozenset({"acos", "asin", "sqrt"})
+"""Partial, but finite at the ends of their domains."""
 CALLS = frozenset({"cond", "scan"})
 """They are read equation by equation."""
 
@@ -50,6 +54,12 @@ def of(operand) -> int:
 
 def of_result(name: str, params: dict, operands: Sequence) -> int:
     """What the result of an equation may be beside real numbers."""
+    if (
+        name not in _CLOSED
+        and definedness.may_leave(name, params, operands)
+        and _is_limit(operands[-1 if name == "div" else 0])
+    ):
+        return _BOTH
     given = list(map(of, operands))
     if not any(given) or name in _BOUNDED:
         return 0
@@ -72,6 +82,8 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
     """Whether infinite or undefined literals may make the result of an equation undefined."""
     if any(isinstance(o, Literal) and o.value != o.value for o in operands):
         return name not in _CHOICES
+    if name == "div" and _is_limit(operands[1]) and not any(map(_is_nonzero, operands)):
+        return True
     given = list(map(of, operands))
     if not any(given) or name in _BOUNDED | _RISING | CALLS:
         return False
@@ -87,6 +99,11 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
     return not (
         name in _RESULTS or name in ("abs", "cosh", "exp", "exp2", "expm1", "integer_pow", "square") or _moves(name)
     )
+
+
+def _is_limit(operand) -> bool:
+    """Whether an operand is a function of what may be infinite, entry by entry."""
+    return isinstance(operand, Value) and any(root.infinite for root in operand.lineage)
 
 
 def _moves(name: str) -> bool:
@@ -114,7 +131,7 @@ def _smaller(given: Sequence[int]) -> int:
 def _is_nonzero(operand) -> bool:
     if isinstance(operand, Literal):
         return operand.value != 0
-    return isinstance(operand, Value) and operand.sign == _POSITIVE
+    return isinstance(operand, Value) and operand.sign == definedness.POSITIVE
 
 
 def _scaled(infinite: int, factor) -> int:
