@@ -41,6 +41,7 @@ __all__ = [
     "Interval",
     "JaxboundError",
     "JaxboundWarning",
+    "Known",
     "LinearBounds",
     "LpBall",
     "Method",

@@ -35,6 +35,7 @@ from jaxbound.jacobian import (
 from jaxbound.methods import IBP, Best, Crown, CrownIBP, FastLin, Forward, Method
 from jaxbound.methods.exact import LP, MILP
 from jaxbound.methods.frown import Frown
+from jaxbound.methods.known import Known
 from jaxbound.methods.polytope import ConvexPolytope
 from jaxbound.methods.quadratic import Quadratic
 from jaxbound.network.bounding import cap, crown, crown_ibp, fastlin, forward, frown, ibp

@@ -268,3 +268,29 @@ def test_a_constant_that_xla_moves_out_of_a_sum():
     box = jb.Box(jnp.full(2, 3e38, jnp.float32), jnp.full(2, 3e38, jnp.float32))
     found = _bounds(lambda x: x * 0.25 + x[::-1] * 0.25, box=box, rounding="execution")
     assert not np.isfinite(found.upper).any()
+
+
+# --- two precisions ---------------------------------------------------------------------------------------------------
+
+
+TWO_PRECISIONS = {
+    "a step": lambda x, wide: (x > 0).astype(wide) * wide(0.1) * wide(0.3),
+    "a choice": lambda x, wide: jnp.where(x > 0, wide(0.1), wide(0.2)) * wide(0.3),
+    "curved before": lambda x, wide: jnp.tanh(x).astype(wide) * wide(0.3),
+    "curved after": lambda x, wide: jnp.tanh(x.astype(wide) * wide(0.3)),
+    "a choice of values": lambda x, wide: jnp.where(x > 0, x.astype(wide), wide(0.1)) * wide(0.3),
+}
+
+
+@pytest.mark.parametrize("name", TWO_PRECISIONS)
+def test_a_function_of_two_precisions_is_taken_apart(name):
+    """A step of float32 numbers is a number of float64; as one function its rounding was that of neither."""
+    fn = TWO_PRECISIONS[name]
+    for method in (jb.IBP(), jb.Crown(), jb.Frown(steps=2)):
+        with jax.enable_x64(True):
+            found = _bounds(lambda x: fn(x, jnp.float64), method)
+            for x in np.stack([LOW, HIGH, LOW / 3, np.zeros(4, np.float32)]):
+                value = np.asarray(fn(jnp.asarray(x, jnp.float64), jnp.float64))
+                assert np.all((found.lower <= value + 1e-15) & (value - 1e-15 <= found.upper))
+    with pytest.raises(jb.UnsupportedError, match="use one precision throughout"):
+        _bounds(lambda x: fn(x, jnp.float16))

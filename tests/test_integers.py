@@ -1,7 +1,8 @@
-"""Whole numbers that a region decides: computed with as real numbers while they cannot leave their dtype, else refused."""
+"""Whole numbers that a region decides: computed with as real numbers, and as they wrap where they may leave their dtype."""
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ WRAPS = {
     "int32 200 to int8": lambda x: ((x > 0).astype(jnp.int32) * 200).astype(I8),
     "int8 sum of 200": lambda x: jnp.sum(jnp.repeat(x > 0, 100).astype(I8), dtype=I8),
     "int8 running sum of 200": lambda x: jnp.cumsum(jnp.repeat(x > 0, 100).astype(I8), dtype=I8),
+    "twice": lambda x: ((x > 0).astype(I8) * I8(100) + I8(100)) * I8(3),
+    "compared": lambda x: (x > 0).astype(I8) * I8(100) + I8(100) > 0,
+}
+REFUSED = {
     "int8 11 ** 3": lambda x: ((x > 0).astype(I8) * I8(11)) ** 3,
     "int32 quotient": lambda x: (1 + (x > 0).astype(jnp.int32)) // 2,
     "times an array": lambda x: (x > 0).astype(jnp.int32) * jnp.array([2**30, 3]) * 4,
@@ -35,11 +40,26 @@ STAYS = {
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", WRAPS)
-def test_arithmetic_that_may_wrap_is_refused(name):
-    fn = lambda x: WRAPS[name](x).astype(jnp.float32)  # noqa: E731
+@pytest.mark.parametrize("name", REFUSED)
+def test_arithmetic_whose_wrapping_has_no_rule_is_refused(name):
+    fn = lambda x: REFUSED[name](x).astype(jnp.float32)  # noqa: E731
     with pytest.raises(jb.UnsupportedError):
         jb.bound(fn, jb.IBP())(jb.Box(-jnp.ones(2), jnp.ones(2)))
+
+
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()], ids=str)
+@pytest.mark.parametrize("name", WRAPS)
+def test_arithmetic_is_bounded_as_it_wraps(name, method):
+    fn = jax.jit(lambda x: WRAPS[name](x).astype(jnp.float32))
+    bound = jb.bound(fn, method)
+    for low in np.stack(np.meshgrid(*[[-1, 0.25]] * 2), -1).reshape(-1, 2).astype(np.float32):
+        x = jnp.asarray(low) + 0.25
+        found = bound(jb.Box(low, low + 0.5))
+        assert np.all((found.lower <= fn(x)) & (fn(x) <= found.upper))
+        assert np.all(found.upper - found.lower < 0.01)
+    found = bound(jb.Box(-jnp.ones(2), jnp.ones(2)))
+    for x in np.stack(np.meshgrid(*[[-1, 0, 0.25, 1]] * 2), -1).reshape(-1, 2).astype(np.float32):
+        assert np.all((found.lower <= fn(x)) & (fn(x) <= found.upper))
 
 
 @pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()], ids=str)

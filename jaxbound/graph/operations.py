@@ -62,7 +62,7 @@ def between(x: jax.Array | float, chosen: jax.Array, no, yes) -> jax.Array:
 _select, _meet, _logsumexp = map(Primitive, ("select", "meet", "logsumexp"))
 _in_order_of, _is_defined = map(Primitive, ("in_order_of", "is_defined"))
 wrapped = Primitive("whole_number_arithmetic")
-"""Arithmetic on integers that may not be that on real numbers; it stands in a graph to be refused."""
+"""Arithmetic on integers by `primitive` with `params` that may not be that on real numbers."""
 
 _select.def_impl(lambda indicator, no, yes: no + indicator * (yes - no))
 _select.def_abstract_eval(lambda indicator, no, yes: ShapedArray(no.shape, no.dtype))

@@ -22,7 +22,7 @@ import numpy as np
 from jaxbound import _compat
 from jaxbound.graph import folding, operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, infinities, integers, patterns
+from jaxbound.graph.rewriting import definedness, indicators, infinities, integers, patterns
 from jaxbound.graph.values import Computed, Constant, ConstantProgram, Literal, Value
 
 
@@ -156,8 +156,9 @@ class Builder:
         if all(0 in aval.shape for aval in avals):
             return [self.empty(aval) for aval in avals]
         if integers.wraps(primitive.name, params, operands, avals[0].shape, avals[0].dtype):
-            return [self.value(operations.wrapped, {}, operands, aval) for aval in avals]
-        narrowed = any(isinstance(o, Value) and rounds(o.dtype, avals[0].dtype) for o in operands)
+            own = {"primitive": primitive, "params": tuple(sorted(params.items()))}
+            return [self.value(operations.wrapped, own, operands, aval) for aval in avals]
+        narrowed = any(isinstance(o, Value) and rounds(indicators.precision(o), avals[0].dtype) for o in operands)
         if primitive.name in ELEMENTWISE:
             operands = [self._expanded(o, avals[0].shape) if isinstance(o, Value) else o for o in operands]
         doubtful = not self.is_rewriting and infinities.is_doubtful(primitive.name, operands)
@@ -182,6 +183,8 @@ class Builder:
         if affine and (arrays or not one):
             return self.value(primitive, params, operands, aval, before=shared)
         if shared is None or not jnp.issubdtype(shared.dtype, jnp.floating):  # no function of one real variable
+            return self.value(primitive, params, operands, aval)
+        if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype != shared.dtype:  # of one precision
             return self.value(primitive, params, operands, aval)
         bends = not affine or any(o.bends for o in dependent)
         return self.value(primitive, params, operands, aval, root=shared, bends=bends)

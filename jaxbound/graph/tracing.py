@@ -17,7 +17,7 @@ from jaxbound import errors
 from jaxbound.curvature.analysis import analyse
 from jaxbound.graph.primitives import AFFINE, NONLINEAR, REFUSED
 from jaxbound.graph.reading import Builder, is_affine, rounds
-from jaxbound.graph.rewriting import definedness, infinities, patterns
+from jaxbound.graph.rewriting import definedness, indicators, infinities, patterns
 from jaxbound.graph.structure import Node, Op, Program, Structure
 from jaxbound.graph.values import Computed, Constant, Literal, Value
 
@@ -157,9 +157,9 @@ def _plan(builder: Builder, value: Value) -> tuple[Op, list]:
             )  # fmt: skip
             return op, [root, *constants]
     name = value.name
-    rounded = [o for o in value.dependent if rounds(o.dtype, value.dtype)]
+    rounded = [old for old in map(indicators.precision, value.dependent) if rounds(old, value.dtype)]
     if rounded:
-        reason = f"its result of dtype {value.dtype} rounds its operand of {rounded[0].dtype}"
+        reason = f"its result of dtype {value.dtype} rounds its operand of {rounded[0]}"
         raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
     if name in REFUSED:
         reason, way_out = REFUSED[name]

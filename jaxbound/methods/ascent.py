@@ -65,7 +65,8 @@ def scale_by_largest() -> optax.GradientTransformation:
         largest = functools.reduce(jnp.maximum, per_leaf)
 
         def evened(leaf):
-            part = leaf / jnp.where(largest > 0, largest, 1).reshape(-1, *[1] * (leaf.ndim - 1))
+            size = jnp.where(largest > 0, largest, 1).astype(leaf.dtype)
+            part = leaf / size.reshape(-1, *[1] * (leaf.ndim - 1))
             return jnp.sign(part) * jnp.sqrt(jnp.abs(part))
 
         return jax.tree.map(evened, updates), state

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxbound import regions
 from jaxbound.backend.sharding import anywhere
 from jaxbound.methods import Method, Request, check_method, domains, rounding_mode
+from jaxbound.methods.known import Origin, PreActivations
 from jaxbound.regions import is_region
 from jaxbound.regions.bounds import LinearBounds
 from jaxbound.transforms.explanation import Explanation
@@ -126,7 +127,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
     return bounded
 
 
-def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
+def pre_activation_bounds(fn: Callable, method: Method, rounding: bool | str | None = False) -> Callable:
     """Bounds of the input of every nonlinearity, none skipped.
 
     `lower <= z(x) <= upper` for every `x` in the regions and the input z of every nonlinear node.
@@ -134,10 +135,11 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
     Args:
         fn: any JAX function of pytrees.
         method: how to bound.
+        rounding: as in `bound`.
 
     Returns:
         A function of fn's arguments that returns a dict from node names to `Interval`s, in the order of evaluation;
-        a node with two inputs has two entries, `name:0` and `name:1`.
+        a node with two inputs has two entries, `name:0` and `name:1`. It knows what it holds for: `Known` takes it.
 
     >>> import jax, jax.numpy as jnp, jaxbound as jb
     >>> found = jb.pre_activation_bounds(lambda x: jax.nn.relu(3 * x), jb.IBP())(jb.Box(-jnp.ones(1), jnp.ones(1)))
@@ -151,15 +153,16 @@ def pre_activation_bounds(fn: Callable, method: Method) -> Callable:
         check_method("method", method)
         validate(args)
         validate(kwargs)
-        problem = prepare(fn, args, kwargs=kwargs)
-        known = domains.pre_activations(method, problem.graph, problem.leaves, Request())
+        mode = rounding_mode(rounding)
+        problem = prepare(fn, args, kwargs=kwargs, rounding=bool(mode))
+        known = domains.pre_activations(method, problem.graph, problem.leaves, Request(rounding=mode))
         found = {}
         for number in problem.graph.structure.nonlinear:
             node = problem.graph.nodes[number]
             for k, source in enumerate(node.inputs):
                 name = node.name if len(node.inputs) == 1 else f"{node.name}:{k}"
                 found[name] = method.result(*known[source])
-        return found
+        return PreActivations(found, Origin(problem.graph, problem.leaves, mode, method.guarantee))
 
     return bounded
 

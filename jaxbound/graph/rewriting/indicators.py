@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
+from jaxbound.graph.rewriting import integers
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -50,7 +51,14 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
     (truth,), dtype = operands, params["new_dtype"]
     if not (isinstance(truth, Value) and _is_float(dtype) and not _is_float(truth.dtype)):
         return None
-    name, own = truth.name, truth.params
+    if _is_float(decided := precision(truth)) and decided != dtype:
+        return lambda x: x.astype(decided).astype(dtype), operands
+    name, own, primitive, whole = truth.name, truth.params, truth.primitive, _same
+    if name == operations.wrapped.name:
+        primitive, own, whole = own["primitive"], dict(own["params"]), integers.wrapping(truth, dtype)
+        if whole is None:
+            return None
+        name = primitive.name
     if name in _COMPARISONS:
         return _comparison(truth, dtype)
     if name in _LOGIC and truth.dtype == bool:
@@ -63,22 +71,33 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     if name not in _STRUCTURE:
         return None
-    fixed, primitive = AFFINE[name].fixed, truth.primitive
+    fixed = AFFINE[name].fixed
     assert primitive is not None
 
     def function(*parts):
         numbers = [part if position in fixed else part.astype(dtype) for position, part in enumerate(parts)]
-        return numbers[0] if name == "convert_element_type" else primitive.bind(*numbers, **own)
+        return whole(numbers[0] if name == "convert_element_type" else primitive.bind(*numbers, **own))
 
     return function, truth.operands
+
+
+def precision(value: Value):
+    """The dtype of a value, or of the one that decides it if it is no floating-point number itself."""
+    root = value.root
+    return value.dtype if root is None or _is_float(value.dtype) else root.dtype
+
+
+def _same(x):
+    return x
 
 
 def _comparison(truth: Value, dtype) -> Rewrite | None:
     if (largest := _largest_entries(truth)) is not None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]
-    if any(isinstance(operand, Literal) for operand in truth.operands) or truth.operands[0] is truth.operands[1]:
-        return None  # was a scalar function, if anything
     compare, wide = _COMPARISONS[truth.name], truth.operands[0].dtype
+    fixed = any(isinstance(operand, Literal) for operand in truth.operands) and _is_float(wide)
+    if fixed or truth.operands[0] is truth.operands[1]:
+        return None  # was a scalar function, if anything
     wide = wide if _is_float(wide) else dtype
     return lambda x, y: compare(x.astype(wide) - y.astype(wide), 0).astype(dtype), truth.operands
 

@@ -2,7 +2,8 @@
 
 Rewrites turn arithmetic on integers into arithmetic on real numbers, which is the same only while no result leaves the
 range of its dtype: beyond it integers wrap around. The range follows from how a value is made: a boolean is 0 or 1,
-an array that no region reaches is anything that its dtype holds.
+an array that no region reaches is anything that its dtype holds. What wraps is the result for real numbers less a
+multiple of the number of integers (`wrapping`), a staircase like any other, while floating point holds both exactly.
 """
 
 from __future__ import annotations
@@ -68,6 +69,21 @@ def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], d
     if any(jnp.issubdtype(operand.dtype, jnp.floating) for operand in operands):
         return False  # a conversion, which has no rule
     return name not in _RANGES or not _fits(_made(name, params, operands, shape), dtype)
+
+
+def wrapping(value: Value, dtype) -> Callable | None:
+    """What becomes of the result for real numbers, in a floating-point dtype, where arithmetic on integers wraps.
+
+    None where the dtype does not hold every whole number on the way.
+    """
+    primitive, params = value.params["primitive"], dict(value.params["params"])
+    if primitive.name not in _RANGES:
+        return None
+    lowest, highest = int(np.iinfo(value.dtype).min), int(np.iinfo(value.dtype).max)
+    count, farthest = highest - lowest + 1, max(map(abs, _made(primitive.name, params, value.operands, value.shape)))
+    if farthest + count >= 2 ** jnp.finfo(dtype).nmant:
+        return None
+    return lambda x: jnp.clip(x - count * jnp.floor((x - lowest) / count), lowest, highest)
 
 
 def _range(operand) -> Range:
