@@ -9,6 +9,7 @@
 #   make lint         format, lint and types
 #   make bench        timings
 #   make docs         the documentation; NOTEBOOKS=off does not execute the notebooks
+#   make package      the sdist and the wheel in dist/, checked, and the README's example in a clean environment
 
 PYTHON  ?= python3
 WORKERS ?= 2
@@ -33,7 +34,7 @@ FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versi
 	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
 	then echo "$$candidate"; break; fi; done
 
-.PHONY: help certify test test-all lint soundness fuzz bench docs install-latest test-latest clean
+.PHONY: help certify test test-all lint soundness fuzz bench docs package install-latest test-latest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +66,12 @@ bench: $(VENV)/installed-test
 docs: $(VENV)/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html -D nb_execution_mode=$(NOTEBOOKS) docs docs/_build/html
 
+package: $(VENV)/installed-package
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	.ci/try_wheel dist/*.whl $(BIN)/python
+
 install-latest test-latest:
 	@python="$$($(FIND_PYTHON_312))"; \
 	if [ -z "$$python" ]; then echo "$@: no Python 3.12 here, nothing done"; \
@@ -95,6 +102,10 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/pyvenv.cfg
 
 $(VENV)/installed-docs: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(BIN)/python $(INSTALL) -e '.[docs]'
+	@touch $@
+
+$(VENV)/installed-package: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python $(INSTALL) -e '.[package]'
 	@touch $@
 
 $(LATEST)/installed: pyproject.toml
