@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -229,6 +230,31 @@ def test_what_clips_prove_is_verified_in_single_precision():
     x, method = np.full((1, 3), 0.05, np.float32), jb.BranchAndBound(split="input")
     report = jb.certify(make(1), x, np.array([0]), 0.3, method=method, activation="relu")
     assert report.verified.all() and 0 < report.margins.min() < 0.01
+
+
+NEURONS = {
+    "a curve": jnp.tanh,
+    "two functions of one value": lambda z: jax.nn.relu(z) - jnp.tanh(z),
+    "kinks": lambda z: jnp.clip(z, -1, 1),
+}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_of_any_function_are_cut(name):
+    """Below the least value that is found the property is proved, where CROWN does not; above it never is."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    inner, outer = 2 * jax.random.normal(keys[0], (3, 4)), jax.random.normal(keys[1], (4, 1))
+    fn = lambda x: NEURONS[name](x @ inner) @ outer  # noqa: E731
+    x = np.random.default_rng(0).uniform(-1, 1, (20000, 3)).astype(np.float32)
+    least = float(fn(np.concatenate([x, np.sign(x[:100])])).min())
+    crown = float(jb.bound(fn, jb.Crown())(BOX).lower[0])
+    method = jb.BranchAndBound(split="neuron", max_nodes=2000)
+    goal = crown + 0.6 * (least - crown)
+    proved = jb.verify(fn, BOX, jb.Property.of([([1.0], goal)]), method=method, progress=False)
+    assert proved.status == "verified" and 0 < proved.lower <= least - goal + 1e-5 and proved.nodes > 1
+    above = jb.Property.of([([1.0], least + 0.01)])
+    never = jb.verify(fn, BOX, above, method=dataclasses.replace(method, max_nodes=100), attack=False, progress=False)
+    assert never.status == "unknown" and never.lower <= -0.01 + 1e-5
 
 
 def test_smooth_functions_are_decided_by_input_splits():

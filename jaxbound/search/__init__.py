@@ -1,6 +1,6 @@
 """Branch and bound: the search that turns bounds into verdicts.
 
-`verify` runs one `parts.Part` for every box; a part splits inputs (`inputs`) or ReLUs (`relus`), bounds domains in
+`verify` runs one `parts.Part` for every box; a part splits inputs (`inputs`) or neurons (`neurons`), bounds domains in
 batches (`passes`) against the rows of a property (`goals`), and looks for counterexamples (`points`).
 """
 

@@ -14,7 +14,7 @@ from jaxbound.methods.base import Ends
 from jaxbound.methods.frown import Frown
 from jaxbound.search import objectives
 
-SPLITS = ("auto", "relu", "input")
+SPLITS = ("auto", "neuron", "relu", "input")
 
 
 @jax.tree_util.register_dataclass
@@ -29,9 +29,10 @@ class BranchAndBound(Method):
 
     Args:
         bounder: how a domain is bounded: `Frown(steps=...)` gives the number of gradient steps on slopes and
-            multipliers of ReLU splits; domains of input splits are bounded by CROWN.
-        split: "input" bisects the region, "relu" fixes neurons to a side; "auto" bisects where at most 20 inputs vary
-            or the function has no ReLU.
+            multipliers of splits of neurons; domains of input splits are bounded by CROWN.
+        split: "input" bisects the region; "relu" fixes ReLUs to a side; "neuron" does so, and cuts the inputs of other
+            functions of one number (tanh, GELU, a maximum with a number) where their planes are loose. "auto" bisects
+            where at most 20 inputs vary or there is no such function, and else splits neurons.
         batch: how many domains are bounded at once; None for what fits the processor's caches.
         timeout: seconds, where `verify` is given none; else for one example, all entries of its outputs together. None
             for no end but that of the search.

@@ -21,7 +21,7 @@ class Log:
         self.slopes: dict[int, Array] = {}
         """Of domains of input splits, as they were bounded: bits."""
         self.leaves: dict[int, tuple[int, Array, Array]] = {}
-        """Of ReLU splits: the row that is positive, slopes in steps, and multipliers of all neurons."""
+        """Of splits of ReLUs: the row that is positive, slopes in steps, and multipliers of all neurons."""
         self.splits: dict[int, tuple[bool, Array, Array, Array | None]] = {}
         """Whether bounding was of use, then where a domain is split one after the other, whether it can be, points."""
         self.children: dict[tuple[int, int], int] = {}

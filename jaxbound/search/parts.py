@@ -19,9 +19,9 @@ from jaxbound.regions import Region
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.logs import Log
+from jaxbound.search.neurons import NeuronSplits
 from jaxbound.search.passes import Domain, adaptive_slopes, started
 from jaxbound.search.points import Attack, Counterexample, Ends
-from jaxbound.search.relus import ReluSplits
 from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
@@ -133,7 +133,7 @@ class Part:
     ):
         self.make, self.fn, self.prop, self.method, self.clock, self.outward = root, fn, prop, method, clock, outward
         self.logged = logged
-        self.splits: InputSplits | ReluSplits | None = None
+        self.splits: InputSplits | NeuronSplits | None = None
         self.attack: Attack | None = None
         self.found: Counterexample | None = None
         self.attacked = False
@@ -170,8 +170,8 @@ class Part:
         self.splits = self._started()
         self._search()
         if (
-            isinstance(self.splits, ReluSplits) and self.splits.left == 0 and not self._over()
-        ):  # every ReLU is split, and bounds do not decide
+            isinstance(self.splits, NeuronSplits) and self.splits.left == 0 and not self._over()
+        ):  # nothing is left to split, and bounds do not decide
             self._before += self.splits.nodes
             self.splits = self._by_inputs()
             self._search()
@@ -196,22 +196,23 @@ class Part:
     def _over(self) -> bool:
         return self.decided or self.clock.over()
 
-    def _started(self) -> InputSplits | ReluSplits:
+    def _started(self) -> InputSplits | NeuronSplits:
         split, root = self.method.split, self.root
-        rectified = bool(root.skeleton.rectifiers)
+        skeleton = Skeleton(root.graph.structure, everywhere=split != "relu")
         if split == "auto":
             free = int((root.box[1] > root.box[0]).sum())
-            split = "relu" if rectified and free > _FEW else "input"
-        if split == "relu" and not rectified:
-            raise errors.argument("split", "is 'relu', but the function has no ReLU", "pass 'input' or 'auto'")
+            split = "neuron" if skeleton.places and free > _FEW else "input"
+        if split in ("relu", "neuron") and not skeleton.places:
+            what = "ReLU" if split == "relu" else "function of one number"
+            raise errors.argument("split", f"is {split!r}, but the network has no {what}", "pass 'input' or 'auto'")
         if split == "input":
             return self._by_inputs()
         rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
         lower = root.domain.bound(*started(root.skeleton, rows)).lower
-        known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k > 0}
+        known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items()}
         lower, log = np.asarray(lower)[0], Log(self.goal.count) if self.logged else None
-        given = root.skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
-        splits = ReluSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
+        given = skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
+        splits = NeuronSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
         for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
             own = np.flatnonzero(self.goal.clause == clause)
             slopes = adaptive_slopes(root.domain)[0][splits.unstable]

@@ -17,7 +17,8 @@ Split neurons. Where z lies on one side of a point on a domain, sign * (z - poin
 
     row  >=  <C, z> + c   implies   row  >=  <C - beta sign, z> + c + beta sign point,
 
-a lower bound that holds for every multiplier (Wang et al. 2021, "Beta-CROWN"). Here points are 0.
+a lower bound that holds for every multiplier (Wang et al. 2021, "Beta-CROWN"). ReLUs are split at 0; what other points
+add to the intercept is the caller's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The domains of a search that are left, worst first: what input splits and ReLU splits keep alike."""
+"""The domains of a search that are left, worst first: what input splits and splits of neurons keep alike."""
 
 from __future__ import annotations
 

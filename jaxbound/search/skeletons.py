@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from jaxbound.graph import Structure
+from jaxbound.relaxations.enclosures import scalar
 from jaxbound.search.rectifiers import is_rectifier
 
 
 class Skeleton:
     """A structure that equals every structure of the same blocks, so that networks of one architecture share programs.
 
+    Args:
+        structure: of the network.
+        everywhere: whether neurons of any function of one number may be split, or ReLUs alone.
+
     >>> Skeleton.__doc__ is not None
     True
     """
 
-    def __init__(self, structure: Structure):
+    def __init__(self, structure: Structure, *, everywhere: bool = False):
         self.structure = structure
+        self.everywhere = everywhere
         inputs = tuple(node.op for node in structure.nodes[: structure.num_inputs])
         blocks = tuple((block.template, block.outer, block.constants) for block in structure.blocks)
-        self._key = inputs, blocks, structure.outputs
+        self._key = inputs, blocks, structure.outputs, everywhere
         self._hash = hash(self._key)
 
     def __hash__(self) -> int:
@@ -54,8 +60,29 @@ class Skeleton:
 
     @property
     def rectified_inputs(self) -> tuple[int, ...]:
-        """What the ReLUs read, one for each: where a search may split."""
+        """What the ReLUs read, one for each."""
         return tuple(self.nodes[number].inputs[0] for number in self.rectifiers)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The nodes before which a search may split."""
+        curved = tuple(number for number, node in enumerate(self.nodes) if node.op.kind == "scalar")
+        return curved if self.everywhere else self.rectifiers
+
+    @property
+    def place_inputs(self) -> tuple[int, ...]:
+        """What they read, one for each."""
+        return tuple(self.nodes[number].inputs[0] for number in self.places)
+
+    @property
+    def turns(self) -> tuple[tuple[tuple[float, ...], bool], ...]:
+        """Per place, where its function bends the other way or has a kink, and whether it is linear between."""
+        found = []
+        for number in self.places:
+            curvature = scalar.curvature_of(self.nodes[number].op)
+            ends = {end for piece in curvature.pieces for end in (piece.left, piece.right)} - set(curvature.domain)
+            found.append((tuple(sorted(ends)), curvature.is_piecewise_linear))
+        return tuple(found)
 
     def _is_exact(self, number: int) -> bool:
         node = self.nodes[number]

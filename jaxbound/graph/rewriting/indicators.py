@@ -91,6 +91,17 @@ def _same(x):
     return x
 
 
+def through_another(params: dict, operands: Sequence) -> Rewrite | None:
+    """A boolean as a number of a narrow dtype, then of another: 0 and 1 are numbers of both."""
+    source = made_by(operands[0], "convert_element_type")
+    if source is None or source.operands[0].dtype != bool:
+        return None
+    decided = precision(source.operands[0])
+    if _is_float(decided) and jnp.promote_types(decided, source.dtype) == source.dtype:
+        return None
+    return lambda x: x.astype(params["new_dtype"]), source.operands
+
+
 def _comparison(truth: Value, dtype) -> Rewrite | None:
     if (largest := _largest_entries(truth)) is not None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]

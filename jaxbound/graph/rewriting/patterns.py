@@ -242,12 +242,14 @@ def _fast_variance(_params: dict, operands: Sequence) -> Rewrite | None:
 _OF_MASKS = (_softmax, _log_softmax, _logsumexp)
 
 SAME_ARITHMETIC = frozenset({
-    "broadcast_in_dim", "cond", "conv_general_dilated", "cummax", "cummin", "dot_general", "gather", "pad",
-    "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split", "top_k", "unstack",
+    "broadcast_in_dim", "cond", "conv_general_dilated", "convert_element_type", "cummax", "cummin", "dot_general",
+    "gather", "pad", "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split", "top_k",
+    "unstack",
 })  # fmt: skip
 """Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
 
 _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
+    "convert_element_type": [indicators.through_another],
     "reshape": [rewrites.reshape],
     "broadcast_in_dim": [rewrites.broadcast],
     "pad": [rewrites.pad],

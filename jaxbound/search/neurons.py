@@ -1,0 +1,213 @@
+"""Splits of neurons: the input of a nonlinearity is held on one side of a point, with a multiplier for what that says.
+
+A domain is a clause and, for every neuron z, where it was cut: low <= z <= high, infinite where it was not. ReLUs are
+cut at 0 and linear then; other functions of one number are cut wherever their planes are loose, as often as it takes
+(Shi et al. 2024, "Neural network verification with branch-and-bound for general nonlinearities"). What else a cut says
+enters the one backward pass through a multiplier of either sign (see `passes`): above 0 it counts the lower end, below
+0 the upper one. Lower slopes of ReLUs and multipliers are tuned together by gradient steps, each row keeps the best
+that it has seen, and the bound that counts is one more pass with rounding. Children start with what their parents had.
+
+Which neuron to cut: of those whose planes are furthest apart, weighed by the coefficient that meets them, the best few
+are tried on both sides without tuning, and the one whose worse side is best is taken (filtered smart branching, De
+Palma et al. 2021).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.certificates.proofs.files import STEPS
+from jaxbound.search import tuning
+from jaxbound.search.goals import Goal
+from jaxbound.search.logs import Log
+from jaxbound.search.queue import Queue
+from jaxbound.search.skeletons import Skeleton
+from jaxbound.search.tuning import Cuts, Tuned
+
+Array = np.ndarray
+
+_RATE, _DECAY = 0.1, 0.97
+_TRIED = 3
+"""Neurons that are tried on both sides."""
+_LONG = 5
+"""Times as many steps for the first domains, and for those that cannot be split any more."""
+_HELD = 1 << 23
+"""How many numbers a batch may hold in slopes, multipliers and moments."""
+
+
+_DEEP = 1e-3
+"""Part of a neuron's interval on the whole region below which it is not cut again."""
+
+
+class NeuronSplits(Queue):
+    """The domains that are left."""
+
+    def __init__(
+        self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward,
+        log: Log | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.log = log
+        self.skeleton, self.constants, self.goal, self.steps, self.outward = skeleton, constants, goal, steps, outward
+        self.box = tuple(map(jnp.asarray, box))
+        self.known = known
+        ends = [known[z] for z in skeleton.place_inputs]
+        low, high = (np.concatenate([np.ravel(end[side]) for end in ends]) for side in (0, 1))
+        self.root = Cuts(low, high)
+        sizes = [int(np.prod(np.shape(end[0]))) for end in ends]
+        most = max(len(points) for points, _ in skeleton.turns)
+        turns = [np.append(points, np.full(most - len(points), np.nan)) for points, _ in skeleton.turns]
+        self.turns = np.repeat(np.reshape(turns, (-1, most)), sizes, axis=0).astype(low.dtype)
+        """Where functions turn, (neurons, most), NaN where there are fewer."""
+        self.linear = np.repeat([linear for _, linear in skeleton.turns], sizes)
+        """Whether they are linear between."""
+        self.unstable = (low < 0) & (high > 0)
+        self.rows = goal.of(np.arange(goal.count))[0].shape[1]
+        self.size = len(low)
+        widest = max(self.size * self.rows * 12, sum(node.op.size for node in skeleton.nodes) * self.rows * 4)
+        self.batch = batch or int(np.clip(_HELD // widest, 2, 256))
+        self.clause = np.flatnonzero(~(lower > 0))
+        count = len(self.clause)
+        self.cuts = Cuts(*(np.full((count, self.size), end, box[0].dtype) for end in (-np.inf, np.inf)))
+        default = np.broadcast_to((high > -low).astype(box[0].dtype), (count, self.rows, self.size))
+        self.tuned = Tuned(default.copy(), np.zeros_like(default))
+        self.level = np.full(count, -np.inf)
+        self.proved = lower[lower > 0].min(initial=np.inf)
+        self.number = self.clause
+
+    def step(self, stop) -> Array:
+        """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
+        taken, rest = self.worst()
+        count = len(taken)
+        padded = taken[np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])]
+        clause, cuts = self.clause[padded], Cuts(*(part[padded] for part in self.cuts))
+        start = Tuned(*(jnp.asarray(part[padded]) for part in self.tuned))
+        loose = self._loose(cuts)
+        final = ~loose[:count].any(axis=1)
+        first = np.isinf(self.level[taken]).any() or final.any()
+        found, tuned = self._bounded(clause, cuts, start, self.steps * (_LONG if first else 1), stop)
+        lower = np.asarray(found.lower).max(axis=1)[:count]
+        lower = np.fmax(lower, self.level[taken])  # what held for a parent
+        self.nodes += count
+        open_ = np.flatnonzero(~(lower > 0))
+        self.proved = min(self.proved, lower[lower > 0].min(initial=np.inf))
+        points = np.asarray(found.points).reshape(self.batch, -1)[open_]
+        number = self.number[taken]
+        if self.log is not None and len(open_) < count:
+            self._note_leaves(np.setdiff1d(np.arange(count), open_), number, np.asarray(found.lower), tuned)
+        scores = np.where(loose, np.asarray(found.scores), -1)
+        fresh: list = []
+        final = scores[open_].max(axis=1, initial=-1) < 0
+        self.given_up = min(self.given_up, lower[open_[final]].min(initial=np.inf))
+        open_ = open_[~final]
+        if len(open_):
+            others = len(rest)
+            fill = self.batch / (len(open_) + others)
+            times = int(np.clip(np.log2(max(fill, 2)), 1, 5))
+            order = self._order(clause, cuts, tuned, scores, open_, times)
+            fresh = self._children(clause, cuts, tuned, lower, open_, order, number)
+        parts = self.clause, *self.cuts, *self.tuned, self.level, self.number
+        made = list(zip(*fresh, strict=True)) if fresh else [()] * len(parts)
+        parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, made, strict=True)]
+        self.clause, low, high, slopes, multipliers, self.level, self.number = parts
+        self.cuts, self.tuned = Cuts(low, high), Tuned(slopes, multipliers)
+        return points
+
+    def _loose(self, cuts: Cuts) -> Array:
+        """Where domains may be cut."""
+        low, high = np.maximum(self.root.low, cuts.low), np.minimum(self.root.high, cuts.high)
+        whole = self.root.high - self.root.low
+        bent = np.zeros(low.shape, bool)
+        for turn in self.turns.T:
+            bent |= (low < turn) & (turn < high)
+        return np.where(self.linear, bent, (high - low > _DEEP * whole) & (whole < np.inf))
+
+    def _points(self, cuts: Cuts, index: Array, neurons: Array) -> Array:
+        """Where some domains would be cut at some neurons: at the turn next to the middle, or there if none is near."""
+        low = np.maximum(self.root.low[neurons], cuts.low[index, neurons])
+        high = np.minimum(self.root.high[neurons], cuts.high[index, neurons])
+        middle = low / 2 + high / 2
+        if not self.turns.shape[1]:
+            return middle
+        turns = self.turns[neurons]
+        inside = (low[:, None] < turns) & (turns < high[:, None])
+        away = np.where(inside, np.abs(turns - middle[:, None]), np.inf)
+        nearest = away.argmin(axis=1)
+        away, turn = (np.take_along_axis(part, nearest[:, None], axis=1)[:, 0] for part in (away, turns))
+        near = np.where(self.linear[neurons], away < np.inf, away <= high / 4 - low / 4)
+        return np.where(near, turn, middle)
+
+    def _bounded(self, clause, cuts: Cuts, start: Tuned, steps: int, stop):
+        """Tuned bounds with rounding."""
+        rows = [None if r is None else jnp.asarray(r) for r in self.goal.of(clause)]
+        arrays = self.constants, self.box, self.known
+        cuts = Cuts(*map(jnp.asarray, cuts))
+        ready = tuning.ready(self.skeleton)(arrays, cuts, rows, start)
+        state = tuning.start(self.skeleton)(start, ready)
+        for number in range(steps):
+            if number % 5 == 4 and (stop() or bool((jnp.max(state.best, axis=1) > 0).all())):
+                break
+            rate = jnp.asarray(_RATE * _DECAY**number, jnp.float32)
+            state = tuning.ascend(self.skeleton)(arrays, cuts, rows, ready, state, rate)
+        return tuning.certain(self.skeleton, self.outward)(arrays, cuts, rows, state.kept), state.kept
+
+    def _order(self, clause, cuts: Cuts, tuned: Tuned, scores: Array, open_: Array, times: int) -> Array:
+        """For every open domain, the neurons to cut: the best ones by trial or by score."""
+        best = np.argsort(-scores[open_], axis=1)[:, : max(_TRIED, times)]
+        if times > 1 or best.shape[1] < 2:
+            return best[:, :times]
+        rows = [None if r is None else jnp.asarray(r) for r in self.goal.of(clause)]
+        worse = []
+        for k in range(best.shape[1]):
+            sides = []
+            points = self._points(cuts, open_, best[:, k])
+            for side in (0, 1):
+                tried = Cuts(*(part.copy() for part in cuts))
+                tried[side][open_, best[:, k]] = points
+                lower = tuning.certain(self.skeleton, self.outward)(
+                    (self.constants, self.box, self.known), Cuts(*map(jnp.asarray, tried)), rows, tuned
+                ).lower
+                sides.append(np.asarray(lower).max(axis=1)[open_])
+            worse.append(
+                np.where(scores[open_, best[:, k]] > 0, np.minimum(*sides) + 1e-2 * np.maximum(*sides), -np.inf)
+            )
+        chosen = np.argmax(np.nan_to_num(np.stack(worse, axis=1), nan=-np.inf), axis=1)
+        return best[np.arange(len(open_)), chosen][:, None]
+
+    def _note_leaves(self, leaves: Array, number: Array, lower: Array, tuned: Tuned) -> None:
+        """What proves domains: the best row, its slopes where they matter, and its multipliers."""
+        assert self.log is not None
+        best = np.where(np.isnan(lower), -np.inf, lower).argmax(axis=1)
+        slopes, multipliers = map(np.asarray, tuned)
+        for k in leaves:
+            steps = np.round(slopes[k, best[k], self.unstable] * STEPS).astype(np.uint8)
+            self.log.leaf(int(number[k]), int(best[k]), steps, np.abs(multipliers[k, best[k]]))
+
+    def _children(self, clause, cuts: Cuts, tuned: Tuned, lower, open_, order: Array, number: Array) -> list:
+        """Every combination of sides."""
+        own = [np.asarray(part)[open_] for part in tuned]
+        made = [Cuts(*(part[open_] for part in cuts))]
+        usable = np.take_along_axis(self._loose(made[0]), order, axis=1)
+        index = np.arange(len(open_))
+        points = np.stack([self._points(made[0], index, order[:, k]) for k in range(order.shape[1])], axis=1)
+        alive = [np.ones(len(open_), bool)]
+        for k in range(order.shape[1]):
+            now, lives = [], []
+            where = index[usable[:, k]], order[usable[:, k], k]
+            for parts, live in zip(made, alive, strict=True):
+                for side in (0, 1):  # above the point, below it
+                    one = Cuts(*(part.copy() for part in parts))
+                    one[side][where] = points[usable[:, k], k]
+                    now.append(one)
+                    lives.append(live & (usable[:, k] | (side == 0)))
+            made, alive = now, lives
+        numbers = [np.zeros(live.sum(), int) for live in alive]
+        if self.log is not None:
+            nothing = np.zeros(len(open_), bool)
+            flat = self.log.split(number[open_], nothing, order, usable, np.stack(alive))
+            numbers = np.split(flat, np.cumsum([live.sum() for live in alive])[:-1])
+        return [
+            (clause[open_][live], *(part[live] for part in parts), *(o[live] for o in own), lower[open_][live], fresh)
+            for parts, live, fresh in zip(made, alive, numbers, strict=True)
+        ]
