@@ -53,6 +53,8 @@ _RANGES: dict[str, Callable[[dict, Sequence[Range], int], Range]] = {
     "sign": lambda _params, _ranges, _count: (-1, 1),
     "reduce_sum": _sum,
     "cumsum": _sum,
+    "argmax": lambda _params, _ranges, count: (0, count - 1),
+    "argmin": lambda _params, _ranges, count: (0, count - 1),
 }
 """Primitive name -> the range of its results from those of its operands, of which a sum adds up to `count`."""
 
@@ -70,7 +72,7 @@ def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], d
     return name not in _RANGES or not _fits(_made(name, params, operands, shape), dtype)
 
 
-def _range(operand) -> Range:
+def range_of(operand) -> Range:
     """The range of an operand."""
     if isinstance(operand, Literal):
         return int(operand.value), int(operand.value)
@@ -88,7 +90,7 @@ def _range(operand) -> Range:
 
 def _made(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> Range:
     fixed = AFFINE[name].fixed if name in AFFINE else range(0)
-    ranges = [_range(operand) for position, operand in enumerate(operands) if position not in fixed]
+    ranges = [range_of(operand) for position, operand in enumerate(operands) if position not in fixed]
     count = max(math.prod(operands[0].shape) // max(1, math.prod(shape)), 1)
     if name == "cumsum":
         count = operands[0].shape[params["axis"]]

@@ -25,7 +25,17 @@ import numpy as np
 
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, factors, indexing, indicators, rewrites
+from jaxbound.graph.rewriting import (
+    choices,
+    definedness,
+    factors,
+    indexing,
+    indicators,
+    normalisation,
+    pairs,
+    powers,
+    rewrites,
+)
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -36,6 +46,8 @@ def match(primitive, params: dict, operands: Sequence, *, doubtful: bool = False
 
     One that infinite numbers may make undefined is kept, unless it is a whole that knows of masks.
     """
+    if not doubtful and (rewrite := pairs.match(primitive, params, operands)) is not None:
+        return rewrite
     for rule in _MATCHES.get(primitive.name, ()):
         if doubtful and rule not in _OF_MASKS:
             continue
@@ -63,6 +75,7 @@ def _always(function: Callable) -> Callable[[dict, Sequence], Rewrite]:
 
 def _larger(x, y):
     """The maximum of two: tight for intervals as one of two entries, for lines as a function of the difference."""
+    x, y = jnp.broadcast_arrays(x, y)  # one may be a single number
     return operations.meet(y + jax.nn.relu(x - y), jnp.max(jnp.stack([x, y]), axis=0))
 
 
@@ -71,6 +84,7 @@ _PARTS: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
     "min": _always(lambda x, y: -_larger(-x, -y)),
     "div": _always(lambda x, y: x * jax.lax.reciprocal(y)),
     "clamp": _always(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
+    "pow": powers.by_logarithm,
     "reduce_min": rewrites.reduce_min,
     "mul": indicators.gated,
     "select_n": indicators.selection,
@@ -272,15 +286,17 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "sort": [rewrites.sort],
     "top_k": [rewrites.top_k],
     "integer_pow": [rewrites.integer_power],
+    "pow": [powers.by_known_array],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
     "log": [_log_of_sum, _log_of_logistic],
-    "eq": [definedness.rule("eq"), indicators.equals_larger],
+    "eq": [definedness.rule("eq"), indicators.equals_larger, choices.equals_index],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
-    "mul": [indicators.shared_product, factors.product],
-    "div": [_softmax, indicators.shared_sum, indicators.at_least_one],
+    "mul": [normalisation.scaled("mul"), indicators.shared_product, factors.product],
+    "div": [_softmax, normalisation.scaled("div"), indicators.shared_sum, indicators.at_least_one],
     "sub": [_log_softmax, _fast_variance, factors.total("sub")],
     "add": [_logsumexp, factors.total("add")],
     "add_any": [factors.total("add_any")],
-    "select_n": [factors.choice],
+    "select_n": [choices.decided, choices.same, choices.by_index, factors.choice],
+    "clamp": [choices.within],
 }
