@@ -392,7 +392,7 @@ _REFUSED: dict[str, Callable] = {
     "in_order_of": lambda x: jnp.argsort(x) * 1.0,
     "is_defined": lambda x: jnp.isnan(jnp.sqrt(x).reshape(1, 2)) * 1.0,
     "whole_number_arithmetic": lambda x: ((x > 0).astype(jnp.int8) * jnp.int8(100) * jnp.int8(2)) * 1.0,
-    "rem": lambda x: lax.rem(x, 1.0),
+    "rem": lambda x: lax.rem(x, 2 + x),
     "triangular_solve": lambda x: jax.scipy.linalg.solve_triangular(_SOLVED, x),
     "custom_linear_solve": lambda x: jnp.linalg.solve(_SOLVED, x),
     "reduce_precision": lambda x: lax.reduce_precision(x, 5, 10),

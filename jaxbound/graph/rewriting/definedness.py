@@ -21,15 +21,15 @@ Rewrite = tuple[Callable, Sequence]
 _OF_ITSELF = {"ne": False, "eq": True, "le": True, "ge": True, "is_finite": True}
 """What a real number gives, compared with itself; what is undefined (NaN) gives the opposite."""
 
-_UNKNOWN, NOT_NEGATIVE, _POSITIVE = range(3)
+_UNKNOWN, NOT_NEGATIVE, POSITIVE = range(3)
 _DEFINED_FROM = {
-    "div": _POSITIVE, "integer_pow": _POSITIVE, "log": _POSITIVE, "log1p": NOT_NEGATIVE, "pow": _POSITIVE,
-    "rsqrt": _POSITIVE, "sqrt": NOT_NEGATIVE,
+    "div": POSITIVE, "integer_pow": POSITIVE, "log": POSITIVE, "log1p": NOT_NEGATIVE, "pow": POSITIVE,
+    "rsqrt": POSITIVE, "sqrt": NOT_NEGATIVE,
 }  # fmt: skip
 """Partial primitive -> a sign of its operand (the denominator of a quotient) with which it is defined."""
 _ALWAYS = {
-    "abs": NOT_NEGATIVE, "cosh": _POSITIVE, "exp": _POSITIVE, "exp2": _POSITIVE, "logistic": _POSITIVE,
-    "rsqrt": _POSITIVE, "square": NOT_NEGATIVE,
+    "abs": NOT_NEGATIVE, "cosh": POSITIVE, "exp": POSITIVE, "exp2": POSITIVE, "logistic": POSITIVE,
+    "rsqrt": POSITIVE, "square": NOT_NEGATIVE,
 }  # fmt: skip
 _OF_OPERANDS = {
     "max": max, "meet": max,
@@ -99,7 +99,7 @@ def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...])
         fixed = isinstance(operands[0], Literal)
         return signs[1 + int(operands[0].value)] if fixed else min(signs[1:])
     if name == "pow":
-        return _POSITIVE if signs[0] == _POSITIVE else _UNKNOWN
+        return POSITIVE if signs[0] == POSITIVE else _UNKNOWN
     return _OF_OPERANDS[name](signs) if name in _OF_OPERANDS else _UNKNOWN
 
 

@@ -72,6 +72,40 @@ def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], d
     return name not in _RANGES or not _fits(_made(name, params, operands, shape), dtype)
 
 
+def range_of_cast(dtype) -> Range:
+    """Between what a real number may lie that is cast to an integer, truncated (see `roundings`)."""
+    limits = np.iinfo(dtype)
+    most = min(int(limits.max), 2 ** (limits.bits - 2) - 1) if limits.bits >= 32 else int(limits.max)
+    return (max(int(limits.min), -most) if limits.bits >= 32 else int(limits.min)), most
+
+
+def fits_for_certain(x, dtype) -> bool:
+    """Whether literals keep a real number within the range of its cast: `clip(round(x), -128, 127)`."""
+    (least, most), (low, high) = _real_range(x), range_of_cast(dtype)
+    return low - 1 < least and most < high + 1
+
+
+def _real_range(operand) -> tuple[float, float]:
+    """Between which numbers a real value lies by literals that cut it, and roundings."""
+    if isinstance(operand, Literal):
+        return float(operand.value), float(operand.value)
+    if not isinstance(operand, Value) or operand.name not in _CUTS:
+        return -math.inf, math.inf
+    lows, highs = zip(*map(_real_range, operand.operands), strict=True)
+    return _CUTS[operand.name](lows), _CUTS[operand.name](highs)
+
+
+_CUTS: dict[str, Callable[[Sequence[float]], float]] = {
+    "max": max,
+    "min": min,
+    "clamp": lambda ends: min(max(ends[0], ends[1]), ends[2]),
+    "ceil": lambda ends: float(np.ceil(ends[0])),
+    "floor": lambda ends: float(np.floor(ends[0])),
+    **dict.fromkeys(("broadcast_in_dim", "copy", "reshape", "squeeze", "stop_gradient"), lambda ends: ends[0]),
+}
+"""What rises with its operands, on their ends."""
+
+
 def range_of(operand) -> Range:
     """The range of an operand."""
     if isinstance(operand, Literal):
@@ -82,7 +116,7 @@ def range_of(operand) -> Range:
     if not isinstance(operand, Value) or operand.name not in _RANGES:
         return whole
     if any(jnp.issubdtype(part.dtype, jnp.floating) for part in operand.operands):
-        return whole
+        return range_of_cast(operand.dtype) if operand.name == "convert_element_type" else whole
     if operand not in _KNOWN:
         _KNOWN[operand] = _made(operand.name, operand.params, operand.operands, operand.shape)
     return _KNOWN[operand]

@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxbound import _compat
 from jaxbound.graph import operations
-from jaxbound.graph.values import Value
+from jaxbound.graph.rewriting import roundings
+from jaxbound.graph.values import Literal, Value
 
 Rewrite = tuple[Callable, Sequence]
 
@@ -37,7 +38,7 @@ def match(name: str, callee: _compat.ClosedJaxpr, operands: Sequence) -> Rewrite
     """
     if name not in _FUNCTIONS or not all(jnp.issubdtype(o.dtype, jnp.floating) for o in operands):
         return None
-    (out,), find, traced = callee.out_avals, _FUNCTIONS[name], str(callee)
+    out, find, traced = callee.out_avals[0], _FUNCTIONS[name], str(callee)
     if any(isinstance(o, Value) and jnp.promote_types(o.dtype, out.dtype) != out.dtype for o in operands):
         return None  # it rounds
     arguments = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in callee.in_avals)
@@ -176,8 +177,23 @@ def _blended(image, *places, mode: str, outside: float, is_fixed: bool):
     return image + outside
 
 
+# --- remainders -------------------------------------------------------------------------------------------------------
+
+
+def _by_constants(reference: Callable, function: Callable) -> Callable[..., Iterator[_Candidate]]:
+    def find(_callee, operands: Sequence) -> Iterator[_Candidate]:
+        y = operands[1]
+        if not (isinstance(y, Value) or (isinstance(y, Literal) and y.value == 0)):
+            yield reference, (), lambda x, y: function(x, jnp.broadcast_to(y, x.shape))
+
+    return find
+
+
 _FUNCTIONS: dict[str, Callable[..., Iterator[_Candidate]]] = {
     "_interp": _interp,
     "_map_coordinates": _map_coordinates,
+    "remainder": _by_constants(jnp.remainder, roundings.remainder),
+    "floor_divide": _by_constants(jnp.floor_divide, lambda x, y: jnp.floor(x / y)),
+    "divmod": _by_constants(jnp.divmod, lambda x, y: [jnp.floor(x / y), roundings.remainder(x, y)]),
 }
 """Name of JAX's function -> what it may be: a reference, which arguments `vmap` may have mapped, what equals it."""

@@ -35,6 +35,7 @@ from jaxbound.graph.rewriting import (
     pairs,
     powers,
     rewrites,
+    roundings,
 )
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
@@ -238,6 +239,38 @@ def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
     return (x, axes) if exact else None
 
 
+def _angle(_params: dict, operands: Sequence) -> Rewrite:
+    """`arctan2(y, x)`: right of the origin, above or below it one arctangent, elsewhere a choice among them."""
+
+    def right(y, x):
+        return jnp.arctan(y / x)
+
+    def above(y, x):
+        return 2 * jnp.arctan(jnp.ones((), x.dtype)) - jnp.arctan(x / y)
+
+    def below(y, x):
+        return -above(-y, x)
+
+    def anywhere(y, x):
+        axis = jnp.where(x < 0, 4 * jnp.arctan(jnp.ones((), x.dtype)), 0)
+        beside = jnp.where(y < 0, below(jnp.where(y < 0, y, -1), x), axis)
+        value = jnp.where(y > 0, above(jnp.where(y > 0, y, 1), x), beside)
+        return operations.meet(value, jnp.where(x > 0, right(y, jnp.where(x > 0, x, 1)), value))
+
+    y, x = operands
+    known = [(right, _certain_sign(x) > 0), (above, _certain_sign(y) > 0), (below, _certain_sign(y) < 0)]
+    return next((function for function, holds in known if holds), anywhere), operands
+
+
+def _certain_sign(operand) -> int:
+    """1 above 0, -1 below, else 0."""
+    if isinstance(operand, Literal):
+        return int(operand.value > 0) - int(operand.value < 0)
+    if isinstance(operand, Value):
+        return int(operand.sign == definedness.POSITIVE)
+    return 0 if operand.known is None else int(np.all(operand.known > 0)) - int(np.all(operand.known < 0))
+
+
 def _squared(operand):
     made = made_by(operand, "square", "integer_pow", "mul")
     if made is None or (made.name == "integer_pow" and made.params["y"] != 2):
@@ -287,6 +320,8 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "top_k": [rewrites.top_k],
     "integer_pow": [rewrites.integer_power],
     "pow": [powers.by_known_array],
+    "rem": [roundings.truncated_remainder],
+    "atan2": [_angle],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
     "log": [_log_of_sum, _log_of_logistic],
