@@ -78,7 +78,10 @@ def small(array) -> np.ndarray | None:
     """An array of numbers as NumPy knows it, if it is small."""
     if is_tracer(array) or jnp.issubdtype(array.dtype, jax.dtypes.extended) or np.size(array) > _SMALL:
         return None
-    return np.asarray(array)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    with jax.transfer_guard("allow"):
+        return np.asarray(array)
 
 
 def move(equation, operands: Sequence) -> np.ndarray | None:

@@ -93,7 +93,7 @@ def within(_params: dict, operands: Sequence) -> Rewrite | None:
 def decided(_params: dict, operands: Sequence) -> Rewrite | None:
     """A choice by a number is the case itself."""
     which, *cases = operands
-    return (lambda x: x, [cases[int(which.value)]]) if isinstance(which, Literal) else None
+    return (lambda x: x, [cases[min(max(int(which.value), 0), len(cases) - 1)]]) if isinstance(which, Literal) else None
 
 
 def same(_params: dict, operands: Sequence) -> Rewrite | None:
@@ -117,8 +117,10 @@ def _unmarked(operand):
 
 def _conditions(index) -> tuple[list[_Row], list[int]] | None:
     """The conditions of which a number is the index, and in which order they count."""
-    while made_by(index, "convert_element_type", "copy"):  # from whole number to whole number; none wraps here
+    while made_by(index, "convert_element_type", "copy"):  # none wraps here (`integers`)
         (index,) = index.operands
+        if jnp.issubdtype(index.dtype, jnp.floating):
+            return None
     found = made_by(index, "argmax")
     if found is None or len(found.params["axes"]) != 1:
         return None

@@ -75,8 +75,9 @@ def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], d
 def range_of_cast(dtype) -> Range:
     """Between what a real number may lie that is cast to an integer, truncated (see `roundings`)."""
     limits = np.iinfo(dtype)
-    most = min(int(limits.max), 2 ** (limits.bits - 2) - 1) if limits.bits >= 32 else int(limits.max)
-    return (max(int(limits.min), -most) if limits.bits >= 32 else int(limits.min)), most
+    if limits.bits < 32:
+        return int(limits.min), int(limits.max)
+    return (1 - 2**30 if limits.min < 0 else 0), 2**30 - 1
 
 
 def fits_for_certain(x, dtype) -> bool:

@@ -36,7 +36,7 @@ def match(name: str, callee: _compat.ClosedJaxpr, operands: Sequence) -> Rewrite
         callee: what it was traced to.
         operands: literals, constants and values.
     """
-    if name not in _FUNCTIONS or not all(jnp.issubdtype(o.dtype, jnp.floating) for o in operands):
+    if name not in _FUNCTIONS or callee.consts or not all(jnp.issubdtype(o.dtype, jnp.floating) for o in operands):
         return None
     out, find, traced = callee.out_avals[0], _FUNCTIONS[name], str(callee)
     if any(isinstance(o, Value) and jnp.promote_types(o.dtype, out.dtype) != out.dtype for o in operands):

@@ -24,6 +24,8 @@ Rewrite = tuple[Callable, Sequence]
 
 _LARGEST = 2**21
 """Entries above which nothing is followed."""
+_FAR = Fraction(2**200)
+"""Beyond which a square is not computed with."""
 _LARGER = ("max", "add", "add_any")
 _MOVES: dict[str, Callable[[dict, np.ndarray], np.ndarray]] = {
     "reshape": lambda params, ids: ids.reshape(params["new_sizes"]),
@@ -108,9 +110,11 @@ def _reach(x: Value, m: Value) -> float:
         norm = _squares(made.operands[0])
     elif made.name == "integer_pow" and made.params["y"] == -1:
         norm = _norm(made.operands[0])
-    elif made.name == "div" and isinstance(made.operands[0], Literal) and made.operands[0].value != 0:
-        norm = _norm(made.operands[1])
-        norm = norm and norm._replace(factor=norm.factor / Fraction(float(made.operands[0].value)) ** 2)
+    elif made.name == "div" and isinstance(made.operands[0], Literal):
+        norm, above = _norm(made.operands[1]), float(made.operands[0].value)
+        if not math.isfinite(above) or above == 0:
+            return math.inf
+        norm = norm and norm._replace(factor=norm.factor / Fraction(above) ** 2)
     if norm is None or found.factor == 0:
         return math.inf
     return _bound(x, norm._replace(places=norm.places.ravel()[found.ids], factor=norm.factor / found.factor**2))
@@ -124,7 +128,9 @@ def _bound(x: Value, norm: _Norm | None) -> float:
     if norm.places.shape != found.ids.shape:
         return math.inf
     square = found.factor**2 / norm.factor * _share(found, norm)
-    return math.inf if square < 0 else math.nextafter(math.sqrt(square) * (1 + 2**-22), math.inf)
+    if square < 0 or square > _FAR:
+        return math.inf
+    return math.sqrt(max(square, 1 / _FAR)) * (1 + 2**-40)
 
 
 def _share(x: _Moved, norm: _Norm) -> Fraction:

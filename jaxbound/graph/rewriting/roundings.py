@@ -64,8 +64,9 @@ def cast(x: Value, whole: np.dtype, dtype) -> Rewrite:
 
     def function(x):
         value = (x if rounded else truncated(x)).astype(dtype)
-        inside = jnp.abs(x - (low + high) / 2) < (high - low) / 2 + 1
-        return value if fits else jnp.where(inside, value, jnp.nan)
+        for inside in () if fits else (x > low - 1, x < high + 1):
+            value = jnp.where(inside, value, jnp.nan)
+        return value
 
     return function, [x]
 

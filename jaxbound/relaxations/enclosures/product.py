@@ -43,7 +43,13 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     error = jax.lax.stop_gradient(limits.eps * jnp.maximum(jnp.abs(low), jnp.abs(high)) + lost)
     low, high = low - error, high + error
     low, high = jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
-    return jnp.where(low < -op.reach, -op.reach, low), jnp.where(high > op.reach, op.reach, high)
+    most = _most(op)
+    return jnp.where(low < -most, -most, low), jnp.where(high > most, most, high)
+
+
+def _most(op: Op) -> float:
+    """What the product's size does not pass, rounded up."""
+    return op.reach * (1 + 2 * float(jnp.finfo(op.dtype).eps))
 
 
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
@@ -68,7 +74,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     rising, falling = finite, finite
     if op.reach < math.inf:
         below, above = (m_x * slopes[0] + m_y * slopes[1] for slopes in (low_slopes, high_slopes))
-        rising, falling = rising & (below + floor > -op.reach), falling & (above + ceiling < op.reach)
+        rising, falling = rising & (below + floor > -_most(op)), falling & (above + ceiling < _most(op))
     return Planes(
         tuple(jnp.where(rising, s, 0) for s in low_slopes), jnp.where(rising, floor - error, least),
         tuple(jnp.where(falling, s, 0) for s in high_slopes), jnp.where(falling, ceiling + error, most),
