@@ -53,6 +53,7 @@ from jax._src import core as _core
 from jax._src import source_info_util as _source_info
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.interpreters import mlir as _mlir
 from jax.interpreters import partial_eval as _partial_eval
 from jax.typing import ArrayLike, DTypeLike
 
@@ -82,6 +83,7 @@ __all__ = [
     "is_tracing",
     "jaxpr_as_fun",
     "module_path",
+    "run_as",
     "scan_counts",
     "source_line",
     "unchecked_types",
@@ -217,6 +219,12 @@ def bind(primitive: Primitive, operands: Sequence[Any], params: Mapping[str, Any
     Functions among the parameters (`custom_jvp_call`, `scan`, …) are put into the form that binding wants.
     """
     return primitive.bind(*operands, **primitive.get_bind_params(dict(params)))
+
+
+def run_as(primitive: Primitive, function: Callable) -> None:
+    """Let compiled programs run a primitive of one result as a JAX function does."""
+    primitive.def_impl(function)
+    _mlir.register_lowering(primitive, _mlir.lower_fun(function, multiple_results=False))
 
 
 def source_line(equation: JaxprEqn) -> str:

@@ -246,10 +246,11 @@ def turn(cells: Partition, piece: Span) -> tuple[list[float], float]:
     between = (left < end) & (right > start)
     body, width = slopes[0, between], (right - left)[between]
     share = np.minimum(width / np.maximum(1.0, least_size(left[between], right[between])), 1.0)
-    wobble = min(float(np.sum(np.maximum(side, 0.0) * share)) for side in (-body.lower, body.upper))
-    turns = start > piece.left and end < piece.right
-    if wobble <= TOLERANCE * cells.steepness:
-        return [_simplest(start, end)] if turns and wobble else [], wobble
+    falls, rises = (float(np.sum(np.maximum(side, 0.0) * share)) for side in (-body.lower, body.upper))
+    most = TOLERANCE * cells.steepness
+    if min(falls, rises) <= most:
+        at = _simplest(start, end) if max(falls, rises) <= most else start if falls <= rises else end
+        return [at] if start > piece.left and end < piece.right else [], min(falls, rises)
     return _section(cells, piece, start, end)
 
 

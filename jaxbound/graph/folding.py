@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import bind, is_tracer
 from jaxbound.curvature import jets
 from jaxbound.graph.primitives import ELEMENTWISE
 from jaxbound.graph.values import Computed, Literal
 
 _MOVES = ("broadcast_in_dim", "reshape", "squeeze")
+_KEPT = frozenset({
+    *_MOVES, "concatenate", "convert_element_type", "copy", "imag", "iota", "real", "rev", "slice", "stack",
+    "stop_gradient", "transpose",
+})  # fmt: skip
+_SMALL = 4096
+"""Entries up to which an array is known while a function is read."""
 _COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ge", "gt", "le", "lt", "ne")}
 _EXACT = frozenset({"and", "ceil", "floor", "is_finite", "not", "or", "round", "sign", "xor"})
 """Not rounded, but not known to interval arithmetic as numbers."""
@@ -39,7 +47,7 @@ def fold(equation, operands: Sequence) -> Folded | None:
         return None
     if name in _MOVES:
         return Folded(operands[0].value, getattr(operands[0], "real", None))
-    if name not in ELEMENTWISE:
+    if name not in ELEMENTWISE or any(np.iscomplexobj(operand.value) for operand in operands):
         return None
     if name in _COMPARISONS:  # a compiled one may take subnormal numbers for 0
         value = np.asarray(_COMPARISONS[name](*(operand.value for operand in operands)))[()]
@@ -64,3 +72,30 @@ def _proved(name: str, params: dict, operands: Sequence, value) -> tuple[float, 
         return -np.inf, np.inf
     ends = float(orders.lower[0, 0, 0]), float(orders.upper[0, 0, 0])
     return None if exact and ends == (float(value), float(value)) else ends
+
+
+def small(array) -> np.ndarray | None:
+    """An array of numbers as NumPy knows it, if it is small."""
+    if is_tracer(array) or jnp.issubdtype(array.dtype, jax.dtypes.extended) or np.size(array) > _SMALL:
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    with jax.transfer_guard("allow"):
+        return np.asarray(array)
+
+
+def move(equation, operands: Sequence) -> np.ndarray | None:
+    """The array that an equation makes of known ones, if it is small, and its entries are those of the operands."""
+    name = equation.primitive.name
+    if name not in _KEPT or np.prod(equation.outvars[0].aval.shape) > _SMALL:
+        return None
+    found = [np.full(o.shape, o.value) if isinstance(o, Literal) else getattr(o, "known", None) for o in operands]
+    known = [array for array in found if array is not None]
+    if len(known) < len(found):
+        return None
+    with jax.ensure_compile_time_eval():
+        made = np.asarray(bind(equation.primitive, known, equation.params))
+    if name == "convert_element_type":
+        widened = np.real(made) if np.iscomplexobj(made) and not np.iscomplexobj(known[0]) else made
+        return made if np.array_equal(widened.astype(known[0].dtype), known[0]) else None
+    return made

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound._compat import Primitive, ShapedArray
+from jaxbound._compat import Primitive, ShapedArray, run_as
 
 
 def select(indicator: jax.Array, no: jax.Array, yes: jax.Array) -> jax.Array:
@@ -29,6 +29,11 @@ def logsumexp(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def in_order_of(keys: jax.Array, values: jax.Array) -> jax.Array:
     """Values sorted by keys, of which nothing is known: which one stands where depends on the region."""
     return _in_order_of.bind(keys, values)
+
+
+def known_up_to(value: jax.Array, error: jax.Array) -> jax.Array:
+    """A constant that stands for real numbers at most `error` away, which counts where rounding does."""
+    return _known_up_to.bind(value, error)
 
 
 def is_defined(x: jax.Array) -> jax.Array:
@@ -60,7 +65,7 @@ def between(x: jax.Array | float, chosen: jax.Array, no, yes) -> jax.Array:
 
 
 _select, _meet, _logsumexp = map(Primitive, ("select", "meet", "logsumexp"))
-_in_order_of, _is_defined = map(Primitive, ("in_order_of", "is_defined"))
+_in_order_of, _is_defined, _known_up_to = map(Primitive, ("in_order_of", "is_defined", "known_up_to"))
 wrapped = Primitive("whole_number_arithmetic")
 """Arithmetic on integers by `primitive` with `params` that may not be that on real numbers."""
 
@@ -72,5 +77,7 @@ _logsumexp.def_impl(lambda x, axes: jnp.log(jnp.sum(jnp.exp(x), axes)))
 _logsumexp.def_abstract_eval(lambda x, axes: ShapedArray(tuple(np.delete(x.shape, axes)), x.dtype))
 _in_order_of.def_impl(lambda keys, values: values)
 _in_order_of.def_abstract_eval(lambda keys, values: ShapedArray(values.shape, values.dtype))
+run_as(_known_up_to, lambda value, error: value)
+_known_up_to.def_abstract_eval(lambda value, error: ShapedArray(value.shape, value.dtype))
 _is_defined.def_impl(jnp.isfinite)
 _is_defined.def_abstract_eval(lambda x: ShapedArray(x.shape, np.dtype(bool)))

@@ -185,6 +185,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "argmax": ("which entry is largest depends on the region", "bound the differences of entries, as margins do"),
     "argmin": ("which entry is least depends on the region", "bound the differences of entries, as margins do"),
     "is_defined": ("whether a value is defined depends on the region", "bound what is defined on the whole region"),
+    "complex": ("its result is complex", "return its real and its imaginary part"),
     "in_order_of": ("the order of the entries depends on the region", "use the sorted values alone"),
     "whole_number_arithmetic": (
         "integers may leave the range of their dtype and wrap around, or are not computed with as real numbers are",

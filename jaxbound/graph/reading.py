@@ -22,7 +22,16 @@ import numpy as np
 from jaxbound import _compat
 from jaxbound.graph import folding, operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, indicators, infinities, integers, patterns
+from jaxbound.graph.rewriting import (
+    definedness,
+    indicators,
+    infinities,
+    integers,
+    library,
+    normalisation,
+    pairs,
+    patterns,
+)
 from jaxbound.graph.values import Computed, Constant, ConstantProgram, Literal, Value
 
 
@@ -64,8 +73,8 @@ class Builder:
 
     def captured(self, aval, array) -> Constant:
         """A new constant, and the array that it is: as it is now, since the graph is kept."""
-        constant = self.constants.variable(aval)
         kept = array.copy() if isinstance(array, np.ndarray) else array
+        constant = self.constants.variable(aval, known=folding.small(kept))
         self.constants.captured.append((constant.number, kept))
         return constant
 
@@ -82,11 +91,22 @@ class Builder:
             outputs = self.apply(equation.primitive, equation.params, operands, [v.aval for v in equation.outvars])
             self.source, self.path = outer
             return outputs
+        return self._constants(equation, callee, operands)
+
+    def _constants(self, equation, callee, operands: list) -> list:
+        """What an equation makes that no region reaches: numbers, or constants."""
         avals = [variable.aval for variable in equation.outvars]
+        if any(pairs.is_complex(known.dtype) for known in (*operands, *avals)):
+            if callee is not None:
+                return self.run(callee, operands)
+            if (rewrite := pairs.match(equation.primitive, equation.params, operands)) is not None:
+                return self.inline(*rewrite[:1], *rewrite[1])
         folded = folding.fold(equation, operands)
         if folded is not None and folded.real is None:
             return [Literal(folded.value, tuple(avals[0].shape))]
-        outputs = [self.constants.variable(aval) for aval in avals]
+        parts = tuple(operands) if equation.primitive.name == "complex" else ()
+        moved = folding.move(equation, operands)
+        outputs = [self.constants.variable(aval, known=moved, parts=parts) for aval in avals]
         if folded is not None and folded.real is not None:
             outputs = [Computed(o.number, o.shape, o.dtype, folded.value, folded.real) for o in outputs]
         params = _highest(equation.primitive.name, equation.params)
@@ -103,8 +123,14 @@ class Builder:
 
     def _call(self, equation, callee, operands) -> list:
         outer = self._enter(equation)
-        self.labels.append(str(equation.params.get("name", "")) if _is_elementwise(callee) else "")
-        outputs = self.run(callee, operands)
+        name = str(equation.params.get("name", ""))
+        rewrite = library.match(name, callee, operands)
+        self.labels.append(name if rewrite is not None or _is_elementwise(callee) else "")
+        if rewrite is None:
+            outputs = self.run(callee, operands)
+        else:
+            self.rewritten.add(name)
+            outputs = self.inline(*rewrite[:1], *rewrite[1])
         self.labels.pop()
         self.source, self.path = outer
         return outputs
@@ -137,6 +163,7 @@ class Builder:
             self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
             tuple(operands), "/".join(part for part in (self.path, label) if part), self.source,
             sign=definedness.sign_of(primitive.name, params, operands, aval.shape),
+            reach=normalisation.reach(primitive.name, operands),
             infinite=infinities.of_result(primitive.name, params, operands), **facts,
         )  # fmt: skip
 

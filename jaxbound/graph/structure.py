@@ -26,6 +26,7 @@ stands, so equal layers share one compiled program and, under an outer trace, on
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -89,6 +90,8 @@ class Op:
     """The function of a scalar node."""
     nonnegative: bool = False
     """Whether the signs of what it is made of prove, in real arithmetic, that no entry is negative."""
+    reach: float = math.inf
+    """What proves, in real arithmetic, that no entry is larger in size than this."""
     partial: bool = False
     """Whether it may be undefined at what it reads, as far as signs and infinite literals tell."""
 

@@ -204,7 +204,7 @@ def _op(kind: str, value: Value) -> Op:
     return Op(
         kind, value.name, value.shape, value.dtype, tuple(operand.shape for operand in value.operands),
         tuple(sorted(value.params.items())), tuple(operands), value.primitive, nonnegative=value.sign > 0,
-        partial=value.doubtful or chosen or masked,
+        reach=value.reach, partial=value.doubtful or chosen or masked,
     )  # fmt: skip
 
 

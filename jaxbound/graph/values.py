@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +46,10 @@ class Constant:
     number: int
     shape: tuple[int, ...]
     dtype: np.dtype
+    known: np.ndarray | None = field(default=None, compare=False, repr=False, kw_only=True)
+    """The array itself, where it is small and the same in every run."""
+    parts: tuple = field(default=(), compare=False, repr=False, kw_only=True)
+    """Real and imaginary part, where it is made of them."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class Value:
     """Whether the chain from the root contains a nonlinear operation."""
     sign: int = 0
     """What is certain of its sign (`definedness.sign_of`)."""
+    reach: float = math.inf
+    """Beyond which size it certainly is not, wherever it is defined (`normalisation.reach`)."""
     infinite: int = 0
     """What it may be beside real numbers (`infinities.of_result`)."""
     doubtful: bool = False
@@ -151,10 +158,10 @@ class ConstantProgram:
         """Arrays that the function closes over."""
         self.used: list[int] = []
 
-    def variable(self, aval) -> Constant:
+    def variable(self, aval, **facts) -> Constant:
         """A new constant of this shape and dtype."""
         self.count += 1
-        return Constant(self.count - 1, tuple(aval.shape), aval.dtype)
+        return Constant(self.count - 1, tuple(aval.shape), aval.dtype, **facts)
 
     def slot(self, constant: Constant) -> int:
         """The position of a constant among the graph's constants."""

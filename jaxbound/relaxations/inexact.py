@@ -100,8 +100,14 @@ def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error],
     """The errors of an equation's results."""
     name, exact = primitive.name, all(error is None for error in given)
     floating = [jnp.issubdtype(result.dtype, jnp.floating) for result in results]
+    if any(jnp.issubdtype(x.dtype, jnp.complexfloating) for x in (*operands, *results)):
+        if not exact or not _keeps_parts(name, params, operands, results):
+            raise _refused(name, "no bound is known on the rounding of complex numbers")
+        return [None] * len(results)
     if exact and not any(floating):
         return [_turned_by_flushing(name, operands, result) for result in results]
+    if name == "known_up_to":
+        return [operands[1]]
     if name == "convert_element_type" and floating[0] and not any(x.dtype == bool for x in operands):
         return [_converted(operands[0], given[0], results[0])]
     if name in ELEMENTWISE and all(is_float or x.dtype == bool for is_float, x in zip(floating, results, strict=True)):
@@ -117,6 +123,16 @@ def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error],
     if name not in AFFINE:
         raise _refused(name, "no bound is known on the rounding of it")
     return [_affine(primitive, params, operands, given, results[0])]
+
+
+def _keeps_parts(name: str, params: dict, operands: Sequence, results: Sequence) -> bool:
+    """Whether an equation of complex numbers only moves, takes apart or negates them."""
+    if name == "convert_element_type":
+        return jnp.promote_types(operands[0].dtype, results[0].dtype) == results[0].dtype
+    facts = AFFINE.get(name)
+    shapes = [jnp.shape(operand) for operand in operands]
+    moves = facts is not None and not facts.scales and not facts.terms(shapes, results[0].shape, params)
+    return moves or name in ("complex", "conj", "imag", "real")
 
 
 def _turned_by_flushing(name: str, operands: Sequence, result) -> Error:

@@ -29,6 +29,7 @@ import numpy as np
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
 from jaxbound.graph.rewriting import integers
+from jaxbound.graph.rewriting.roundings import cast
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -43,7 +44,7 @@ _LOGIC: dict[str, Callable] = {
     "or": lambda a, b: jnp.minimum(a + b, 1),
     "xor": lambda a, b: jnp.abs(a - b),
 }
-_STRUCTURE = frozenset({"mul"} | {name for name, facts in AFFINE.items() if not facts.scales})
+_STRUCTURE = frozenset({"clamp", "max", "min", "mul"} | {name for name, facts in AFFINE.items() if not facts.scales})
 
 
 def number(params: dict, operands: Sequence) -> Rewrite | None:
@@ -67,11 +68,12 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
         return lambda x: jnp.minimum(jnp.sum(x.astype(dtype), own["axes"]), 1), truth.operands
     if name == "reduce_and":
         return lambda x: 1 - jnp.minimum(jnp.sum(1 - x.astype(dtype), own["axes"]), 1), truth.operands
-    if name == "convert_element_type" and (_is_float(truth.operands[0].dtype) or truth.dtype == bool):
+    if name == "convert_element_type" and _is_float(truth.operands[0].dtype):
+        (source,) = truth.operands
+        return (lambda x: (x != 0).astype(dtype), [source]) if truth.dtype == bool else cast(source, truth.dtype, dtype)
+    if name not in _STRUCTURE or (name == "convert_element_type" and truth.dtype == bool):
         return None
-    if name not in _STRUCTURE:
-        return None
-    fixed = AFFINE[name].fixed
+    fixed = AFFINE[name].fixed if name in AFFINE else range(0)
     assert primitive is not None
 
     def function(*parts):
@@ -106,8 +108,8 @@ def _comparison(truth: Value, dtype) -> Rewrite | None:
     if (largest := _largest_entries(truth)) is not None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]
     compare, wide = _COMPARISONS[truth.name], truth.operands[0].dtype
-    fixed = any(isinstance(operand, Literal) for operand in truth.operands) and _is_float(wide)
-    if fixed or truth.operands[0] is truth.operands[1]:
+    literal = any(isinstance(operand, Literal) for operand in truth.operands)
+    if (literal and _is_float(wide)) or truth.operands[0] is truth.operands[1]:
         return None  # was a scalar function, if anything
     wide = wide if _is_float(wide) else dtype
     return lambda x, y: compare(x.astype(wide) - y.astype(wide), 0).astype(dtype), truth.operands

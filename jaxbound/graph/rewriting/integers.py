@@ -54,6 +54,8 @@ _RANGES: dict[str, Callable[[dict, Sequence[Range], int], Range]] = {
     "sign": lambda _params, _ranges, _count: (-1, 1),
     "reduce_sum": _sum,
     "cumsum": _sum,
+    "argmax": lambda _params, _ranges, count: (0, count - 1),
+    "argmin": lambda _params, _ranges, count: (0, count - 1),
 }
 """Primitive name -> the range of its results from those of its operands, of which a sum adds up to `count`."""
 
@@ -86,7 +88,42 @@ def wrapping(value: Value, dtype) -> Callable | None:
     return lambda x: jnp.clip(x - count * jnp.floor((x - lowest) / count), lowest, highest)
 
 
-def _range(operand) -> Range:
+def range_of_cast(dtype) -> Range:
+    """Between what a real number may lie that is cast to an integer, truncated (see `roundings`)."""
+    limits = np.iinfo(dtype)
+    if limits.bits < 32:
+        return int(limits.min), int(limits.max)
+    return (1 - 2**30 if limits.min < 0 else 0), 2**30 - 1
+
+
+def fits_for_certain(x, dtype) -> bool:
+    """Whether literals keep a real number within the range of its cast: `clip(round(x), -128, 127)`."""
+    (least, most), (low, high) = _real_range(x), range_of_cast(dtype)
+    return low - 1 < least and most < high + 1
+
+
+def _real_range(operand) -> tuple[float, float]:
+    """Between which numbers a real value lies by literals that cut it, and roundings."""
+    if isinstance(operand, Literal):
+        return float(operand.value), float(operand.value)
+    if not isinstance(operand, Value) or operand.name not in _CUTS:
+        return -math.inf, math.inf
+    lows, highs = zip(*map(_real_range, operand.operands), strict=True)
+    return _CUTS[operand.name](lows), _CUTS[operand.name](highs)
+
+
+_CUTS: dict[str, Callable[[Sequence[float]], float]] = {
+    "max": max,
+    "min": min,
+    "clamp": lambda ends: min(max(ends[0], ends[1]), ends[2]),
+    "ceil": lambda ends: float(np.ceil(ends[0])),
+    "floor": lambda ends: float(np.floor(ends[0])),
+    **dict.fromkeys(("broadcast_in_dim", "copy", "reshape", "squeeze", "stop_gradient"), lambda ends: ends[0]),
+}
+"""What rises with its operands, on their ends."""
+
+
+def range_of(operand) -> Range:
     """The range of an operand."""
     if isinstance(operand, Literal):
         return int(operand.value), int(operand.value)
@@ -96,7 +133,7 @@ def _range(operand) -> Range:
     if not isinstance(operand, Value) or operand.name not in _RANGES:
         return whole
     if any(jnp.issubdtype(part.dtype, jnp.floating) for part in operand.operands):
-        return whole
+        return range_of_cast(operand.dtype) if operand.name == "convert_element_type" else whole
     if operand not in _KNOWN:
         _KNOWN[operand] = _made(operand.name, operand.params, operand.operands, operand.shape)
     return _KNOWN[operand]
@@ -104,7 +141,7 @@ def _range(operand) -> Range:
 
 def _made(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> Range:
     fixed = AFFINE[name].fixed if name in AFFINE else range(0)
-    ranges = [_range(operand) for position, operand in enumerate(operands) if position not in fixed]
+    ranges = [range_of(operand) for position, operand in enumerate(operands) if position not in fixed]
     count = max(math.prod(operands[0].shape) // max(1, math.prod(shape)), 1)
     if name == "cumsum":
         count = operands[0].shape[params["axis"]]

@@ -25,7 +25,18 @@ import numpy as np
 
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import ELEMENTWISE
-from jaxbound.graph.rewriting import definedness, factors, indexing, indicators, rewrites
+from jaxbound.graph.rewriting import (
+    choices,
+    definedness,
+    factors,
+    indexing,
+    indicators,
+    normalisation,
+    pairs,
+    powers,
+    rewrites,
+    roundings,
+)
 from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
@@ -36,6 +47,8 @@ def match(primitive, params: dict, operands: Sequence, *, doubtful: bool = False
 
     One that infinite numbers may make undefined is kept, unless it is a whole that knows of masks.
     """
+    if not doubtful and (rewrite := pairs.match(primitive, params, operands)) is not None:
+        return rewrite
     for rule in _MATCHES.get(primitive.name, ()):
         if doubtful and rule not in _OF_MASKS:
             continue
@@ -63,6 +76,7 @@ def _always(function: Callable) -> Callable[[dict, Sequence], Rewrite]:
 
 def _larger(x, y):
     """The maximum of two: tight for intervals as one of two entries, for lines as a function of the difference."""
+    x, y = jnp.broadcast_arrays(x, y)  # one may be a single number
     return operations.meet(y + jax.nn.relu(x - y), jnp.max(jnp.stack([x, y]), axis=0))
 
 
@@ -71,6 +85,7 @@ _PARTS: dict[str, Callable[[dict, Sequence], Rewrite | None]] = {
     "min": _always(lambda x, y: -_larger(-x, -y)),
     "div": _always(lambda x, y: x * jax.lax.reciprocal(y)),
     "clamp": _always(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
+    "pow": powers.by_logarithm,
     "reduce_min": rewrites.reduce_min,
     "mul": indicators.gated,
     "select_n": indicators.selection,
@@ -224,6 +239,38 @@ def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
     return (x, axes) if exact else None
 
 
+def _angle(_params: dict, operands: Sequence) -> Rewrite:
+    """`arctan2(y, x)`: right of the origin, above or below it one arctangent, elsewhere a choice among them."""
+
+    def right(y, x):
+        return jnp.arctan(y / x)
+
+    def above(y, x):
+        return 2 * jnp.arctan(jnp.ones((), x.dtype)) - jnp.arctan(x / y)
+
+    def below(y, x):
+        return -above(-y, x)
+
+    def anywhere(y, x):
+        axis = jnp.where(x < 0, 4 * jnp.arctan(jnp.ones((), x.dtype)), 0)
+        beside = jnp.where(y < 0, below(jnp.where(y < 0, y, -1), x), axis)
+        value = jnp.where(y > 0, above(jnp.where(y > 0, y, 1), x), beside)
+        return operations.meet(value, jnp.where(x > 0, right(y, jnp.where(x > 0, x, 1)), value))
+
+    y, x = operands
+    known = [(right, _certain_sign(x) > 0), (above, _certain_sign(y) > 0), (below, _certain_sign(y) < 0)]
+    return next((function for function, holds in known if holds), anywhere), operands
+
+
+def _certain_sign(operand) -> int:
+    """1 above 0, -1 below, else 0."""
+    if isinstance(operand, Literal):
+        return int(operand.value > 0) - int(operand.value < 0)
+    if isinstance(operand, Value):
+        return int(operand.sign == definedness.POSITIVE)
+    return 0 if operand.known is None else int(np.all(operand.known > 0)) - int(np.all(operand.known < 0))
+
+
 def _squared(operand):
     made = made_by(operand, "square", "integer_pow", "mul")
     if made is None or (made.name == "integer_pow" and made.params["y"] != 2):
@@ -274,15 +321,19 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "sort": [rewrites.sort],
     "top_k": [rewrites.top_k],
     "integer_pow": [rewrites.integer_power],
+    "pow": [powers.by_known_array],
+    "rem": [roundings.truncated_remainder],
+    "atan2": [_angle],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
     "log": [_log_of_sum, _log_of_logistic],
-    "eq": [definedness.rule("eq"), indicators.equals_larger],
+    "eq": [definedness.rule("eq"), indicators.equals_larger, choices.equals_index],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
-    "mul": [indicators.shared_product, factors.product],
-    "div": [_softmax, indicators.shared_sum, indicators.at_least_one],
+    "mul": [normalisation.scaled("mul"), indicators.shared_product, factors.product],
+    "div": [_softmax, normalisation.scaled("div"), indicators.shared_sum, indicators.at_least_one],
     "sub": [_log_softmax, _fast_variance, factors.total("sub")],
     "add": [_logsumexp, factors.total("add")],
     "add_any": [factors.total("add_any")],
-    "select_n": [factors.choice],
+    "select_n": [choices.decided, choices.same, choices.by_index, factors.choice],
+    "clamp": [choices.within],
 }

@@ -129,13 +129,14 @@ def window_max(params: dict, operands: Sequence) -> Rewrite | None:
     """A pooled maximum is the maximum over a stack of strided slices, one per place in the window.
 
     Padding adds minus infinity, which never wins; repeating the edge does not change the maximum either and is finite.
+    Windows that hold padding alone are minus infinity.
     """
     window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
-    dilated = any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"]))
-    if dilated or any(max(pad) >= size for pad, size in zip(padding, window, strict=True) if max(pad) > 0):
+    if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         return None
 
     def function(x):
+        size = x.shape
         if np.any(padding):  # negative padding cuts
             cuts = [(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(x.shape, padding, strict=True)]
             x = x[tuple(slice(*cut) for cut in cuts)]
@@ -145,9 +146,20 @@ def window_max(params: dict, operands: Sequence) -> Rewrite | None:
             jax.lax.slice(x, place, [p + span for p, span in zip(place, spans, strict=True)], strides)
             for place in np.ndindex(*window)
         ]
-        return jnp.max(jnp.stack(places), axis=0)
+        largest = jnp.max(jnp.stack(places), axis=0)
+        empty = np.zeros(largest.shape, bool)
+        for axis, (n, (low, _), w, s) in enumerate(zip(size, padding, window, strides, strict=True)):
+            alone = np.all(_outside(n, low, w, s, largest.shape[axis]), axis=1)
+            empty |= np.expand_dims(alone, [k for k in range(x.ndim) if k != axis])
+        return jnp.where(empty, -jnp.inf, largest) if empty.any() else largest
 
     return function, operands
+
+
+def _outside(size: int, low: int, window: int, stride: int, count: int) -> np.ndarray:
+    """Along an axis, which places of every window are padding: (windows, places)."""
+    places = np.arange(count)[:, None] * stride + np.arange(window) - low
+    return (places < 0) | (places >= size)
 
 
 def integer_power(params: dict, operands: Sequence) -> Rewrite | None:

@@ -7,11 +7,15 @@ combination of the two lower McCormick planes is a valid lower plane:
 
 t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y).  All have the same
 height at the middle of the box, hence the same gap in total; t = 0 is taken unless t is given (the node's slopes).
+
+Where more is known of the product than its factors say (`Op.reach`: an entry over the norm), the interval is cut to it,
+and a plane that is worse at the middle than that constant is the constant.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -38,7 +42,14 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     lost = sum(jnp.where(jnp.isfinite(reach), limits.tiny * (1 + reach), 0) for reach in _reaches(inputs))  # underflow
     error = jax.lax.stop_gradient(limits.eps * jnp.maximum(jnp.abs(low), jnp.abs(high)) + lost)
     low, high = low - error, high + error
-    return jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
+    low, high = jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high)
+    most = _most(op)
+    return jnp.where(low < -most, -most, low), jnp.where(high > most, most, high)
+
+
+def _most(op: Op) -> float:
+    """What the product's size does not pass, rounded up."""
+    return op.reach * (1 + 2 * float(jnp.finfo(op.dtype).eps))
 
 
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
@@ -60,9 +71,13 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     reach_x, reach_y = (reach + room for reach in _reaches(boxes))
     error = jax.lax.stop_gradient(16 * jnp.finfo(op.dtype).eps * reach_x * reach_y)
     least, most = interval(op, inputs, constants)
+    rising, falling = finite, finite
+    if op.reach < math.inf:
+        below, above = (m_x * slopes[0] + m_y * slopes[1] for slopes in (low_slopes, high_slopes))
+        rising, falling = rising & (below + floor > -_most(op)), falling & (above + ceiling < _most(op))
     return Planes(
-        tuple(jnp.where(finite, s, 0) for s in low_slopes), jnp.where(finite, floor - error, least),
-        tuple(jnp.where(finite, s, 0) for s in high_slopes), jnp.where(finite, ceiling + error, most),
+        tuple(jnp.where(rising, s, 0) for s in low_slopes), jnp.where(rising, floor - error, least),
+        tuple(jnp.where(falling, s, 0) for s in high_slopes), jnp.where(falling, ceiling + error, most),
     )  # fmt: skip
 
 
