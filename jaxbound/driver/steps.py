@@ -37,8 +37,9 @@ def mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 def boxes(_static, constants, leaves):
     """The enclosing boxes of the regions, and whether nothing can be bounded: an empty region, an infinite constant."""
-    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
-    void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
+    numbers = [array for array in jax.tree.leaves(constants) if jnp.issubdtype(array.dtype, jnp.floating)]
+    undefined = [~(jnp.max(jnp.abs(array), initial=0) < jnp.inf) for array in numbers]  # quicker to compile than any
+    void = functools.reduce(jnp.logical_or, [*map(regions.is_empty, leaves), *undefined])
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
 

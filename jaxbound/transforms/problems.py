@@ -41,6 +41,7 @@ def prepare(
     kwargs: dict | None = None,
     *,
     rounding: bool = False,
+    canonical: bool = False,
 ) -> Problem:
     """Trace a function (or find its graph) and evaluate its constants.
 
@@ -50,6 +51,7 @@ def prepare(
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
         kwargs: its keyword arguments.
         rounding: whether constants that fn computes come with their errors.
+        canonical: whether the regions are so already.
     """
     leaves, tree = jax.tree.flatten((args, kwargs or {}), is_leaf=is_region)
     chosen = regions_among(leaves)
@@ -60,7 +62,8 @@ def prepare(
     if batch is not None:
         axes = structure.constants.axes([i for i in constants if batch[i]])
     evaluated = _evaluate(structure, axes, constants, batch, rounding)
-    used = tuple(regions.canonical(leaf) for leaf, region in zip(leaves, chosen, strict=True) if region)
+    used = tuple(leaf for leaf, region in zip(leaves, chosen, strict=True) if region)
+    used = used if canonical else tuple(map(regions.canonical, used))
     return Problem(Graph(evaluated, structure, axes), used, chosen, tree)
 
 
