@@ -20,15 +20,12 @@ import numpy as np
 from jaxbound import regions
 from jaxbound._compat import check_backend, is_tracer
 from jaxbound.driver import steps
-from jaxbound.graph import NONLINEAR, Block, Graph
+from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
-
-
-Constants = tuple[tuple[Any, ...], tuple[int | None, ...] | None]
 
 
 ROWS = 1024
@@ -76,7 +73,7 @@ class Run:
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
         self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
-        boxes, self.void = self.call(steps.boxes, None, (graph.constants, graph.axes), self.regions)
+        boxes, self.void = self.call(steps.boxes, None, graph.doubtful, self.regions)
         self.ends: dict[int, Ends] = dict(enumerate(boxes))
         self.base: dict[int, Ends] = dict(self.ends)
         self.planes: dict[int, Planes] = {}
@@ -247,6 +244,8 @@ class Run:
         else:
             stacked = jax.lax.map(one, jnp.stack(chunks))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
+        if chosen is None:
+            return self.call(steps.joined, (op.shape, sides), ((), ()), parts)
         found = None
         for index, part in zip(chunks, parts, strict=True):
             found = self.call(steps.collect, (op.size, sides), ((), ()), found, index, part)

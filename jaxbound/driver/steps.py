@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
 
 import jax
@@ -37,8 +38,7 @@ def mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 def boxes(_static, constants, leaves):
     """The enclosing boxes of the regions, and whether nothing can be bounded: an empty region, an infinite constant."""
-    numbers = [array for array in jax.tree.leaves(constants) if jnp.issubdtype(array.dtype, jnp.floating)]
-    undefined = [~(jnp.max(jnp.abs(array), initial=0) < jnp.inf) for array in numbers]  # quicker to compile than any
+    undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
     void = functools.reduce(jnp.logical_or, [*map(regions.is_empty, leaves), *undefined])
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
@@ -135,7 +135,21 @@ def collect(static, _constants, found, index, part):
     return found
 
 
+def joined(static, _constants, parts):
+    """What `collect` and `by_side` make of the bounds of all entries, in order."""
+    shape, sides = static
+    kinds = [None, None]
+    for kind, values in enumerate(zip(*parts, strict=True)):
+        if values[0] is not None:
+            rows = [part.reshape(2 if sides == "both" else 1, -1) for part in values]
+            kinds[kind] = jnp.concatenate(rows, axis=1)[:, : math.prod(shape)]
+    lower, rounding = kinds
+    both = jnp.concatenate([lower, jnp.full_like(lower, -jnp.inf)])[:2]
+    rounding = jnp.zeros_like(both) if rounding is None else jnp.concatenate([rounding, jnp.zeros_like(rounding)])[:2]
+    return by_side(shape, (), jnp.concatenate([both, rounding]))
+
+
 def by_side(shape, _constants, found):
     """Lower and upper bounds, and the rounding of each, of rows that hold both sides."""
-    low, negative, *errors = (values.reshape(shape) for values in found[:, :-1])
+    low, negative, *errors = (values[: math.prod(shape)].reshape(shape) for values in found)
     return (low, -negative), (errors[0], errors[1])

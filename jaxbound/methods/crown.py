@@ -61,6 +61,11 @@ class Crown(Method):
     budget: float | None = field(default=None, metadata={"static": True})
 
     @property
+    def looks_at_values(self) -> bool:
+        """It does, unless another method bounds the inputs of nonlinearities and does not."""
+        return self.pre_activation is None or self.pre_activation.looks_at_values
+
+    @property
     def charges_constants(self) -> bool:
         """It does, if the method that bounds the inputs of nonlinearities does."""
         return self.pre_activation is None or self.pre_activation.charges_constants

@@ -30,6 +30,11 @@ class IBP(Method):
     """
 
     @property
+    def looks_at_values(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
     def charges_constants(self) -> bool:
         """It does."""
         return True
