@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
@@ -121,12 +122,16 @@ def concretize(_static, _constants, leaves, incoming, carry, void):
     return backward.concretize(leaves, incoming, carry, void)
 
 
+def nothing(size: int, dtype, batch: int | None) -> np.ndarray:
+    """Where `collect` begins: four rows, lower bounds of both signs, and their rounding, of entries and one more."""
+    found = np.zeros((*(() if batch is None else (batch,)), 4, size + 1), dtype)
+    found[..., :2, :] = -np.inf
+    return found
+
+
 def collect(static, _constants, found, index, part):
-    """Put the bounds of some entries among those found; four rows: lower bounds of both signs, and their rounding."""
+    """Put the bounds of some entries among those found."""
     size, sides = static
-    if found is None:
-        nothing = jnp.full(size + 1, -jnp.inf, part.lower.dtype)
-        found = jnp.stack([nothing, nothing, jnp.zeros_like(nothing), jnp.zeros_like(nothing)])
     where = jnp.where(index < 0, size, index)
     kinds = slice(0, 2 if sides == "both" else 1), slice(2, 4 if sides == "both" else 3)
     for kind, values in zip(kinds, part, strict=True):
@@ -135,21 +140,28 @@ def collect(static, _constants, found, index, part):
     return found
 
 
+def put(found: np.ndarray, size: int, index: np.ndarray, part) -> None:
+    """The same on the host, in place."""
+    where = np.where(index < 0, size, index)
+    for kind, values in enumerate(part):
+        if values is not None:
+            for side, ends in enumerate(np.split(np.asarray(values), values.shape[-1] // index.shape[-1], axis=-1)):
+                np.put_along_axis(found[..., 2 * kind + side, :], where, ends, axis=-1)
+
+
 def joined(static, _constants, parts):
     """What `collect` and `by_side` make of the bounds of all entries, in order."""
     shape, sides = static
-    kinds = [None, None]
-    for kind, values in enumerate(zip(*parts, strict=True)):
-        if values[0] is not None:
-            rows = [part.reshape(2 if sides == "both" else 1, -1) for part in values]
-            kinds[kind] = jnp.concatenate(rows, axis=1)[:, : math.prod(shape)]
-    lower, rounding = kinds
-    both = jnp.concatenate([lower, jnp.full_like(lower, -jnp.inf)])[:2]
-    rounding = jnp.zeros_like(both) if rounding is None else jnp.concatenate([rounding, jnp.zeros_like(rounding)])[:2]
-    return by_side(shape, (), jnp.concatenate([both, rounding]))
+    found = []
+    for values, missing in zip(zip(*parts, strict=True), (-jnp.inf, 0.0), strict=True):
+        rows = [part.reshape(2 if sides == "both" else 1, -1) for part in values if part is not None]
+        whole = jnp.concatenate(rows, axis=1) if rows else jnp.zeros((2, *found[0].shape), found[0].dtype)
+        found += [whole[0], whole[1] if sides == "both" else jnp.full_like(whole[0], missing)]
+    return by_side(shape, jnp.stack(found))
 
 
-def by_side(shape, _constants, found):
-    """Lower and upper bounds, and the rounding of each, of rows that hold both sides."""
-    low, negative, *errors = (values[: math.prod(shape)].reshape(shape) for values in found)
+def by_side(shape, found):
+    """Lower and upper bounds, and the rounding of each, of rows that hold both sides; on the host, too."""
+    size, batch = math.prod(shape), found.shape[:-2]
+    low, negative, *errors = (found[..., k, :size].reshape(*batch, *shape) for k in range(4))
     return (low, -negative), (errors[0], errors[1])

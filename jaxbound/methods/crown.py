@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,40 @@ from jaxbound.methods.base import (
 )
 from jaxbound.methods.ibp import IBP
 from jaxbound.methods.passes import bound_by_pass, linear_functions
+
+
+class _Part(NamedTuple):
+    """What happens between two choices of rows: the blocks `start <= position < stop`, and the nodes at both ends."""
+
+    start: int
+    stop: int
+    bounded: int | None = None
+    """The node that passes have bounded."""
+    following: int | None = None
+    """The node that passes are to bound next."""
+    skip_exact: bool = True
+    propagate: bool = True
+
+
+def _go_on(run: Run, part: _Part, method: Crown, found=None, needed=None) -> jax.Array | None:
+    """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
+    if part.bounded is not None:
+        run.keep(part.bounded, found, needed, intersect=method.intersect)
+    for block in run.graph.blocks[part.start : part.stop]:
+        method._relax_block(run, block, propagate=part.propagate)
+    return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
+
+
+def _outputs(run: Run, request: Request, method: Crown) -> list[Bounded]:
+    return method._outputs(run, request)
+
+
+def _to_tighten(run: Run, block: Block) -> list[int]:
+    """What a block's nonlinear node reads and no pass has bounded yet, but might."""
+    node = run.graph.nodes[block.start]
+    sources = sorted(set(node.inputs) - run.tightened) if node.op.kind != "affine" else []
+    run.tightened.update(sources)
+    return [source for source in sources if not run.exact(source)]
 
 
 @jax.tree_util.register_dataclass
@@ -83,36 +118,50 @@ class Crown(Method):
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
-        given = None
+        skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
-        known = given or {}
-        if whole := len(known) == len(graph.nodes):  # then there is nothing to propagate
-            run.ends.update(known)
+        if given is not None:
+            run.ends.update(given)
+            run.together(_go_on, _Part(0, len(graph.blocks), propagate=len(given) < len(graph.nodes)), self)
+        elif run.eager:
+            self._relax_in_parts(run, skip_exact)
+        else:
+            self._relax_traced(run, skip_exact)
+        return run
+
+    def _relax_in_parts(self, run: Run, skip_exact: bool) -> None:
+        """By the values of bounds: between two choices of rows is a part of the blocks."""
+        part, found, needed = _Part(0, 0), None, None
+        for position, block in enumerate(run.graph.blocks):
+            for source in _to_tighten(run, block):
+                part = part._replace(stop=position, following=source, skip_exact=skip_exact)
+                needed = run.together(_go_on, part, self, found, needed)
+                found = run.bound_needed(source, needed, run.bound_node)
+                part = _Part(position, position, bounded=source)
+        run.together(_go_on, part._replace(stop=len(run.graph.blocks)), self, found, needed)
+
+    def _relax_traced(self, run: Run, skip_exact: bool) -> None:
+        """Without knowing values; equal blocks in loops."""
 
         def relax_block(run: Run, block: Block) -> None:
-            node = graph.nodes[block.start]
-            if node.op.kind != "affine":
-                for source in sorted(set(node.inputs) - run.tightened):
-                    if given is not None:
-                        run.ends[source] = given[source]
-                    elif not run.exact(source):
-                        run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
-                    run.tightened.add(source)
-                run.enclose(block, checked_slope_rule(self.lower_slope), self._given(run, block, 0, grouped=False))
-            if not whole:
-                run.propagate(block)
+            for source in _to_tighten(run, block):
+                run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
+            self._relax_block(run, block)
 
-        scan = not run.eager and given is None and self.slopes is None
-        plan = stretches.plan(graph) if scan else graph.blocks
         run.segments = []
-        for segment in plan:
+        for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
             if isinstance(segment, Block):
                 relax_block(run, segment)
                 run.segments.append(segment)
             else:
                 stretches.relax(run, segment, relax_block)
-        return run
+
+    def _relax_block(self, run: Run, block: Block, *, propagate: bool = True) -> None:
+        if run.graph.nodes[block.start].op.kind != "affine":
+            run.enclose(block, checked_slope_rule(self.lower_slope), self._given(run, block, 0, grouped=False))
+        if propagate:
+            run.propagate(block)
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -125,6 +174,9 @@ class Crown(Method):
 
     def outputs(self, run: Run, request: Request) -> list[Bounded]:
         """Bounds of the outputs, once everything before them is relaxed."""
+        return run.together(_outputs, request, self)
+
+    def _outputs(self, run: Run, request: Request) -> list[Bounded]:
         results = []
         for position, number in enumerate(output_nodes(run.graph)):
             known = run.known(number) if self.intersect else None

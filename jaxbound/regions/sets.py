@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def canonical(region: Region) -> Region:
 
 
 @eager_jit
-def _moved(region: Region) -> Region:
+def _moved(region: Any) -> Any:
     """A region with parts of its own dtype, without subnormal numbers."""
     if isinstance(region, Box):
         return Box(without_subnormals(region.lower, -1), without_subnormals(region.upper, +1))

@@ -70,7 +70,7 @@ def prepare(
 
 
 def _is_finite(constant, computed: bool) -> bool:
-    """Whether an array is known to be finite. Of one that is traced, far away, or large and new each time nothing is."""
+    """Whether an array is known to be finite: not if it is traced, far away, or large and computed anew each time."""
     if _compat.is_tracer(constant) or not isinstance(constant, jax.Array) or not constant.is_fully_addressable:
         return False
     if any(device.platform != "cpu" for device in constant.devices()) or (computed and constant.size > _SMALL):

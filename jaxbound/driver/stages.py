@@ -1,0 +1,70 @@
+"""Parts of an eager run as one program each.
+
+Between two choices of rows by their values a run takes many steps, one after the other. Where nearly all layers differ
+no step serves two of them, and then all that happens between two choices is traced and compiled together: fewer
+programs, fewer calls, and nothing that only passes from one step to the next is written to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxbound._compat import eager_jit
+from jaxbound.backend.caches import kept
+from jaxbound.graph import Graph
+
+REPEATS = 2
+"""Blocks that equal earlier ones up to which stages are whole programs: passes grow with the square of the depth."""
+
+
+class Known(NamedTuple):
+    """What a run knows, by node: see `Run`."""
+
+    ends: dict[int, Any]
+    base: dict[int, Any]
+    planes: dict[int, Any]
+    pairs: dict[int, Any]
+    void: jax.Array
+
+    def beyond(self, before: Known) -> list[dict[int, Any]]:
+        """What is new; a base that is the ends themselves is None, since a program would copy it."""
+        new = [
+            {number: what for number, what in mine.items() if old.get(number) is not what}
+            for mine, old in zip(self[:-1], before[:-1], strict=True)
+        ]
+        new[1] = {number: None if what is self.ends[number] else what for number, what in new[1].items()}
+        return new
+
+    def learn(self, new: list[dict[int, Any]]) -> None:
+        """Add what `beyond` gave."""
+        for mine, what in zip(self[:-1], new, strict=True):
+            mine.update(what)
+        self.base.update({number: self.ends[number] for number, what in new[1].items() if what is None})
+
+
+class Maker(NamedTuple):
+    """Makes the runs of a part; equal ones share programs."""
+
+    kind: Callable
+    outward: bool | str
+    max_rows: int
+
+    def __call__(self, graph: Graph, leaves, known: Known):
+        """A run that knows what is known."""
+        return self.kind(graph, leaves, outward=self.outward, max_rows=self.max_rows, known=known)
+
+
+@kept(1024)
+def program(make: Maker, work: Callable, static: Hashable) -> Callable:
+    """What `work(run, static, *args)` returns and what the run learns by it, as one program."""
+
+    @eager_jit
+    def part(graph: Graph, leaves, known: Known, *args):
+        run = make(graph, leaves, known)
+        found = work(run, static, *args)
+        return found, run.known_now.beyond(known)
+
+    return part
