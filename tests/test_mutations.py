@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxbound as jb
-from jaxbound import driver, graph, regions
+from jaxbound import graph, regions
 from jaxbound.certificates import radius
 from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives

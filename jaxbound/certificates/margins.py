@@ -66,7 +66,7 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
     row, column = xp.arange(num_classes - 1)[:, None], xp.arange(num_classes)[None]
     other = row + (row >= true)
     rows = (column == true).astype(jnp.float32) - (column == other).astype(jnp.float32)
-    return jnp.asarray(xp.where((true >= 0) & (true < num_classes), rows, np.float32(np.nan)))
+    return _compat.owned(xp.where((true >= 0) & (true < num_classes), rows, np.float32(np.nan)))
 
 
 @anywhere
@@ -134,8 +134,10 @@ def margin_bounds(
     problem = problem_of(network, region, spec, rounding=bool(outward))
     request = request_of(problem, memory_limit, sides="lower", rounding=outward)._replace(target=0.0)
     (found,) = outputs_of(problem, method, request)
-    (leaf,) = problem.leaves
-    return found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
+    if method.searches or problem.graph.structure.outputs[0][0] == "constant":  # other bounds are infinite already
+        (leaf,) = problem.leaves
+        found = found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
+    return found
 
 
 @functools.partial(_compat.eager_jit, static_argnums=2)

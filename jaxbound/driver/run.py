@@ -22,7 +22,7 @@ from jaxbound import regions
 from jaxbound._compat import check_backend, is_tracer
 from jaxbound.driver import chunks, stages, steps
 from jaxbound.driver.chunks import ROWS
-from jaxbound.driver.stages import Known
+from jaxbound.driver.stages import REPEATS, Known
 from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
@@ -66,9 +66,10 @@ class Run:
         self.budget = budget
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
-        self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
+        arrays = known.void if known is not None else self.regions
+        self.batch = None if graph.axes is None else jax.tree.leaves(arrays)[0].shape[0]
         if known is None:
-            boxes, void = self.call(steps.boxes, None, graph.doubtful, self.regions)
+            boxes, void, self.regions = self.call(steps.boxes, None, graph.doubtful, self.regions)
             ends = dict(enumerate(boxes))
             known = Known(ends, ends, {}, {}, void)
         self.void = known.void
@@ -102,12 +103,17 @@ class Run:
         """What it knows at this moment."""
         return Known(self.ends, self.base, self.planes, self.pairs, self.void)
 
-    def together(self, work: Callable, static: Hashable, *args):
-        """`work(self, static, *args)`; eagerly as one program, where few layers share steps (see `stages`)."""
-        if not self.eager or self.graph.structure.repeats > stages.REPEATS:
+    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None, most: int = REPEATS):
+        """`work(self, static, *args)`; eagerly as one program where at most so many blocks equal others (see `stages`).
+
+        `work` is a function of a module, not made for the call; `static` is all that is no array. What the run learns
+        is kept. `over` is () for work that looks at no region, which those of all kinds then share.
+        """
+        if not self.eager or self.graph.structure.repeats > most:
             return work(self, static, *args)
-        make = stages.Maker(type(self), self.outward, self.max_rows)
-        found, learned = stages.program(make, work, static)(self.graph, self.regions, self.known_now, *args)
+        graph = Graph(self.graph.constants, self.graph.structure.shared, self.graph.axes)
+        part = stages.program(type(self), self.outward, work, static)
+        found, learned = part(graph, self.regions if over is None else over, self.known_now, *args)
         self.known_now.learn(learned)
         return found
 
@@ -240,14 +246,14 @@ class Run:
 
     def in_chunks(
         self,
-        one: Callable,
+        one: Pass | Callable,
         number: int,
         *,
         chosen=None,
         sides: str = "both",
         most: int | None = None,
     ) -> tuple[Ends, Ends]:
-        """What `bound_node` returns, with `one` instead of a backward pass.
+        """What `bound_node` returns, by a pass or by `one(run, index)`.
 
         No chunk has more than `max_rows` rows, nor more than `most` entries.
         """
@@ -331,15 +337,11 @@ class Run:
 
 
 class Pass(NamedTuple):
-    """A backward pass from entries of a node as a function that equals others like it, so that they share programs."""
+    """A backward pass from entries of a node, equal to others like it, so that they share programs."""
 
     number: int
     sides: str
 
-    def __call__(self, run: Run, index: jax.Array) -> Rows:
-        """Bounds of the rows that begin at some entries."""
-        return run.bound_rows(self.number, index, self.sides)
 
-
-def _rows(run: Run, one: Pass, index) -> Rows:
-    return one(run, index)
+def _rows(run: Run, one: Pass, index: jax.Array) -> Rows:
+    return run.bound_rows(one.number, index, one.sides)

@@ -17,7 +17,9 @@ from jaxbound.backend.caches import kept
 from jaxbound.graph import Graph
 
 REPEATS = 2
-"""Blocks that equal earlier ones up to which stages are whole programs: passes grow with the square of the depth."""
+"""Blocks that equal earlier ones up to which parts are programs: all passes grow with the square of the depth."""
+LINEAR = 8
+"""The same for what grows with the depth."""
 
 
 class Known(NamedTuple):
@@ -45,25 +47,13 @@ class Known(NamedTuple):
         self.base.update({number: self.ends[number] for number, what in new[1].items() if what is None})
 
 
-class Maker(NamedTuple):
-    """Makes the runs of a part; equal ones share programs."""
-
-    kind: Callable
-    outward: bool | str
-    max_rows: int
-
-    def __call__(self, graph: Graph, leaves, known: Known):
-        """A run that knows what is known."""
-        return self.kind(graph, leaves, outward=self.outward, max_rows=self.max_rows, known=known)
-
-
 @kept(1024)
-def program(make: Maker, work: Callable, static: Hashable) -> Callable:
-    """What `work(run, static, *args)` returns and what the run learns by it, as one program."""
+def program(make: Callable, outward: bool | str, work: Callable, static: Hashable) -> Callable:
+    """What `work(run, static, *args)` returns and what the run learns by it, as one program; `make` makes the run."""
 
     @eager_jit
     def part(graph: Graph, leaves, known: Known, *args):
-        run = make(graph, leaves, known)
+        run = make(graph, leaves, outward=outward, known=known)
         found = work(run, static, *args)
         return found, run.known_now.beyond(known)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +39,13 @@ def mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def boxes(_static, constants, leaves):
-    """The enclosing boxes of the regions, and whether nothing can be bounded: an empty region, an infinite constant."""
+    """The enclosing boxes of the regions; whether nothing can be bounded (an empty region, an infinite constant); and
+    the regions, boxes in one form, so that later steps are the same for all of them."""
     undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
     void = functools.reduce(jnp.logical_or, [*map(regions.is_empty, leaves), *undefined])
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
-    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
+    plain = [regions.Box(*box) if regions.is_box(leaf) else leaf for box, leaf in zip(boxes, leaves, strict=True)]
+    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void, plain
 
 
 def unless_void(_static, _constants, ends, void):
@@ -160,7 +163,7 @@ def joined(static, _constants, parts):
     return by_side(shape, jnp.stack(found))
 
 
-def by_side(shape, found):
+def by_side(shape: tuple[int, ...], found: Any) -> Any:
     """Lower and upper bounds, and the rounding of each, of rows that hold both sides; on the host, too."""
     size, batch = math.prod(shape), found.shape[:-2]
     low, negative, *errors = (found[..., k, :size].reshape(*batch, *shape) for k in range(4))

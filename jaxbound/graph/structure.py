@@ -192,6 +192,12 @@ class Structure:
         return tuple(_block(self.nodes, start, stop) for start, stop in zip(starts, stops, strict=True))
 
     @cached_property
+    def shared(self) -> Structure:
+        """What it computes, without names and constants: one object for equal ones, which share programs."""
+        nodes = tuple(dataclasses.replace(node, name="", source="") for node in self.nodes)
+        return _plain(nodes, self.num_inputs, self.outputs)
+
+    @cached_property
     def repeats(self) -> int:
         """How many blocks compute what an earlier one does: programs that steps of their own would share."""
         return len(self.blocks) - len({block.template for block in self.blocks})
@@ -252,6 +258,11 @@ class Structure:
             for source in node.inputs:
                 readers[source].append(i)
         return tuple(map(tuple, readers))
+
+
+@kept(1024)
+def _plain(nodes: tuple[Node, ...], num_inputs: int, outputs: tuple) -> Structure:
+    return Structure(nodes, num_inputs, outputs, None, ConstantProgram())
 
 
 @kept(4096)

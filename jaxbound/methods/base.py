@@ -89,11 +89,6 @@ class Method:
         return False
 
     @property
-    def looks_at_values(self) -> bool:
-        """Whether it chooses what to do next by the values of bounds, where these are known; else it is one program."""
-        return True
-
-    @property
     def charges_constants(self) -> bool:
         """Whether it counts, with rounding, the errors of constants that the function computes (`values.Inexact`)."""
         return False

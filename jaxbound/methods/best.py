@@ -46,11 +46,6 @@ class Best(Method):
         return best
 
     @property
-    def looks_at_values(self) -> bool:
-        """It does, if one of its methods does."""
-        return any(method.looks_at_values for method in self.methods)
-
-    @property
     def charges_constants(self) -> bool:
         """It does, if all its methods do."""
         return all(method.charges_constants for method in self.methods)

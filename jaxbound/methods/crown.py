@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
-from jaxbound.driver import Run, stretches
+from jaxbound.driver import LINEAR, REPEATS, Run, stretches
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.methods.base import (
     Bounded,
@@ -29,8 +29,10 @@ from jaxbound.methods.passes import bound_by_pass, linear_functions
 class _Part(NamedTuple):
     """What happens between two choices of rows: the blocks `start <= position < stop`, and the nodes at both ends."""
 
-    start: int
-    stop: int
+    lower_slope: str
+    intersect: bool
+    start: int = 0
+    stop: int = 0
     bounded: int | None = None
     """The node that passes have bounded."""
     following: int | None = None
@@ -39,17 +41,22 @@ class _Part(NamedTuple):
     propagate: bool = True
 
 
-def _go_on(run: Run, part: _Part, method: Crown, found=None, needed=None) -> jax.Array | None:
+def _go_on(run: Run, part: _Part, slopes: dict, found=None, needed=None) -> jax.Array | None:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
-        run.keep(part.bounded, found, needed, intersect=method.intersect)
+        run.keep(part.bounded, found, needed, intersect=part.intersect)
     for block in run.graph.blocks[part.start : part.stop]:
-        method._relax_block(run, block, propagate=part.propagate)
+        if run.graph.nodes[block.start].op.kind != "affine":
+            run.enclose(block, part.lower_slope, slopes.get(block.start))
+        if part.propagate:
+            run.propagate(block)
     return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
 
 
-def _outputs(run: Run, request: Request, method: Crown) -> list[Bounded]:
-    return method._outputs(run, request)
+def _output(run: Run, static: tuple[int, bool, Request]) -> Bounded:
+    number, intersect, request = static
+    run.max_rows = request.max_rows
+    return bound_by_pass(run, number, request, run.known(number) if intersect else None)
 
 
 def _to_tighten(run: Run, block: Block) -> list[int]:
@@ -96,11 +103,6 @@ class Crown(Method):
     budget: float | None = field(default=None, metadata={"static": True})
 
     @property
-    def looks_at_values(self) -> bool:
-        """It does, unless another method bounds the inputs of nonlinearities and does not."""
-        return self.pre_activation is None or self.pre_activation.looks_at_values
-
-    @property
     def charges_constants(self) -> bool:
         """It does, if the method that bounds the inputs of nonlinearities does."""
         return self.pre_activation is None or self.pre_activation.charges_constants
@@ -121,33 +123,41 @@ class Crown(Method):
         skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
+        part = _Part(checked_slope_rule(self.lower_slope), self.intersect)
         if given is not None:
             run.ends.update(given)
-            run.together(_go_on, _Part(0, len(graph.blocks), propagate=len(given) < len(graph.nodes)), self)
+            part = part._replace(stop=len(graph.blocks), propagate=len(given) < len(graph.nodes))
+            self._go_on(run, part, most=LINEAR)
         elif run.eager:
-            self._relax_in_parts(run, skip_exact)
+            self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
         else:
-            self._relax_traced(run, skip_exact)
+            self._relax_traced(run, part, skip_exact)
         return run
 
-    def _relax_in_parts(self, run: Run, skip_exact: bool) -> None:
+    def _go_on(self, run: Run, part: _Part, *found, most: int = REPEATS) -> jax.Array | None:
+        given = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
+        return run.together(_go_on, part, given, *found, over=(), most=most)
+
+    def _relax_in_parts(self, run: Run, part: _Part) -> None:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
-        part, found, needed = _Part(0, 0), None, None
+        found = needed = None
         for position, block in enumerate(run.graph.blocks):
             for source in _to_tighten(run, block):
-                part = part._replace(stop=position, following=source, skip_exact=skip_exact)
-                needed = run.together(_go_on, part, self, found, needed)
+                part = part._replace(stop=position, following=source)
+                needed = self._go_on(run, part, found, needed)
                 found = run.bound_needed(source, needed, run.bound_node)
-                part = _Part(position, position, bounded=source)
-        run.together(_go_on, part._replace(stop=len(run.graph.blocks)), self, found, needed)
+                part = part._replace(start=position, bounded=source)
+        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), found, needed)
 
-    def _relax_traced(self, run: Run, skip_exact: bool) -> None:
+    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> None:
         """Without knowing values; equal blocks in loops."""
+        places = {block.start: k for k, block in enumerate(run.graph.blocks)}
 
         def relax_block(run: Run, block: Block) -> None:
             for source in _to_tighten(run, block):
                 run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
-            self._relax_block(run, block)
+            place = places[block.start]
+            self._go_on(run, part._replace(start=place, stop=place + 1))
 
         run.segments = []
         for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
@@ -156,12 +166,6 @@ class Crown(Method):
                 run.segments.append(segment)
             else:
                 stretches.relax(run, segment, relax_block)
-
-    def _relax_block(self, run: Run, block: Block, *, propagate: bool = True) -> None:
-        if run.graph.nodes[block.start].op.kind != "affine":
-            run.enclose(block, checked_slope_rule(self.lower_slope), self._given(run, block, 0, grouped=False))
-        if propagate:
-            run.propagate(block)
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -174,13 +178,11 @@ class Crown(Method):
 
     def outputs(self, run: Run, request: Request) -> list[Bounded]:
         """Bounds of the outputs, once everything before them is relaxed."""
-        return run.together(_outputs, request, self)
-
-    def _outputs(self, run: Run, request: Request) -> list[Bounded]:
         results = []
         for position, number in enumerate(output_nodes(run.graph)):
-            known = run.known(number) if self.intersect else None
-            results.append(bound_by_pass(self._for_rows(run, position, request), number, request, known))
+            own = self._for_rows(run, position, request)
+            static = number, self.intersect, request._replace(max_rows=own.max_rows)
+            results.append(own.together(_output, static, most=REPEATS if self.pre_activation is None else LINEAR))
         return results
 
     def _for_rows(self, run: Run, position: int, request: Request) -> Run:

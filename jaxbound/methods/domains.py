@@ -18,24 +18,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors, regions
-from jaxbound._compat import eager_jit, is_tracer
-from jaxbound.backend.caches import kept
+from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph, Node
 from jaxbound.graph.values import Inexact
 from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes
 from jaxbound.methods.ibp import IBP
 from jaxbound.relaxations import affine, enclosures, execution, interval
 from jaxbound.relaxations.enclosures import scalar
-
-_REPEATS = 8
-"""Blocks that equal earlier ones up to which one program for all of them compiles sooner than one for each kind."""
 
 
 def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:
@@ -47,25 +43,8 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     _check_constants(method, graph, request)
     if request.rounding == execution.MODE:
         check_executed(method, graph)
-    found, marks = _bound(method, graph, leaves, request), undefined(method, graph, leaves, request)
+    found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
-
-
-def _bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:
-    """`method.bound`, eagerly as one program where it looks at no values and few layers would share their steps."""
-    arrays = jax.tree.leaves((method, graph.constants, leaves))
-    if method.looks_at_values or graph.structure.repeats > _REPEATS or any(map(is_tracer, arrays)):
-        return method.bound(graph, leaves, request)
-    return _as_one(request)(method, graph, leaves)
-
-
-@kept(256)
-def _as_one(request: Request) -> Callable:
-    @eager_jit
-    def bound(method, graph, leaves):
-        return method.bound(graph, leaves, request)
-
-    return bound
 
 
 def _check_constants(method: Method, graph: Graph, request: Request) -> None:

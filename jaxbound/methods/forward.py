@@ -27,11 +27,6 @@ class Forward(Method):
     lower_slope: str = field(default="adaptive", metadata={"static": True})
 
     @property
-    def looks_at_values(self) -> bool:
-        """It does not."""
-        return False
-
-    @property
     def charges_constants(self) -> bool:
         """It does."""
         return True

@@ -145,11 +145,12 @@ def canonical(region: Region) -> Region:
 @eager_jit
 def _moved(region: Any) -> Any:
     """A region with parts of its own dtype, without subnormal numbers."""
+    parts: dict[str, Any] = _parts(region)
     if isinstance(region, Box):
-        return Box(without_subnormals(region.lower, -1), without_subnormals(region.upper, +1))
-    center, radius, clip = region.center, without_subnormals(region.radius, +1), region.clip
+        return Box(without_subnormals(parts["lower"], -1), without_subnormals(parts["upper"], +1))
+    center, radius, clip = parts["center"], without_subnormals(parts["radius"], +1), region.clip
     if clip is not None and not isinstance(clip, _Constants):
-        clip = without_subnormals(clip[0], -1), without_subnormals(clip[1], +1)
+        clip = without_subnormals(parts["clip[0]"], -1), without_subnormals(parts["clip[1]"], +1)
     moved, dtype = is_subnormal(center), center.dtype
     count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
     grown = next_number(radius + count * jnp.finfo(dtype).tiny, +1)
