@@ -41,12 +41,14 @@ class _Part(NamedTuple):
     propagate: bool = True
 
 
-def _go_on(run: Run, part: _Part, slopes: dict, found=None, needed=None) -> jax.Array | None:
+def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=None, needed=None) -> jax.Array | None:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
         run.keep(part.bounded, found, needed, intersect=part.intersect)
     for block in run.graph.blocks[part.start : part.stop]:
-        if run.graph.nodes[block.start].op.kind != "affine":
+        node = run.graph.nodes[block.start]
+        if node.op.kind != "affine":
+            run.ends.update({source: given[source] for source in node.inputs if source in given})
             run.enclose(block, part.lower_slope, slopes.get(block.start))
         if part.propagate:
             run.propagate(block)
@@ -125,18 +127,18 @@ class Crown(Method):
             given = self.pre_activation.pre_activations(graph, leaves, request)
         part = _Part(checked_slope_rule(self.lower_slope), self.intersect)
         if given is not None:
-            run.ends.update(given)
-            part = part._replace(stop=len(graph.blocks), propagate=len(given) < len(graph.nodes))
-            self._go_on(run, part, most=LINEAR)
+            if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
+                run.ends.update(given)
+            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given, most=LINEAR)
         elif run.eager:
             self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
         else:
             self._relax_traced(run, part, skip_exact)
         return run
 
-    def _go_on(self, run: Run, part: _Part, *found, most: int = REPEATS) -> jax.Array | None:
-        given = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
-        return run.together(_go_on, part, given, *found, over=(), most=most)
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found, most: int = REPEATS) -> jax.Array | None:
+        slopes = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
+        return run.together(_go_on, part, slopes, given, *found, over=(), most=most)
 
     def _relax_in_parts(self, run: Run, part: _Part) -> None:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
@@ -144,10 +146,10 @@ class Crown(Method):
         for position, block in enumerate(run.graph.blocks):
             for source in _to_tighten(run, block):
                 part = part._replace(stop=position, following=source)
-                needed = self._go_on(run, part, found, needed)
+                needed = self._go_on(run, part, {}, found, needed)
                 found = run.bound_needed(source, needed, run.bound_node)
                 part = part._replace(start=position, bounded=source)
-        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), found, needed)
+        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)
 
     def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> None:
         """Without knowing values; equal blocks in loops."""
@@ -157,7 +159,7 @@ class Crown(Method):
             for source in _to_tighten(run, block):
                 run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
             place = places[block.start]
-            self._go_on(run, part._replace(start=place, stop=place + 1))
+            self._go_on(run, part._replace(start=place, stop=place + 1), {})
 
         run.segments = []
         for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
