@@ -5,6 +5,5 @@ In: a `Graph` and regions. Out: `Run`, on which methods call `propagate`, `enclo
 """
 
 from jaxbound.driver.run import ROWS, Rows, Run
-from jaxbound.driver.stages import LINEAR, REPEATS
 
-__all__ = ["LINEAR", "REPEATS", "ROWS", "Rows", "Run"]
+__all__ = ["ROWS", "Rows", "Run"]

@@ -9,7 +9,6 @@ concrete values: a neuron whose relaxation is already exact is not bounded again
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jaxbound import regions
 from jaxbound._compat import check_backend, is_tracer
 from jaxbound.driver import chunks, stages, steps
 from jaxbound.driver.chunks import ROWS
-from jaxbound.driver.stages import REPEATS, Known
+from jaxbound.driver.stages import Known
 from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
@@ -103,13 +102,13 @@ class Run:
         """What it knows at this moment."""
         return Known(self.ends, self.base, self.planes, self.pairs, self.void)
 
-    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None, most: int = REPEATS):
-        """`work(self, static, *args)`; eagerly as one program where at most so many blocks equal others (see `stages`).
+    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None):
+        """`work(self, static, *args)`; eagerly as one program where few blocks equal others (see `stages`).
 
         `work` is a function of a module, not made for the call; `static` is all that is no array. What the run learns
         is kept. `over` is () for work that looks at no region, which those of all kinds then share.
         """
-        if not self.eager or self.graph.structure.repeats > most:
+        if not self.eager or self.graph.structure.repeats > stages.REPEATS:
             return work(self, static, *args)
         graph = Graph(self.graph.constants, self.graph.structure.shared, self.graph.axes)
         part = stages.program(type(self), self.outward, work, static)
@@ -237,7 +236,8 @@ class Run:
         if chosen is not None:  # a compiled program knows their number; eagerly every number runs the same ones
             size = self.graph.nodes[number].op.size
             most = chunks.at_once(size, self.batch or 1) if self.eager else chosen.shape[-1]
-        return self.in_chunks(Pass(number, sides), number, chosen=chosen, sides=sides, most=most)
+        one = lambda index: self.bound_rows(number, index, sides)  # noqa: E731
+        return self.in_chunks(one, number, chosen=chosen, sides=sides, most=most)
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
@@ -246,31 +246,30 @@ class Run:
 
     def in_chunks(
         self,
-        one: Pass | Callable,
+        one: Callable,
         number: int,
         *,
         chosen=None,
         sides: str = "both",
         most: int | None = None,
     ) -> tuple[Ends, Ends]:
-        """What `bound_node` returns, by a pass or by `one(run, index)`.
+        """What `bound_node` returns, with `one` instead of a backward pass.
 
         No chunk has more than `max_rows` rows, nor more than `most` entries.
         """
         op = self.graph.nodes[number].op
         entries = self._entries(number) if chosen is None else chosen
         pieces = chunks.cut(entries, op.size, max(1, self.max_rows // (2 if sides == "both" else 1)), most)
-        rows = functools.partial(self.together, _rows, one) if isinstance(one, Pass) else functools.partial(one, self)
         if self.eager and chosen is not None:
-            parts = list(map(rows, pieces))
+            parts = list(map(one, pieces))
             found = steps.nothing(op.size, op.dtype, self.batch)
             for index, part in zip(pieces, parts, strict=True):
                 steps.put(found, op.size, index, part)
             return steps.by_side(op.shape, found)
         if self.eager or len(pieces) == 1:
-            parts = list(map(rows, pieces))
+            parts = list(map(one, pieces))
         else:
-            stacked = jax.lax.map(rows, jnp.stack(pieces))
+            stacked = jax.lax.map(one, jnp.stack(pieces))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(pieces))]
         if chosen is None:
             return self.call(steps.joined, (op.shape, sides), ((), ()), parts)
@@ -334,14 +333,3 @@ class Run:
             part, carry = self.call(steps.add, None, ((), ()), rows[number], part, carry, ends)
         rows[number] = part
         return carry
-
-
-class Pass(NamedTuple):
-    """A backward pass from entries of a node, equal to others like it, so that they share programs."""
-
-    number: int
-    sides: str
-
-
-def _rows(run: Run, one: Pass, index: jax.Array) -> Rows:
-    return run.bound_rows(one.number, index, one.sides)

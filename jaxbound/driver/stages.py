@@ -16,10 +16,8 @@ from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
 from jaxbound.graph import Graph
 
-REPEATS = 2
-"""Blocks that equal earlier ones up to which parts are programs: all passes grow with the square of the depth."""
-LINEAR = 8
-"""The same for what grows with the depth."""
+REPEATS = 8
+"""Blocks that equal earlier ones up to which one program for all of them compiles sooner than one for each kind."""
 
 
 class Known(NamedTuple):

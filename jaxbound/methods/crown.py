@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
-from jaxbound.driver import LINEAR, REPEATS, Run, stretches
+from jaxbound.driver import Run, stretches
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.methods.base import (
     Bounded,
@@ -53,12 +53,6 @@ def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=No
         if part.propagate:
             run.propagate(block)
     return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
-
-
-def _output(run: Run, static: tuple[int, bool, Request]) -> Bounded:
-    number, intersect, request = static
-    run.max_rows = request.max_rows
-    return bound_by_pass(run, number, request, run.known(number) if intersect else None)
 
 
 def _to_tighten(run: Run, block: Block) -> list[int]:
@@ -129,16 +123,16 @@ class Crown(Method):
         if given is not None:
             if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
                 run.ends.update(given)
-            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given, most=LINEAR)
+            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)
         elif run.eager:
             self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
         else:
             self._relax_traced(run, part, skip_exact)
         return run
 
-    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found, most: int = REPEATS) -> jax.Array | None:
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> jax.Array | None:
         slopes = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
-        return run.together(_go_on, part, slopes, given, *found, over=(), most=most)
+        return run.together(_go_on, part, slopes, given, *found, over=())
 
     def _relax_in_parts(self, run: Run, part: _Part) -> None:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
@@ -183,8 +177,7 @@ class Crown(Method):
         results = []
         for position, number in enumerate(output_nodes(run.graph)):
             own = self._for_rows(run, position, request)
-            static = number, self.intersect, request._replace(max_rows=own.max_rows)
-            results.append(own.together(_output, static, most=REPEATS if self.pre_activation is None else LINEAR))
+            results.append(bound_by_pass(own, number, request, known=self.intersect))
         return results
 
     def _for_rows(self, run: Run, position: int, request: Request) -> Run:

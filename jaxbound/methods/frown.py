@@ -108,7 +108,7 @@ class Frown(Method):
 
     def bound_node(self, run: Run, number: int, *, chosen=None, sides: str = "both"):
         """What `Run.bound_node` returns, tuned."""
-        one = lambda run, index: self.tuned_rows(run, number, index, sides)[0]  # noqa: E731
+        one = lambda index: self.tuned_rows(run, number, index, sides)[0]  # noqa: E731
         return run.in_chunks(one, number, chosen=chosen, sides=sides)
 
     def tuned_rows(self, run: Run, number: int, index: jax.Array, sides: str = "both") -> tuple[Rows, ascent.Slopes]:

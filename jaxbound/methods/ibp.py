@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxbound.driver import LINEAR, Run
+from jaxbound.driver import Run
 from jaxbound.graph import Graph
 from jaxbound.methods.base import Bounded, Ends, Method, Request, of_ends, output_nodes, targets
 from jaxbound.methods.passes import bound_by_pass, tighten_prefix
@@ -42,13 +42,13 @@ class IBP(Method):
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every node."""
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        run.together(_propagate, request.max_rows, most=LINEAR)
+        run.together(_propagate, request.max_rows)
         return run.ends
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        return run.together(_bounded, request, most=LINEAR)
+        return run.together(_bounded, request)
 
 
 def _propagate(run: Run, max_rows: int) -> None:

@@ -51,7 +51,7 @@ def tune(fn: Callable, method: Frown) -> Callable:
         found, slopes = [], []
         for number, first in zip(output_nodes(graph), untuned, strict=True):
 
-            def rows(_run, index, number=number):
+            def rows(index, number=number):
                 bounds, chosen = method.tuned_rows(run, number, index)
                 slopes.append({graph.nodes[k].name: pair for k, pair in chosen.items()})
                 return bounds
