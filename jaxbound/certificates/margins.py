@@ -134,10 +134,8 @@ def margin_bounds(
     problem = problem_of(network, region, spec, rounding=bool(outward))
     request = request_of(problem, memory_limit, sides="lower", rounding=outward)._replace(target=0.0)
     (found,) = outputs_of(problem, method, request)
-    if method.searches or problem.graph.structure.outputs[0][0] == "constant":  # other bounds are infinite already
-        (leaf,) = problem.leaves
-        found = found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
-    return found
+    (leaf,) = problem.leaves
+    return found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
 
 
 @functools.partial(_compat.eager_jit, static_argnums=2)

@@ -2,7 +2,8 @@
 
 Eagerly each step is compiled once per template (equal layers share it) with the regions' batch axis vmapped inside, so
 compiling grows with the number of different layers, not with the square of the depth, and rows can be chosen from
-concrete values: a neuron whose relaxation is already exact is not bounded again. Under a trace (`jit`, `grad`, `vmap`,
+concrete values: a neuron whose relaxation is already exact is not bounded again. Where few layers are equal, what
+happens between passes is one program (`stages`). Under a trace (`jit`, `grad`, `vmap`,
 `pmap`) the same loops unroll, and equal stretches of blocks are scanned (`stretches`).
 """
 

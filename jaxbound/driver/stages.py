@@ -1,8 +1,12 @@
 """Parts of an eager run as one program each.
 
 Between two choices of rows by their values a run takes many steps, one after the other. Where nearly all layers differ
-no step serves two of them, and then all that happens between two choices is traced and compiled together: fewer
-programs, fewer calls, and nothing that only passes from one step to the next is written to memory.
+no step serves two of them, and then what happens between the passes is traced and compiled together: fewer programs and
+calls. Networks that compute the same share programs, whoever wrote them.
+
+Passes stay steps. As one program XLA for CPU fuses what a step hands over into each of its readers, and computes the
+rearranged result of a strided convolution's transpose three times: CROWN of `cnn_medium` takes 1.7 times as long.
+(`optimization_barrier` does not hold it back.)
 """
 
 from __future__ import annotations
