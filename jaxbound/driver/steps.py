@@ -166,5 +166,5 @@ def joined(static, _constants, parts):
 def by_side(shape: tuple[int, ...], found: Any) -> Any:
     """Lower and upper bounds, and the rounding of each, of rows that hold both sides; on the host, too."""
     size, batch = math.prod(shape), found.shape[:-2]
-    low, negative, *errors = (found[..., k, :size].reshape(*batch, *shape) for k in range(4))
+    low, negative, *errors = (found[..., k, :size].reshape((*batch, *shape)) for k in range(4))
     return (low, -negative), (errors[0], errors[1])
