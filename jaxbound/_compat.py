@@ -137,7 +137,10 @@ def owned(value: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
 
     Programs read their NumPy arguments where they are, and so do arrays made from them with a dtype.
     """
-    array = value if isinstance(value, jax.Array) else jnp.array(value)
+    if isinstance(value, jax.Array):
+        array = value
+    else:  # outside of traces without a program for each shape, as `jnp.array` has
+        array = jnp.array(value) if is_tracing() else jax.device_put(np.array(value))
     return array if dtype is None else jnp.asarray(array, dtype)
 
 

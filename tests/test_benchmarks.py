@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import tasks
+from benchmarks import measure, tasks
 
-FIELDS = {"cpu_seconds", "wall_seconds", "compile_seconds", "peak_mb", "base_mb", "calibration_cpu_seconds"}
+FIELDS = {
+    "cpu_seconds",
+    "wall_seconds",
+    "compile_seconds",
+    "compile_cpu_seconds",
+    *measure.STAGES,
+    "programs",
+    "peak_mb",
+    "base_mb",
+    "calibration_cpu_seconds",
+}
 
 
 def test_one_row_ends_with_a_line_of_json(capsys):
@@ -19,10 +29,11 @@ def test_one_row_ends_with_a_line_of_json(capsys):
     assert set(found) >= FIELDS
     assert all(np.isfinite(found[name]) and found[name] >= 0 for name in FIELDS)
     assert found["peak_mb"] >= found["base_mb"] > 0
+    assert 0 < found["programs"] < 10
 
 
 def test_every_task_of_the_table_can_be_made():
-    for name in command.TASKS:
+    for name in (*command.TASKS, *command.FIRST):
         assert tasks.make(name).name == name
 
 

@@ -84,3 +84,9 @@ def test_a_budget_is_a_part_of_a_layer(budget):
     for method in (jb.Crown(budget=budget), jb.Frown(budget=budget), jb.Frown(pre_activation=jb.IBP(), budget=budget)):
         with pytest.raises(jb.errors.ArgumentError, match=r"budget is .*; pass a part of each layer, from 0 to 1"):
             bounds(method, X, EPS)
+
+
+def test_a_single_number_is_bounded_by_chosen_rows():
+    fn = lambda x: jax.nn.relu(jnp.maximum(x, 0).sum() - 0.5)  # noqa: E731
+    found = jb.bound(fn, jb.Crown())(jb.Box(-jnp.ones(3), jnp.ones(3)))
+    assert found.lower <= 0 and 2.5 <= found.upper <= 2.501

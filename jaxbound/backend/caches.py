@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
+
+import jax
 
 _CACHES: list = []
 
@@ -17,6 +20,20 @@ def kept(size: int) -> Callable:
         return cached
 
     return wrap
+
+
+def once_per_array(function: Callable[[jax.Array], bool]) -> Callable[[jax.Array], bool]:
+    """A function that is asked once about an array, which never changes, for as long as that lives."""
+    known: dict[int, tuple[weakref.ref, bool]] = {}
+
+    @functools.wraps(function)
+    def call(array: jax.Array) -> bool:
+        key = id(array)
+        if key not in known or known[key][0]() is not array:
+            known[key] = weakref.ref(array, lambda _: known.pop(key, None)), function(array)
+        return known[key][1]
+
+    return call
 
 
 class Recent:

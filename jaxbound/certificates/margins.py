@@ -59,18 +59,14 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
         wrong = given[(given < 0) | (given >= num_classes)]
         if wrong.size:
             raise errors.argument("labels", f"hold {wrong[0]}", f"classes are numbered 0..{num_classes - 1}")
-    true = jnp.asarray(labels)[..., None, None]
+    xp = jnp if _compat.is_tracer(labels) else np
+    true = xp.asarray(labels)[..., None, None]
     if not jnp.issubdtype(true.dtype, jnp.integer):
         raise errors.argument_type("labels", f"are {true.dtype}", "pass class indices as integers")
-    return _margin_rows(true, num_classes)
-
-
-@functools.partial(_compat.eager_jit, static_argnums=1)
-def _margin_rows(true: jax.Array, num_classes: int) -> jax.Array:
-    row, column = jnp.arange(num_classes - 1)[:, None], jnp.arange(num_classes)[None]
+    row, column = xp.arange(num_classes - 1)[:, None], xp.arange(num_classes)[None]
     other = row + (row >= true)
-    rows = (column == true).astype(jnp.float32) - (column == other)
-    return jnp.where((true >= 0) & (true < num_classes), rows, jnp.nan)
+    rows = (column == true).astype(jnp.float32) - (column == other).astype(jnp.float32)
+    return _compat.owned(xp.where((true >= 0) & (true < num_classes), rows, np.float32(np.nan)))
 
 
 @anywhere
@@ -138,13 +134,16 @@ def margin_bounds(
     problem = problem_of(network, region, spec, rounding=bool(outward))
     request = request_of(problem, memory_limit, sides="lower", rounding=outward)._replace(target=0.0)
     (found,) = outputs_of(problem, method, request)
-    empty = _are_empty(regions.per_example(region)) if network.batched else regions.is_empty(region)
-    return found._replace(lower=jnp.where(empty[..., None], -jnp.inf, found.lower))
+    (leaf,) = problem.leaves
+    return found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
 
 
-@_compat.eager_jit
-def _are_empty(stacked: Region) -> jax.Array:
-    return jax.vmap(regions.is_empty)(stacked)
+@functools.partial(_compat.eager_jit, static_argnums=2)
+def _unless_empty(region: Region, lower: jax.Array, batched: bool) -> jax.Array:
+    """Bounds over regions, minus infinity over those without a point."""
+    if batched:
+        return jax.vmap(lambda region, lower: _unless_empty(region, lower, False))(region, lower)
+    return jnp.where(regions.is_empty(region), -jnp.inf, lower)
 
 
 def logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:

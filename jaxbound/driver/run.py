@@ -2,7 +2,8 @@
 
 Eagerly each step is compiled once per template (equal layers share it) with the regions' batch axis vmapped inside, so
 compiling grows with the number of different layers, not with the square of the depth, and rows can be chosen from
-concrete values: a neuron whose relaxation is already exact is not bounded again. Under a trace (`jit`, `grad`, `vmap`,
+concrete values: a neuron whose relaxation is already exact is not bounded again. Where few layers are equal, what
+happens between passes is one program (`stages`). Under a trace (`jit`, `grad`, `vmap`,
 `pmap`) the same loops unroll, and equal stretches of blocks are scanned (`stretches`).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,26 +20,15 @@ import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import check_backend, is_tracer
-from jaxbound.driver import steps
-from jaxbound.graph import NONLINEAR, Block, Graph
+from jaxbound.driver import chunks, stages, steps
+from jaxbound.driver.chunks import ROWS
+from jaxbound.driver.stages import Known
+from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Freedom, Planes
 
 Ends = tuple[jax.Array, jax.Array]
-
-
-Constants = tuple[tuple[Any, ...], tuple[int | None, ...] | None]
-
-
-ROWS = 1024
-"""The most rows that one step carries where no memory limit says otherwise."""
-_PIECES, _FEWEST, _EXAMPLES, _CACHED = 16, 64, 8, 1 << 20
-"""Chosen entries of a node are bounded by sixteenths of it, and not fewer than 64 at once: all by one program. Of more
-than 8 examples each has as many fewer, down to where the coefficients of all are 2**20 numbers on a side: what a pass
-holds stays in the processor's caches."""
-_PER_PASS = 16
-"""What a pass costs beside its rows, in rows."""
 
 
 class Rows(NamedTuple):
@@ -66,6 +56,7 @@ class Run:
         outward: bool | str = False,
         max_rows: int = ROWS,
         budget: float | None = None,
+        known: Known | None = None,
     ):
         check_backend()
         self.graph = graph
@@ -75,13 +66,18 @@ class Run:
         self.budget = budget
         arrays = jax.tree.leaves((graph.constants, self.regions))
         self.eager = not any(map(is_tracer, arrays))
-        self.batch = None if graph.axes is None else jax.tree.leaves(self.regions)[0].shape[0]
-        boxes, self.void = self.call(steps.boxes, None, (graph.constants, graph.axes), self.regions)
-        self.ends: dict[int, Ends] = dict(enumerate(boxes))
-        self.base: dict[int, Ends] = dict(self.ends)
-        self.planes: dict[int, Planes] = {}
+        arrays = known.void if known is not None else self.regions
+        self.batch = None if graph.axes is None else jax.tree.leaves(arrays)[0].shape[0]
+        if known is None:
+            boxes, void, self.regions = self.call(steps.boxes, None, graph.doubtful, self.regions)
+            ends = dict(enumerate(boxes))
+            known = Known(ends, ends, {}, {}, void)
+        self.void = known.void
+        self.ends: dict[int, Ends] = dict(known.ends)
+        self.base: dict[int, Ends] = dict(known.base)
+        self.planes: dict[int, Planes] = dict(known.planes)
+        self.pairs: dict[int, forward.Pair] = dict(known.pairs)
         self.tables: dict[int, tuple[Planes, Freedom]] = {}
-        self.pairs: dict[int, forward.Pair] = {}
         self.tightened: set[int] = set()
         self.segments: list = list(graph.blocks)
         self._given: dict[int, Constants] = {}
@@ -101,6 +97,25 @@ class Run:
         return (steps.compiled if self.eager else steps.mapped)(step, static, None if self.batch is None else axes)(
             arrays, *state
         )
+
+    @property
+    def known_now(self) -> Known:
+        """What it knows at this moment."""
+        return Known(self.ends, self.base, self.planes, self.pairs, self.void)
+
+    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None):
+        """`work(self, static, *args)`; eagerly as one program where few blocks equal others (see `stages`).
+
+        `work` is a function of a module, not made for the call; `static` is all that is no array. What the run learns
+        is kept. `over` is () for work that looks at no region, which those of all kinds then share.
+        """
+        if not self.eager or self.graph.structure.repeats > stages.REPEATS:
+            return work(self, static, *args)
+        graph = Graph(self.graph.constants, self.graph.structure.shared, self.graph.axes)
+        part = stages.program(type(self), self.outward, work, static)
+        found, learned = part(graph, self.regions if over is None else over, self.known_now, *args)
+        self.known_now.learn(learned)
+        return found
 
     def constants(self, block: Block) -> Constants:
         """A block's constants and their batch axes."""
@@ -153,13 +168,20 @@ class Run:
         Entries whose relaxation is exact already keep what was known; with concrete values they cost nothing. An affine
         image of the region is bounded by the region itself, not by its enclosing box, also for interval arithmetic.
         """
+        needed = self.needed_entries(number, skip_exact=skip_exact)
+        self.keep(number, self.bound_needed(number, needed, self.bound_node), needed, intersect=intersect)
+
+    def needed_entries(self, number: int, *, skip_exact: bool) -> jax.Array | None:
+        """The entries of a node that a backward pass is to bound; None for all."""
         prefix = self.graph.nodes[number].affine_in_region
-        needed = self.open_entries(number) if skip_exact and not prefix else None
-        found = self.bound_needed(number, needed, self.bound_node)
+        return self.open_entries(number) if skip_exact and not prefix else None
+
+    def keep(self, number: int, found: tuple[Ends, Ends] | None, needed: jax.Array | None, *, intersect: bool) -> None:
+        """Keep what passes found of the needed entries of a node, if they found anything."""
         if found is None:
             return
         self.ends[number] = self.call(steps.merge, intersect, ((), ()), self.ends[number], *found, needed)
-        if prefix:
+        if self.graph.nodes[number].affine_in_region:
             self.base[number] = self.ends[number]
 
     def open_entries(self, number: int) -> jax.Array:
@@ -211,16 +233,12 @@ class Run:
                 None for all.
             sides: "both", or "lower" for infinite upper bounds at half the cost.
         """
-        one = lambda index: self.bound_rows(number, index, sides)  # noqa: E731
         most = None
         if chosen is not None:  # a compiled program knows their number; eagerly every number runs the same ones
-            most = self._at_once(self.graph.nodes[number].op.size) if self.eager else chosen.shape[-1]
+            size = self.graph.nodes[number].op.size
+            most = chunks.at_once(size, self.batch or 1) if self.eager else chosen.shape[-1]
+        one = lambda index: self.bound_rows(number, index, sides)  # noqa: E731
         return self.in_chunks(one, number, chosen=chosen, sides=sides, most=most)
-
-    def _at_once(self, size: int) -> int:
-        """How many chosen entries of a node are bounded at once."""
-        most, examples = max(-(-size // _PIECES), _FEWEST), self.batch or 1
-        return max(1, min(most, max(most * _EXAMPLES // examples, _CACHED // (examples * size))))
 
     def bound_rows(self, number: int, index: jax.Array, sides: str) -> Rows:
         """One backward pass from some entries of a node; an index of -1 makes an empty row."""
@@ -241,30 +259,25 @@ class Run:
         No chunk has more than `max_rows` rows, nor more than `most` entries.
         """
         op = self.graph.nodes[number].op
-        chunks = list(self._chunks(op.size, chosen, 2 if sides == "both" else 1, most))
-        if self.eager or len(chunks) == 1:
-            parts = [one(index) for index in chunks]
+        entries = self._entries(number) if chosen is None else chosen
+        pieces = chunks.cut(entries, op.size, max(1, self.max_rows // (2 if sides == "both" else 1)), most)
+        if self.eager and chosen is not None:
+            parts = list(map(one, pieces))
+            found = steps.nothing(op.size, op.dtype, self.batch)
+            for index, part in zip(pieces, parts, strict=True):
+                steps.put(found, op.size, index, part)
+            return steps.by_side(op.shape, found)
+        if self.eager or len(pieces) == 1:
+            parts = list(map(one, pieces))
         else:
-            stacked = jax.lax.map(one, jnp.stack(chunks))
-            parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(chunks))]
-        found = None
-        for index, part in zip(chunks, parts, strict=True):
-            found = self.call(steps.collect, (op.size, sides), ((), ()), found, index, part)
-        return self.call(steps.by_side, op.shape, ((), ()), found)
-
-    def _chunks(self, size: int, chosen, sides: int, most: int | None) -> Iterator[jax.Array]:
-        """Which entries each pass bounds: equal sizes, so that steps are shared; -1 makes an empty row."""
+            stacked = jax.lax.map(one, jnp.stack(pieces))
+            parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(pieces))]
         if chosen is None:
-            chosen = np.arange(size, dtype=np.int32)
-            chosen = chosen if self.batch is None else np.broadcast_to(chosen, (self.batch, size))
-        xp = jnp if is_tracer(chosen) else np
-        total, largest = chosen.shape[-1], max(1, self.max_rows // sides)
-        width = _width(total, size, largest) if most is None else min(most, size, largest)
-        if total % width:
-            padding = [(0, 0)] * (chosen.ndim - 1) + [(0, -total % width)]
-            chosen = xp.pad(chosen, padding, constant_values=-1)
-        for first in range(0, total, width):
-            yield jnp.asarray(chosen[..., first : first + width])
+            return self.call(steps.joined, (op.shape, sides), ((), ()), parts)
+        found = jnp.asarray(steps.nothing(op.size, op.dtype, self.batch))
+        for index, part in zip(pieces, parts, strict=True):
+            found = self.call(steps.collect, (op.size, sides), ((), ()), found, index, part)
+        return steps.by_side(op.shape, found)
 
     def dense(self, rows: Coefficients) -> coefficients.Dense:
         """Rows as an array."""
@@ -273,11 +286,14 @@ class Run:
     def start(self, number: int, index=None, sides: str = "both") -> tuple[dict[int, Coefficients], backward.Carry]:
         """Rows for some entries of a node, or for all; where a pass begins."""
         op = self.graph.nodes[number].op
-        if index is None:
-            index = np.arange(op.size, dtype=np.int32)
-            index = jnp.asarray(index if self.batch is None else np.broadcast_to(index, (self.batch, op.size)))
+        index = self._entries(number) if index is None else index
         identity, carry = self.call(steps.begin, (op.shape, op.dtype, sides, bool(self.outward)), ((), ()), index)
         return {number: identity}, carry
+
+    def _entries(self, number: int) -> np.ndarray:
+        """All entries of a node, for every example."""
+        index = np.arange(self.graph.nodes[number].op.size, dtype=np.int32)
+        return index if self.batch is None else np.broadcast_to(index, (self.batch, len(index)))
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
         """Coefficients of the region leaves, and what the pass collected."""
@@ -318,18 +334,3 @@ class Run:
             part, carry = self.call(steps.add, None, ((), ()), rows[number], part, carry, ends)
         rows[number] = part
         return carry
-
-
-def _width(count: int, size: int, largest: int) -> int:
-    """How many of `count` entries at once: a node's whole size or a half, quarter, ... of it, whichever costs least.
-
-    There are few widths, so that not every count of rows compiles anew.
-    """
-    widths = [size]
-    while widths[-1] >= _FEWEST:
-        widths.append(-(-widths[-1] // 2))
-    widths = [width for width in widths if width <= largest] or [largest]
-    return min(widths, key=lambda width: -(-count // width) * (width + _PER_PASS))
-
-
-# --- the steps --------------------------------------------------------------------------------------------------------

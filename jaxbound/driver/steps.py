@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
@@ -36,11 +39,13 @@ def mapped(step: Callable, static: Hashable, axes) -> Callable:
 
 
 def boxes(_static, constants, leaves):
-    """The enclosing boxes of the regions, and whether nothing can be bounded: an empty region, an infinite constant."""
+    """The enclosing boxes of the regions; whether nothing can be bounded (an empty region, an infinite constant); and
+    the regions, boxes in one form, so that later steps are the same for all of them."""
     undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
-    void = jnp.any(jnp.stack([*map(regions.is_empty, leaves), *undefined]))
+    void = functools.reduce(jnp.logical_or, [*map(regions.is_empty, leaves), *undefined])
     boxes = [regions.enclosing_box(leaf) for leaf in leaves]
-    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void
+    plain = [regions.Box(*box) if regions.is_box(leaf) else leaf for box, leaf in zip(boxes, leaves, strict=True)]
+    return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void, plain
 
 
 def unless_void(_static, _constants, ends, void):
@@ -120,12 +125,16 @@ def concretize(_static, _constants, leaves, incoming, carry, void):
     return backward.concretize(leaves, incoming, carry, void)
 
 
+def nothing(size: int, dtype, batch: int | None) -> np.ndarray:
+    """Where `collect` begins: four rows, lower bounds of both signs, and their rounding, of entries and one more."""
+    found = np.zeros((*(() if batch is None else (batch,)), 4, size + 1), dtype)
+    found[..., :2, :] = -np.inf
+    return found
+
+
 def collect(static, _constants, found, index, part):
-    """Put the bounds of some entries among those found; four rows: lower bounds of both signs, and their rounding."""
+    """Put the bounds of some entries among those found."""
     size, sides = static
-    if found is None:
-        nothing = jnp.full(size + 1, -jnp.inf, part.lower.dtype)
-        found = jnp.stack([nothing, nothing, jnp.zeros_like(nothing), jnp.zeros_like(nothing)])
     where = jnp.where(index < 0, size, index)
     kinds = slice(0, 2 if sides == "both" else 1), slice(2, 4 if sides == "both" else 3)
     for kind, values in zip(kinds, part, strict=True):
@@ -134,7 +143,28 @@ def collect(static, _constants, found, index, part):
     return found
 
 
-def by_side(shape, _constants, found):
-    """Lower and upper bounds, and the rounding of each, of rows that hold both sides."""
-    low, negative, *errors = (values.reshape(shape) for values in found[:, :-1])
+def put(found: np.ndarray, size: int, index: np.ndarray, part) -> None:
+    """The same on the host, in place."""
+    where = np.where(index < 0, size, index)
+    for kind, values in enumerate(part):
+        if values is not None:
+            for side, ends in enumerate(np.split(np.asarray(values), values.shape[-1] // index.shape[-1], axis=-1)):
+                np.put_along_axis(found[..., 2 * kind + side, :], where, ends, axis=-1)
+
+
+def joined(static, _constants, parts):
+    """What `collect` and `by_side` make of the bounds of all entries, in order."""
+    shape, sides = static
+    found = []
+    for values, missing in zip(zip(*parts, strict=True), (-jnp.inf, 0.0), strict=True):
+        rows = [part.reshape(2 if sides == "both" else 1, -1) for part in values if part is not None]
+        whole = jnp.concatenate(rows, axis=1) if rows else jnp.zeros((2, *found[0].shape), found[0].dtype)
+        found += [whole[0], whole[1] if sides == "both" else jnp.full_like(whole[0], missing)]
+    return by_side(shape, jnp.stack(found))
+
+
+def by_side(shape: tuple[int, ...], found: Any) -> Any:
+    """Lower and upper bounds, and the rounding of each, of rows that hold both sides; on the host, too."""
+    size, batch = math.prod(shape), found.shape[:-2]
+    low, negative, *errors = (found[..., k, :size].reshape((*batch, *shape)) for k in range(4))
     return (low, -negative), (errors[0], errors[1])

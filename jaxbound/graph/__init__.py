@@ -5,6 +5,6 @@ In: a JAX function and the shapes of its arguments (`tracing`). Out: a `Structur
 `rewriting` recognises what is written in several ways. It imports `curvature` for the kinds of scalar functions.
 """
 
-from jaxbound.graph.structure import NONLINEAR, Block, Graph, Node, Op, Program, Structure, Template
+from jaxbound.graph.structure import NONLINEAR, Block, Constants, Graph, Node, Op, Program, Structure, Template
 
-__all__ = ["NONLINEAR", "Block", "Graph", "Node", "Op", "Program", "Structure", "Template"]
+__all__ = ["NONLINEAR", "Block", "Constants", "Graph", "Node", "Op", "Program", "Structure", "Template"]

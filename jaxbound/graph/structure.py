@@ -195,6 +195,17 @@ class Structure:
         return tuple(_block(self.nodes, start, stop) for start, stop in zip(starts, stops, strict=True))
 
     @cached_property
+    def shared(self) -> Structure:
+        """What it computes, without names and constants: one object for equal ones, which share programs."""
+        nodes = tuple(dataclasses.replace(node, name="", source="") for node in self.nodes)
+        return _plain(nodes, self.num_inputs, self.outputs)
+
+    @cached_property
+    def repeats(self) -> int:
+        """How many blocks compute what an earlier one does: programs that steps of their own would share."""
+        return len(self.blocks) - len({block.template for block in self.blocks})
+
+    @cached_property
     def nonlinear(self) -> tuple[int, ...]:
         """The numbers of the nonlinear nodes."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.kind in NONLINEAR)
@@ -252,6 +263,11 @@ class Structure:
         return tuple(map(tuple, readers))
 
 
+@kept(1024)
+def _plain(nodes: tuple[Node, ...], num_inputs: int, outputs: tuple) -> Structure:
+    return Structure(nodes, num_inputs, outputs, None, ConstantProgram())
+
+
 @kept(4096)
 def _shared(template: Template) -> Template:
     """One object for equal templates, so that comparing them is free."""
@@ -278,6 +294,10 @@ def _block(nodes: tuple[Node, ...], start: int, stop: int) -> Block:
     return Block(template, start, stop, tuple(outer), tuple(constants))
 
 
+Constants = tuple[tuple[Any, ...], tuple[int | None, ...] | None]
+"""Some of a graph's constants, and their batch axes."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Graph:
@@ -291,6 +311,15 @@ class Graph:
     """Arrays, or `values.Inexact` where rounding counts."""
     structure: Structure = field(metadata={"static": True})
     axes: tuple[int | None, ...] | None = field(default=None, metadata={"static": True})
+    finite: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+    """The numbers of constants that are known to be finite."""
+
+    @property
+    def doubtful(self) -> Constants:
+        """The constants that may not be finite."""
+        chosen = [k for k in range(len(self.constants)) if k not in self.finite]
+        axes = None if self.axes is None else tuple(self.axes[k] for k in chosen)
+        return tuple(self.constants[k] for k in chosen), axes
 
     @property
     def nodes(self) -> tuple[Node, ...]:

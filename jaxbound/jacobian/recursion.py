@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.driver import Run
-from jaxbound.driver.run import Constants
+from jaxbound.graph import Constants
 from jaxbound.jacobian.chains import Chain
 from jaxbound.methods import Bounded
 from jaxbound.relaxations import interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,43 @@ from jaxbound.methods.base import (
 )
 from jaxbound.methods.ibp import IBP
 from jaxbound.methods.passes import bound_by_pass, linear_functions
+
+
+class _Part(NamedTuple):
+    """What happens between two choices of rows: the blocks `start <= position < stop`, and the nodes at both ends."""
+
+    lower_slope: str
+    intersect: bool
+    start: int = 0
+    stop: int = 0
+    bounded: int | None = None
+    """The node that passes have bounded."""
+    following: int | None = None
+    """The node that passes are to bound next."""
+    skip_exact: bool = True
+    propagate: bool = True
+
+
+def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=None, needed=None) -> jax.Array | None:
+    """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
+    if part.bounded is not None:
+        run.keep(part.bounded, found, needed, intersect=part.intersect)
+    for block in run.graph.blocks[part.start : part.stop]:
+        node = run.graph.nodes[block.start]
+        if node.op.kind != "affine":
+            run.ends.update({source: given[source] for source in node.inputs if source in given})
+            run.enclose(block, part.lower_slope, slopes.get(block.start))
+        if part.propagate:
+            run.propagate(block)
+    return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
+
+
+def _to_tighten(run: Run, block: Block) -> list[int]:
+    """What a block's nonlinear node reads and no pass has bounded yet, but might."""
+    node = run.graph.nodes[block.start]
+    sources = sorted(set(node.inputs) - run.tightened) if node.op.kind != "affine" else []
+    run.tightened.update(sources)
+    return [source for source in sources if not run.exact(source)]
 
 
 @jax.tree_util.register_dataclass
@@ -78,36 +116,52 @@ class Crown(Method):
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
         run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
-        given = None
+        skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
-        known = given or {}
-        if whole := len(known) == len(graph.nodes):  # then there is nothing to propagate
-            run.ends.update(known)
+        part = _Part(checked_slope_rule(self.lower_slope), self.intersect)
+        if given is not None:
+            if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
+                run.ends.update(given)
+            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)
+        elif run.eager:
+            self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
+        else:
+            self._relax_traced(run, part, skip_exact)
+        return run
+
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> jax.Array | None:
+        slopes = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
+        return run.together(_go_on, part, slopes, given, *found, over=())
+
+    def _relax_in_parts(self, run: Run, part: _Part) -> None:
+        """By the values of bounds: between two choices of rows is a part of the blocks."""
+        found = needed = None
+        for position, block in enumerate(run.graph.blocks):
+            for source in _to_tighten(run, block):
+                part = part._replace(stop=position, following=source)
+                needed = self._go_on(run, part, {}, found, needed)
+                found = run.bound_needed(source, needed, run.bound_node)
+                part = part._replace(start=position, bounded=source)
+        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)
+
+    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> None:
+        """Without knowing values; equal blocks in loops."""
+        places = {block.start: k for k, block in enumerate(run.graph.blocks)}
 
         def relax_block(run: Run, block: Block) -> None:
-            node = graph.nodes[block.start]
-            if node.op.kind != "affine":
-                for source in sorted(set(node.inputs) - run.tightened):
-                    if given is not None:
-                        run.ends[source] = given[source]
-                    elif not run.exact(source):
-                        run.tighten(source, skip_exact=skip_exact and self.intersect, intersect=self.intersect)
-                    run.tightened.add(source)
-                run.enclose(block, checked_slope_rule(self.lower_slope), self._given(run, block, 0, grouped=False))
-            if not whole:
-                run.propagate(block)
+            for source in _to_tighten(run, block):
+                run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
+            place = places[block.start]
+            self._go_on(run, part._replace(start=place, stop=place + 1), {})
 
-        scan = not run.eager and given is None and self.slopes is None
-        plan = stretches.plan(graph) if scan else graph.blocks
         run.segments = []
-        for segment in plan:
+        for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
             if isinstance(segment, Block):
                 relax_block(run, segment)
                 run.segments.append(segment)
             else:
                 stretches.relax(run, segment, relax_block)
-        return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -122,8 +176,8 @@ class Crown(Method):
         """Bounds of the outputs, once everything before them is relaxed."""
         results = []
         for position, number in enumerate(output_nodes(run.graph)):
-            known = run.known(number) if self.intersect else None
-            results.append(bound_by_pass(self._for_rows(run, position, request), number, request, known))
+            own = self._for_rows(run, position, request)
+            results.append(bound_by_pass(own, number, request, known=self.intersect))
         return results
 
     def _for_rows(self, run: Run, position: int, request: Request) -> Run:

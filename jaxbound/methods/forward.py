@@ -52,7 +52,7 @@ class Forward(Method):
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
         run = self._run(graph, leaves, request)
-        return [bound_by_pass(run, k, request, run.known(k)) for k in output_nodes(graph)]
+        return [bound_by_pass(run, k, request, known=True) for k in output_nodes(graph)]
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The pair of linear functions of each output."""

@@ -39,31 +39,41 @@ class IBP(Method):
         """It does."""
         return True
 
-    def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        read = set(targets(graph))
-        for number in sorted(read & set(range(graph.structure.num_inputs))):
-            tighten_prefix(run, number)
-        for block in graph.blocks:
-            run.propagate(block)
-            for number in sorted(read & set(range(block.start, block.stop))):
-                tighten_prefix(run, number)
-        return run
-
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every node."""
-        return self._run(graph, leaves, request).ends
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        run.together(_propagate, request.max_rows)
+        return run.ends
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
-        run = self._run(graph, leaves, request)
-        for number in graph.structure.nonlinear:
-            run.planes[number] = Planes.constant(*run.ends[number])
-        results = []
-        for number in output_nodes(graph):
-            node = graph.nodes[number]
-            known = node.op.kind != "affine" or run.exact(number) or (
-                not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
-            )  # fmt: skip
-            results.append(of_ends(run.known(number), request) if known else bound_by_pass(run, number, request))
-        return results
+        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        return run.together(_bounded, request)
+
+
+def _propagate(run: Run, max_rows: int) -> None:
+    """Bounds of every node."""
+    run.max_rows, graph = max_rows, run.graph
+    read = set(targets(graph))
+    for number in sorted(read & set(range(graph.structure.num_inputs))):
+        tighten_prefix(run, number)
+    for block in graph.blocks:
+        run.propagate(block)
+        for number in sorted(read & set(range(block.start, block.stop))):
+            tighten_prefix(run, number)
+
+
+def _bounded(run: Run, request: Request) -> list[Bounded]:
+    """Bounds of the outputs, and nothing else."""
+    run, graph = run.fork({}), run.graph
+    _propagate(run, request.max_rows)
+    for number in graph.structure.nonlinear:
+        run.planes[number] = Planes.constant(*run.ends[number])
+    results = []
+    for number in output_nodes(graph):
+        node = graph.nodes[number]
+        known = node.op.kind != "affine" or run.exact(number) or (
+            not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
+        )  # fmt: skip
+        results.append(of_ends(run.known(number), request) if known else bound_by_pass(run, number, request))
+    return results

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxbound import regions
-from jaxbound.driver import Run
-from jaxbound.methods.base import Bounded, Ends, Request, better, of_ends
+from jaxbound.driver import Run, steps
+from jaxbound.methods.base import Bounded, Request, better, of_ends
 from jaxbound.relaxations import coefficients
 
 
@@ -16,13 +16,13 @@ def tighten_prefix(run: Run, number: int) -> None:
         run.tighten(number, skip_exact=False)
 
 
-def bound_by_pass(run: Run, number: int, request: Request, known: Ends | None = None) -> Bounded:
-    """A backward pass from one node, and the better of this and what is known."""
+def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = False) -> Bounded:
+    """A backward pass from one node, and maybe the better of this and what is known."""
     found, rounding = run.bound_node(number, sides=request.sides)
-    return run.call(_finish, request, ((), ()), found, rounding, known)
+    return run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
 
 
-def _finish(request, _constants, found, rounding, known) -> Bounded:
+def _finish(request, _constants, found, rounding, known, void) -> Bounded:
     """Ends that rounding put in the wrong order are swapped."""
     (low, high), (low_error, high_error) = found, rounding
     result = Bounded(low, None, low_error, high_error)
@@ -32,7 +32,7 @@ def _finish(request, _constants, found, rounding, known) -> Bounded:
             jnp.where(swapped, high, low), jnp.where(swapped, low, high),
             jnp.where(swapped, high_error, low_error), jnp.where(swapped, low_error, high_error),
         )  # fmt: skip
-    return result if known is None else better(result, of_ends(known, request))
+    return result if known is None else better(result, of_ends(steps.unless_void(None, (), known, void), request))
 
 
 def linear_functions(run: Run, number: int) -> tuple:

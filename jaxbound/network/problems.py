@@ -75,6 +75,8 @@ def radii(eps: ArrayLike, shape: tuple[int, ...], norm: float, *, batched: bool)
     (3, 2)
     """
     given, whole = np.shape(eps), shape if batched else (1, *shape)
+    if given == () and batched and not isinstance(eps, jax.Array):
+        return np.broadcast_to(eps, shape[:1])
     if given == () or (batched and given == shape[:1]):
         return eps
     own = given if batched or len(given) > len(shape) else (1, *given)
@@ -104,18 +106,18 @@ def check_types(x, eps) -> None:
 
 
 def problem_of(network: Network, region: Region, spec, *, rounding: bool = False) -> Problem:
-    """The network over a region, with a specification composed, ready for a method (see `transform.prepare`)."""
+    """The network over a canonical region, with a specification composed, for a method (see `transform.prepare`)."""
     region = regions.per_example(region) if network.batched else region
     arguments, batch = (network.variables, region), None
     if network.batched:
         batch = [False] * len(jax.tree.leaves(network.variables)) + [True]
     if spec is None:
-        return prepare(network.function, arguments, batch, rounding=rounding)
+        return prepare(network.function, arguments, batch, rounding=rounding, canonical=True)
     if np.ndim(spec) not in (2, 3):
         raise errors.ArgumentError(f"spec has shape {np.shape(spec)}: pass (specs, outputs) or (batch, specs, outputs)")
     _check_spec(network, region, np.shape(spec))
     batch = None if batch is None else [*batch, np.ndim(spec) == 3]
-    return prepare(Specified(network.function), (*arguments, spec), batch, rounding=rounding)
+    return prepare(Specified(network.function), (*arguments, spec), batch, rounding=rounding, canonical=True)
 
 
 def output_struct(network: Network, region: Region):

@@ -55,10 +55,10 @@ def cast_to(value: ArrayLike, dtype: np.dtype, direction: int) -> jax.Array:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = array.astype(dtype)
         if direction == 0:
-            return jnp.asarray(narrow)
+            return owned(narrow)
         back = _rounded(array, dtype) if by_jax else narrow.astype(array.dtype)
         wrong = back > array if direction < 0 else back < array
-        return jnp.asarray(xp.where(wrong, step(narrow, direction), narrow))
+        return owned(xp.where(wrong, step(narrow, direction), narrow))
 
 
 def _rounded(value: jax.Array, dtype: np.dtype) -> jax.Array:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -135,19 +135,23 @@ def canonical(region: Region) -> Region:
     """
     dtype = leaf_struct(region).dtype
     if isinstance(region, Box):
-        return Box(
-            *(
-                without_subnormals(cast_to(end, dtype, side), side)
-                for end, side in ((region.lower, -1), (region.upper, +1))
-            )
-        )
-    clip = region.clip
+        return _moved(Box(cast_to(region.lower, dtype, -1), cast_to(region.upper, dtype, +1)))
+    center, radius, clip = cast_to(region.center, dtype, 0), cast_to(region.radius, dtype, +1), region.clip
     if clip is not None and not isinstance(clip, _Constants):
-        clip = tuple(
-            without_subnormals(cast_to(end, dtype, side), side) for end, side in zip(clip, (-1, +1), strict=True)
-        )
-    center, radius = cast_to(region.center, dtype, 0), without_subnormals(cast_to(region.radius, dtype, +1), +1)
-    moved = is_subnormal(center)
+        clip = cast_to(clip[0], dtype, -1), cast_to(clip[1], dtype, +1)
+    return _moved(dataclasses.replace(region, center=center, radius=radius, clip=clip))
+
+
+@eager_jit
+def _moved(region: Any) -> Any:
+    """A region with parts of its own dtype, without subnormal numbers."""
+    parts: dict[str, Any] = _parts(region)
+    if isinstance(region, Box):
+        return Box(without_subnormals(parts["lower"], -1), without_subnormals(parts["upper"], +1))
+    center, radius, clip = parts["center"], without_subnormals(parts["radius"], +1), region.clip
+    if clip is not None and not isinstance(clip, _Constants):
+        clip = without_subnormals(parts["clip[0]"], -1), without_subnormals(parts["clip[1]"], +1)
+    moved, dtype = is_subnormal(center), center.dtype
     count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
     grown = next_number(radius + count * jnp.finfo(dtype).tiny, +1)
     radius = jnp.where(count > 0, grown, radius)

@@ -10,6 +10,7 @@ Constant planes have no slopes: they are what interval propagation knows.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def is_wide(width: jax.Array) -> jax.Array:
     return width > 2 * float(jnp.finfo(width.dtype).tiny) ** 0.5
 
 
-def least_of(values: jax.Array) -> jax.Array:
+def least_of(values: jax.Array | Sequence[jax.Array]) -> jax.Array:
     """`jnp.min` over the first axis, to be differentiated: NaN stays, and those that tie share the derivative.
 
     `jnp.min` finds the least among the values again to share it. Where XLA computes these twice and rounds them apart

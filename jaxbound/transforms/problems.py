@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
-from jaxbound.backend.caches import Recent, kept
+from jaxbound.backend.caches import Recent, kept, once_per_array
 from jaxbound.backend.programs import Traced
 from jaxbound.graph import Graph, Structure, tracing
 from jaxbound.graph.values import Inexact
@@ -41,6 +41,7 @@ def prepare(
     kwargs: dict | None = None,
     *,
     rounding: bool = False,
+    canonical: bool = False,
 ) -> Problem:
     """Trace a function (or find its graph) and evaluate its constants.
 
@@ -50,6 +51,7 @@ def prepare(
         batch: per leaf, whether it carries a leading batch axis; None for no batch. Batched regions carry it too.
         kwargs: its keyword arguments.
         rounding: whether constants that fn computes come with their errors.
+        canonical: whether the regions are so already.
     """
     leaves, tree = jax.tree.flatten((args, kwargs or {}), is_leaf=is_region)
     chosen = regions_among(leaves)
@@ -60,8 +62,28 @@ def prepare(
     if batch is not None:
         axes = structure.constants.axes([i for i in constants if batch[i]])
     evaluated = _evaluate(structure, axes, constants, batch, rounding)
-    used = tuple(regions.canonical(leaf) for leaf, region in zip(leaves, chosen, strict=True) if region)
-    return Problem(Graph(evaluated, structure, axes), used, chosen, tree)
+    used = tuple(leaf for leaf, region in zip(leaves, chosen, strict=True) if region)
+    used = used if canonical else tuple(map(regions.canonical, used))
+    made = structure.constants.computed
+    finite = [k for k, n in enumerate(structure.constants.used) if _is_finite(evaluated[k], n in made)]
+    return Problem(Graph(evaluated, structure, axes, frozenset(finite)), used, chosen, tree)
+
+
+def _is_finite(constant, computed: bool) -> bool:
+    """Whether an array is known to be finite: not if it is traced, far away, or large and computed anew each time."""
+    if _compat.is_tracer(constant) or not isinstance(constant, jax.Array) or not constant.is_fully_addressable:
+        return False
+    if any(device.platform != "cpu" for device in constant.devices()) or (computed and constant.size > _SMALL):
+        return False
+    return all_finite(constant) if computed else _KNOWN(constant)
+
+
+def all_finite(array: jax.Array) -> bool:
+    """Whether no entry is infinite or NaN, on the host."""
+    return bool(np.all(np.isfinite(np.asarray(array))))
+
+
+_KNOWN, _SMALL = once_per_array(all_finite), 1 << 16
 
 
 def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> Structure:

@@ -21,14 +21,16 @@ Rounding: intercepts are widened by a bound on the error of evaluating sigma (`e
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.curvature.analysis import Cell, Curvature, analyse
+from jaxbound.curvature.jets import enclose
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of, picked
@@ -138,20 +140,22 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
     sides = {1: jnp.broadcast_to(below, shape), -1: jnp.broadcast_to(above, shape)}
     curved = [(_CONVEX[piece.kind], piece) for piece in curvature.pieces if piece.kind in _CONVEX]
     within, bounds = _minima(op, curved, sides, lower, upper, constants)
-    points = jnp.stack([lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature)), *within])
-    heights = op.program(points, *constants)
-    known = len(points) - len(within)
+    points = [lower, upper, *(jnp.clip(p, lower, upper) for p in _borders(curvature))]
+    known = len(points)
+    points += list(within)
+    heights = _values(op, points, constants)
     error = _error(op, points, constants)
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     results = []
     for sign, slope in sides.items():
         own = [k for k, (side, _) in enumerate(curved) if side == sign]
-        above_line = sign * (heights - slope * points)
-        attained = jnp.concatenate([above_line[:known], *(above_line[known + k : known + k + 1] for k in own)])
-        least = picked(attained, jnp.argmin(attained, axis=0))  # of equal ones the end, which moves, before held points
-        loss = error + _unit(op) * (jnp.max(jnp.abs(attained), axis=0) + 2 * jnp.abs(slope) * reach)
+        above_line = [sign * (height - slope * point) for height, point in zip(heights, points, strict=True)]
+        attained = [*above_line[:known], *(above_line[known + k] for k in own)]
+        least = functools.reduce(_lesser, attained)  # of equal ones the end, which moves, before held points
+        largest = functools.reduce(jnp.maximum, map(jnp.abs, attained))
+        loss = error + _unit(op) * (largest + 2 * jnp.abs(slope) * reach)
         loss = loss + _lost(op, slope)
-        rigorous = jnp.min(above_line[:known], axis=0) - loss
+        rigorous = functools.reduce(jnp.minimum, above_line[:known]) - loss
         if own:
             searched = jnp.min(bounds[np.array(own)], axis=0) - search.LOSS * loss
             rigorous = jnp.minimum(rigorous, searched)
@@ -173,6 +177,8 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     """The slopes, at the midpoint, of the convex and the concave hull of the graph."""
     curvature = curvature_of(op)
     middle = lower / 2 + upper / 2
+    if (pair := _two_slopes(op, bool(constants))) is not None:
+        return _around_kink(op, pair, lower, middle, upper)
     left, right = _samples(curvature, lower, middle), _samples(curvature, upper, middle)
 
     def value(z):
@@ -197,6 +203,18 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     bridged = apart & jnp.stack([line[0] <= graph, line[1] >= graph])
     slopes = _within(curvature, jnp.where(bridged, chord, _flattest(op, middle, constants)))
     return slopes[0], slopes[1]
+
+
+def _around_kink(op: Op, pair: tuple[float, float], lower, middle, upper) -> Ends:
+    """The same for two lines: the hull on the kink's side is the line at the midpoint, the other one is the chord."""
+    curvature, (left, right) = curvature_of(op), pair
+    (kink,) = _borders(curvature)
+    at_kink = min(max(0.0, min(pair)), max(pair))
+    own = jnp.where(middle < kink, left, jnp.where(middle > kink, right, at_kink)).astype(jnp.result_type(lower))
+    wide = is_wide(upper - lower)
+    chord = (op.program(upper) - op.program(lower)) / jnp.where(wide, upper - lower, 1)
+    chord = _within(curvature, jnp.where(wide, chord, own))
+    return (own, chord) if left < right else (chord, own)
 
 
 def _touch(op: Op, start, stop, ends, constants) -> Ends:
@@ -270,14 +288,23 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
 def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
     """Whether the convex hull of the graph is known to be one chord everywhere below (sign 1) or above (-1)."""
     curvature = curvature_of(op)
-    first, *others = curvature.pieces
-    if curvature.cells or not others:
-        return not curvature.cells and first.kind == {1: "concave", -1: "convex"}[sign]
-    if not curvature.is_piecewise_linear or len(others) > 1 or constants:  # constants may bend it either way
-        return False
-    with jax.ensure_compile_time_eval():
-        left, kink, right = np.asarray(op.program(first.right + jnp.array([-1, 0, 1], op.dtype)))
-    return bool(sign * (left + right - 2 * kink) <= 0)
+    if curvature.cells or len(curvature.pieces) == 1:
+        return not curvature.cells and curvature.pieces[0].kind == {1: "concave", -1: "convex"}[sign]
+    pair = _two_slopes(op, bool(constants))
+    return pair is not None and (pair[0] > pair[1]) == (sign > 0)
+
+
+def _two_slopes(op: Op, has_constants: bool) -> tuple[float, float] | None:
+    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they are open."""
+    curvature = curvature_of(op)
+    if not curvature.is_piecewise_linear or len(_borders(curvature)) != 1 or has_constants:
+        return None
+    (kink,) = _borders(curvature)
+    ends = np.array([kink - 1, kink]), np.array([kink, kink + 1])
+    slopes = enclose(op.program.instructions, *ends).orders[1, 0]
+    apart = slopes.upper[0] < slopes.lower[1] or slopes.upper[1] < slopes.lower[0]
+    left, right = map(float, slopes.lower / 2 + slopes.upper / 2)
+    return (left, right) if apart else None
 
 
 def _root(slope) -> jax.Array:
@@ -297,10 +324,11 @@ def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) ->
     points = [lower, upper]
     if not curvature.is_monotone:
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
-    points = jnp.stack(jnp.broadcast_arrays(*points))
-    overflown = ~jnp.isfinite(op.program(jax.lax.stop_gradient(points), *constants))
-    held = jnp.where(overflown, jax.lax.stop_gradient(points), points)  # an infinite end has no derivative, not NaN
-    least = least_of(sign * op.program(held, *constants))
+    points = jnp.broadcast_arrays(*points)
+    still = jax.lax.stop_gradient(points)
+    finite = map(jnp.isfinite, _values(op, still, constants))  # an infinite end has no derivative, not NaN
+    held = [jnp.where(which, point, end) for which, point, end in zip(finite, points, still, strict=True)]
+    least = least_of([sign * value for value in _values(op, held, constants)])
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     slack, kinks = (curvature.wobble, curvature.kinks) if curvature.is_monotone else (curvature.slack, ())
     loss = _error(op, points, constants) + _scaled(slack, reach)
@@ -345,6 +373,25 @@ def _samples(curvature: Curvature, end, other) -> jax.Array:
     return jnp.stack(points)
 
 
+def _values(op: Op, points: Sequence[jax.Array], constants: Sequence) -> list[jax.Array]:
+    """sigma at several points."""
+    return _each(op, lambda z: op.program(z, *constants), points)
+
+
+def _each(op: Op, function: Callable, points: Sequence[jax.Array]) -> list[jax.Array]:
+    """What a function made of sigma says of several points: of all at once, for a curved one is much to compile.
+
+    Of lines it is little, and XLA makes one loop of all that is not stacked.
+    """
+    one_by_one = curvature_of(op).is_piecewise_linear
+    return [function(point) for point in points] if one_by_one else list(function(jnp.stack(points)))
+
+
+def _lesser(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The smaller one, NaN if there is any; of equal ones the first, derivatives included."""
+    return jnp.where((other < one) | jnp.isnan(other), other, one)
+
+
 def _borders(curvature: Curvature) -> tuple[float, ...]:
     """The finite ends of the pieces, each once."""
     ends = {end for piece in curvature.pieces for end in (piece.left, piece.right)}
@@ -362,10 +409,10 @@ def _flattest(op: Op, z, constants) -> jax.Array:
     if not switches:
         return _derivative(op, z, constants)
     unit = _NEAR * _unit(op)
-    scale = unit * jnp.stack([jnp.where(jnp.abs(z - p) < unit * max(1, abs(p)), max(1, abs(p)), 0) for p in switches])
-    step = jax.lax.stop_gradient(jnp.max(scale, axis=0)).astype(z.dtype)
-    sides = _derivative(op, jnp.stack([z - step, z + step]), constants)
-    return jnp.clip(0, jnp.min(sides, axis=0), jnp.max(sides, axis=0))
+    scales = [jnp.where(jnp.abs(z - p) < unit * max(1, abs(p)), unit * max(1, abs(p)), 0) for p in switches]
+    step = jax.lax.stop_gradient(functools.reduce(jnp.maximum, scales)).astype(z.dtype)
+    one, other = _each(op, lambda z: _derivative(op, z, constants), [z - step, z + step])
+    return jnp.clip(0, jnp.minimum(one, other), jnp.maximum(one, other))
 
 
 def _within(curvature: Curvature, slope) -> jax.Array:
@@ -397,9 +444,9 @@ def rounded(value: float, like, direction: int) -> float:
 
 
 def _error(op: Op, points, constants: Sequence) -> jax.Array:
-    """A bound on the error of evaluating sigma at any of these points (along the first axis)."""
-    held = jax.lax.stop_gradient((points, tuple(constants)))
-    return jnp.max(evaluation.error(op.program, *held), axis=0)
+    """A bound on the error of evaluating sigma at any of these points."""
+    still, held = jax.lax.stop_gradient((list(points), tuple(constants)))
+    return functools.reduce(jnp.maximum, _each(op, lambda z: evaluation.error(op.program, z, held), still))
 
 
 def _lost(op: Op, slope) -> jax.Array:
