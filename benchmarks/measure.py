@@ -37,11 +37,11 @@ def making(function: Callable[[], Any]) -> dict[str, float]:
     """`(wall, CPU)` seconds of a first call, the number of its programs, and the wall seconds of each stage of them."""
     spent, programs = dict.fromkeys(STAGES, 0.0), 0
 
-    def listen(event: str, taken: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         nonlocal programs
         programs += event == STAGES["xla_seconds"]
         for stage in (stage for stage, name in STAGES.items() if name == event):
-            spent[stage] += taken
+            spent[stage] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     wall, cpu = seconds(function)

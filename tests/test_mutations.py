@@ -194,7 +194,7 @@ MUTANTS: dict[str, Mutant] = {
     "lower planes on both sides": Mutant("crown_program", scalar, "planes", _upper_as_lower),
     "rows not negated": Mutant("crown_program", steps, "begin", _after(lambda r: (dataclasses.replace(r[0], weight=jnp.abs(r[0].weight)), r[1]))),
     "rows mixed up": Mutant("crown_program", steps, "by_side", _after(lambda r: ((jnp.roll(r[0][0], 1), r[0][1]), r[1]))),
-    "last rows forgotten": Mutant("chunks", chunks, "cut", lambda original: lambda *a: original(*a)[:1]),
+    "last rows forgotten": Mutant("chunks", chunks, "cut", lambda original: lambda *a: [-(k > 0) | rows for k, rows in enumerate(original(*a))]),
     "merged with the wrong end": Mutant("sound_everywhere", interval, "intersect", lambda _: lambda a, b: (jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[0] / 2 + b[1] / 2))),
     "magnitude of the upper end": Mutant("rounding", interval, "magnitude", lambda _: lambda ends: jnp.abs(ends[1]) * 1e-3),
     "stable where it is not": Mutant("row_selection", scalar, "is_exact", _after(jnp.ones_like)),
