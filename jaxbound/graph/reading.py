@@ -192,7 +192,7 @@ class Builder:
         rewrite = None if narrowed else patterns.match(primitive, params, operands, doubtful=doubtful)
         if rewrite is not None:
             function, arguments = rewrite
-            if primitive.name not in patterns.SAME_ARITHMETIC:
+            if not patterns.keeps_arithmetic(primitive.name, rewrite):
                 self.rewritten.add(primitive.name)
             return self.inline(function, *arguments, rewriting=primitive.name not in infinities.CALLS)
         if doubtful:
