@@ -43,6 +43,26 @@ def _convolve(x, kernel, mode):
     return first + padded[:-1] * kernel[1] if len(kernel) > 1 else first
 
 
+def _mod(x, y):
+    whole = x / y
+    return x - y * (_floor(whole) if whole.dtype == object else np.floor(whole))
+
+
+def _select(conditions, cases, default):
+    for condition, case in zip(reversed(conditions), reversed(cases), strict=True):
+        default = np.where(condition, case, default)
+    return default
+
+
+def _interp(x, places, values):
+    found = np.where(x < places[0], values[0], values[-1])
+    for k in range(len(places) - 1):
+        part = (x - places[k]) / (places[k + 1] - places[k])
+        inside = (places[k] <= x) & (x <= places[k + 1])
+        found = np.where(inside, values[k] + part * (values[k + 1] - values[k]), found)
+    return found
+
+
 def _softmax(x):
     weights = np.exp(x - np.max(x))
     return weights / np.sum(weights)
@@ -65,6 +85,7 @@ _JNP = types.SimpleNamespace(
     where=np.where, max=np.max, sort=np.sort, sum=np.sum, mean=lambda x: np.sum(x) / len(x), cumsum=np.cumsum,
     concatenate=np.concatenate, array=np.array, arange=np.arange, convolve=_convolve, inf=np.inf, tanh=np.tanh,
     exp=np.exp, log=np.log, sqrt=np.sqrt, sin=np.sin, floor=lambda x: _floor(x) if x.dtype == object else np.floor(x),
+    mod=_mod, select=_select, interp=_interp, arctan2=np.arctan2, round=np.round, int8=np.int8, fft=np.fft,
 )  # fmt: skip
 _NN = types.SimpleNamespace(
     relu=lambda x: np.maximum(x, 0 * x), sigmoid=_sigmoid, softplus=lambda x: np.logaddexp(x, 0),

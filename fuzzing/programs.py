@@ -38,6 +38,9 @@ RATIONAL = {
     "reciprocal": "1 / (1 + {x} * {x})",
     "pole": "1 / {x}",
     "ratio": "{x} / {y}",
+    "remainder": "jnp.mod({x}, 1.5)",
+    "pieces": "jnp.select([{x} < -0.5, {x} < {y}], [{y}, 2 * {x}], {v})",
+    "look-up": "jnp.interp({x}, jnp.array([-1.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 0.5]))",
     "pool": "jax.lax.reduce_window({x}, -jnp.inf, jax.lax.max, (2,), (1,), 'SAME')",
 }
 SMOOTH = {
@@ -54,6 +57,10 @@ SMOOTH = {
     "softmax": "jax.nn.softmax({x})",
     "logsumexp": "{x} - jax.nn.logsumexp({x})",
     "elu": "jax.nn.elu({x})",
+    "angle": "jnp.arctan2({x}, {y})",
+    "power": "(1 + {x} * {x}) ** jnp.clip({v}, -2, 2)",
+    "cast": "jnp.clip(jnp.round(4 * {x}), -128, 127).astype(jnp.int8) * 0.25",
+    "filter": "jnp.fft.irfft(jnp.fft.rfft({x}), n={n})",
 }
 AFFINE = {
     "dense": "{x} @ {m} + {v}",

@@ -198,7 +198,7 @@ class Part:
 
     def _started(self) -> InputSplits | NeuronSplits:
         split, root = self.method.split, self.root
-        skeleton = Skeleton(root.graph.structure, everywhere=split != "relu")
+        skeleton = Skeleton(root.graph.structure, everywhere=split != "relu" and not self.logged)
         if split == "auto":
             free = int((root.box[1] > root.box[0]).sum())
             split = "neuron" if skeleton.places and free > _FEW else "input"
