@@ -103,13 +103,12 @@ def test_the_dual_is_the_minimum_of_the_quadratic(seed):
 @pytest.mark.quick(1)
 @pytest.mark.parametrize("clip", [None, (-0.3, 0.5)])
 def test_sound_and_better_than_crown_and_the_program(clip):
-    exact = pytest.importorskip("jaxbound.exact")
     pytest.importorskip("highspy")
     rng, gains = np.random.default_rng(1), []
     for seed in range(5):
         layers = _layers(seed)
         ball = jb.LpBall(jnp.asarray(0.3 * rng.normal(size=4)), 0.2 + 0.3 * seed, 2, clip=clip)
-        crown, relaxed, found = (jb.bound(_net(layers), m)(ball) for m in (jb.Crown(), exact.LP(), Quadratic()))
+        crown, relaxed, found = (jb.bound(_net(layers), m)(ball) for m in (jb.Crown(), jb.LP(), Quadratic()))
         low, high = _far(layers, ball, rng, 300)
         _contains(found, low, high)
         assert np.all(found.lower >= crown.lower)
