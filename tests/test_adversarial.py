@@ -51,6 +51,14 @@ def test_what_infinite_numbers_make_undefined_is_unbounded(name):
     assert not np.isfinite(found.lower).any() and not np.isfinite(found.upper).any()
 
 
+@pytest.mark.parametrize("fn", [jnp.mod, jnp.floor_divide, jax.lax.rem, lambda x, y: jnp.divmod(x, y)[1]])
+def test_a_divisor_of_zero_leaves_no_bounds(fn):
+    """A remainder lies between 0 and the divisor only where that is not 0."""
+    for divisors in (jnp.array([0.0, 1.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0, 1.0], np.float32)):
+        found = jb.bound(lambda x, y: jnp.tanh(fn(x, y)), jb.IBP(), rounding=True)(POSITIVE, divisors)
+        assert not np.isfinite(found.lower[0]) and not np.isfinite(found.upper[0])
+
+
 REFUSED = {
     "is_finite of a mask": lambda x: jnp.where(jnp.isfinite(_masked(x)), 1.0, 2.0),
     "a mask compared with infinity": lambda x: jnp.where(jnp.where(x[::-1] > 0, x, -jnp.inf) == -jnp.inf, 1.0, 2.0),

@@ -1,6 +1,7 @@
 """Pre-activation bounds that are given back: taken for what they hold for, refused for anything else."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,6 +48,10 @@ def test_anything_else_is_refused():
         jb.certify(WEIGHTS, X[None], np.array([0]), RADIUS, method=crown, apply_fn=network)
     with pytest.raises(jb.ArgumentError, match="passed through"):
         jb.bound(network, jb.Crown(pre_activation=jb.Known(jax.tree.map(lambda a: a, known))))(WEIGHTS, _box())
+    changed = jb.pre_activation_bounds(network, jb.IBP())(WEIGHTS, _box())
+    changed[next(iter(changed))] = jb.Interval(jnp.zeros(4), jnp.zeros(4))
+    with pytest.raises(jb.ArgumentError, match="was changed"):
+        jb.bound(network, jb.Crown(pre_activation=jb.Known(changed)))(WEIGHTS, _box())
     with pytest.raises(jb.ArgumentTypeError, match="pre_activation_bounds"):
         jb.bound(network, jb.Crown(pre_activation=jb.Known(dict(known))))(WEIGHTS, _box())  # pyright: ignore[reportArgumentType]
     with pytest.raises(jb.JaxboundError):

@@ -236,6 +236,7 @@ NEURONS = {
     "a curve": jnp.tanh,
     "two functions of one value": lambda z: jax.nn.relu(z) - jnp.tanh(z),
     "kinks": lambda z: jnp.clip(z, -1, 1),
+    "no turn": jax.nn.softplus,
 }
 
 

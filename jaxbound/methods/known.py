@@ -17,8 +17,9 @@ from jaxbound.regions.bounds import Estimate, Interval
 
 
 class Origin(NamedTuple):
-    """What bounds hold for."""
+    """What bounds hold for, and what they were: a dictionary may be changed."""
 
+    bounds: tuple[tuple[str, Interval | Estimate], ...]
     graph: Graph
     regions: tuple
     rounding: bool | str
@@ -91,6 +92,9 @@ class Known(Method):
             raise errors.argument_type("bounds", f"of Known is {type(self.bounds).__name__}", way_out)
         if self.bounds.origin is None:
             raise errors.argument("bounds", "of Known has passed through jit, vmap or tree.map", way_out)
+        own = self.bounds.origin.bounds
+        if list(self.bounds) != [name for name, _ in own] or any(self.bounds[name] is not known for name, known in own):
+            raise errors.argument("bounds", "of Known was changed", way_out)
         return self.bounds.origin
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:

@@ -34,8 +34,6 @@ _LONG = 5
 """Times as many steps for the first domains, and for those that cannot be split any more."""
 _HELD = 1 << 23
 """How many numbers a batch may hold in slopes, multipliers and moments."""
-
-
 _DEEP = 1e-3
 """Part of a neuron's interval on the whole region below which it is not cut again."""
 
@@ -56,11 +54,12 @@ class NeuronSplits(Queue):
         low, high = (np.concatenate([np.ravel(end[side]) for end in ends]) for side in (0, 1))
         self.root = Cuts(low, high)
         sizes = [int(np.prod(np.shape(end[0]))) for end in ends]
-        most = max(len(points) for points, _ in skeleton.turns)
-        turns = [np.append(points, np.full(most - len(points), np.nan)) for points, _ in skeleton.turns]
-        self.turns = np.repeat(np.reshape(turns, (-1, most)), sizes, axis=0).astype(low.dtype)
+        found = skeleton.turns
+        most = max(len(points) for points, _ in found)
+        turns = np.stack([np.append(points, np.full(most - len(points), np.nan)) for points, _ in found])
+        self.turns = np.repeat(turns, sizes, axis=0).astype(low.dtype)
         """Where functions turn, (neurons, most), NaN where there are fewer."""
-        self.linear = np.repeat([linear for _, linear in skeleton.turns], sizes)
+        self.linear = np.repeat([linear for _, linear in found], sizes)
         """Whether they are linear between."""
         self.unstable = (low < 0) & (high > 0)
         self.rows = goal.of(np.arange(goal.count))[0].shape[1]
@@ -127,7 +126,8 @@ class NeuronSplits(Queue):
         """Where some domains would be cut at some neurons: at the turn next to the middle, or there if none is near."""
         low = np.maximum(self.root.low[neurons], cuts.low[index, neurons])
         high = np.minimum(self.root.high[neurons], cuts.high[index, neurons])
-        middle = low / 2 + high / 2
+        with np.errstate(invalid="ignore"):  # an unbounded neuron is never cut
+            middle = low / 2 + high / 2
         if not self.turns.shape[1]:
             return middle
         turns = self.turns[neurons]

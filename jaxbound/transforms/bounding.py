@@ -162,7 +162,9 @@ def pre_activation_bounds(fn: Callable, method: Method, rounding: bool | str | N
             for k, source in enumerate(node.inputs):
                 name = node.name if len(node.inputs) == 1 else f"{node.name}:{k}"
                 found[name] = method.result(*known[source])
-        return PreActivations(found, Origin(problem.graph, problem.leaves, mode, method.guarantee))
+        return PreActivations(
+            found, Origin(tuple(found.items()), problem.graph, problem.leaves, mode, method.guarantee)
+        )
 
     return bounded
 
