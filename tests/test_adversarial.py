@@ -51,12 +51,26 @@ def test_what_infinite_numbers_make_undefined_is_unbounded(name):
     assert not np.isfinite(found.lower).any() and not np.isfinite(found.upper).any()
 
 
-@pytest.mark.parametrize("fn", [jnp.mod, jnp.floor_divide, jax.lax.rem, lambda x, y: jnp.divmod(x, y)[1]])
+@pytest.mark.parametrize("fn", [jnp.divide, jnp.mod, jnp.floor_divide, jax.lax.rem, lambda x, y: jnp.divmod(x, y)[1]])
 def test_a_divisor_of_zero_leaves_no_bounds(fn):
-    """A remainder lies between 0 and the divisor only where that is not 0."""
-    for divisors in (jnp.array([0.0, 1.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0, 1.0], np.float32)):
-        found = jb.bound(lambda x, y: jnp.tanh(fn(x, y)), jb.IBP(), rounding=True)(POSITIVE, divisors)
-        assert not np.isfinite(found.lower[0]) and not np.isfinite(found.upper[0])
+    """Neither a bounded function of a quotient nor a remainder, which lies below the divisor, has a value there."""
+    divisors = jnp.array([0.0, 1.0, 1.0, 1.0])
+    for method in (jb.IBP(), jb.Crown()):
+        found = [
+            jb.bound(lambda x, y: jnp.tanh(fn(x, y)), method, rounding=True)(BOX, divisors),
+            _bounds(lambda x: jnp.tanh(fn(x, divisors)), method),
+        ]
+        for ends in found:
+            assert not np.isfinite(ends.lower[0]) and not np.isfinite(ends.upper[0])
+
+
+def test_a_divisor_of_zero_among_parameters_of_a_batch():
+    assert not np.isfinite(_bounds(lambda x: jnp.tanh(x / 0.0)).lower).any()
+    divisors, x = jnp.array([0.0, 1.0, 1.0, 1.0]), jnp.zeros((2, 4))
+    shared = jb.ibp({"d": divisors}, x, 0.1, apply_fn=lambda p, x: jnp.tanh(x / p["d"]))
+    own = jax.vmap(lambda y: jb.bound(lambda x, y: jnp.tanh(x / y), jb.IBP())(BOX, y))(jnp.stack([divisors, divisors]))
+    for found in (shared, own):
+        assert not np.isfinite(found.lower[:, 0]).any() and np.isfinite(found.lower[:, 1:]).all()
 
 
 REFUSED = {

@@ -201,10 +201,11 @@ def _op(kind: str, value: Value) -> Op:
         counts[role] += 1
     chosen = kind == "select" and any(isinstance(o, Literal) and np.isnan(o.value) for o in value.operands)
     masked = kind == "logsumexp" and bool(infinities.of(value.operands[0]))
+    divided = kind == "affine" and value.name == "div" and definedness.leaves_domain(value)
     return Op(
         kind, value.name, value.shape, value.dtype, tuple(operand.shape for operand in value.operands),
         tuple(sorted(value.params.items())), tuple(operands), value.primitive, nonnegative=value.sign > 0,
-        reach=value.reach, partial=value.doubtful or chosen or masked,
+        reach=value.reach, partial=value.doubtful or chosen or masked or divided,
     )  # fmt: skip
 
 

@@ -153,7 +153,8 @@ def _leaves_domain(graph: Graph, number: int, ends: dict[int, Ends]) -> jax.Arra
     """Where a partial node may be undefined at what it reads.
 
     A scalar function outside of its domain; a choice where it may fall on NaN; a sum of exponentials of which all may
-    be 0; anything else that infinite numbers may make undefined where what it reads is not known to be finite.
+    be 0; a quotient by a constant that is 0; anything else that infinite numbers may make undefined where what it reads
+    is not known to be finite.
     """
     node = graph.nodes[number]
     op, read = node.op, [ends[source] for source in node.inputs]
@@ -164,13 +165,28 @@ def _leaves_domain(graph: Graph, number: int, ends: dict[int, Ends]) -> jax.Arra
         ((low, high),) = read
         return ~jnp.any(low > -jnp.inf, axes) | jnp.any(~(high < jnp.inf), axes)
     numbers = [operand[1] if operand[0] == "literal" else 0.0 for operand in op.operands]
+    by_zero = _divides_by_zero(graph, node, read) if op.kind == "affine" and op.name == "div" else False
     if op.kind == "select":
         least, most = read[0] if op.operands[0][0] == "input" else (0, 1)
         return (np.isnan(numbers[1]) & ~(least >= 1)) | (np.isnan(numbers[2]) & ~(most <= 0))
     marks = [~(jnp.isfinite(low) & jnp.isfinite(high)) for low, high in read]
     if not np.all(np.isfinite(numbers)):
         marks = [jnp.ones_like(mask) for mask in marks]
-    return _spread(graph, node, marks)
+    return _spread(graph, node, marks) | by_zero
+
+
+def _divides_by_zero(graph: Graph, node: Node, read: Sequence[Ends]) -> jax.Array:
+    """Where the divisor of a quotient by a constant is 0, or may be."""
+    (low, _), *_ = read
+    kind, number, *_ = node.op.operands[1]
+    if kind == "literal":
+        return jnp.full(low.shape, number == 0)
+    slot = node.constants[number]
+    divisor, batched = graph.constants[slot], graph.axes is not None and graph.axes[slot] == 0
+    zero = jnp.abs(divisor.value) <= divisor.error if isinstance(divisor, Inexact) else divisor == 0
+    if batched:
+        zero = zero.reshape(zero.shape[0], *(1,) * (low.ndim - zero.ndim), *zero.shape[1:])
+    return jnp.broadcast_to(zero, low.shape)
 
 
 def _spread(graph: Graph, node: Node, marks: Sequence[jax.Array | None]) -> jax.Array:

@@ -184,7 +184,7 @@ def _by_constants(reference: Callable, function: Callable) -> Callable[..., Iter
     def find(_callee, operands: Sequence) -> Iterator[_Candidate]:
         y = operands[1]
         if not (isinstance(y, Value) or (isinstance(y, Literal) and y.value == 0)):
-            yield reference, (), lambda x, y: function(x, roundings.divisor(y, x.shape))
+            yield reference, (), lambda x, y: function(x, jnp.broadcast_to(y, x.shape))
 
     return find
 

@@ -32,11 +32,6 @@ def truncated(x):
     return jnp.floor(jax.nn.relu(x)) - jnp.floor(jax.nn.relu(-x))
 
 
-def divisor(y, shape: Sequence[int]):
-    """What is divided by, of this shape: by 0 nothing is defined, whatever the quotient is cut to."""
-    return jnp.broadcast_to(jnp.where(y == 0, jnp.nan, y), shape)
-
-
 def remainder(x, y):
     """`jnp.mod`: of the sign of y."""
     return _cut(x - y * jnp.floor(x / y), jnp.minimum(y, 0), jnp.maximum(y, 0))
@@ -55,7 +50,7 @@ def truncated_remainder(_params: dict, operands: Sequence) -> Rewrite | None:
         return None
 
     def function(x, y):
-        y = divisor(jnp.abs(y), x.shape)
+        y = jnp.broadcast_to(jnp.abs(y), x.shape)
         return remainder(jax.nn.relu(x), y) - remainder(jax.nn.relu(-x), y)
 
     return function, operands
