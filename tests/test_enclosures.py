@@ -337,13 +337,14 @@ def test_saturated_networks_skip_rows_and_lose_nothing(monkeypatch):
         for shape, scale in zip(shapes, biases, strict=True)
     ]
     x, bounded, masks = np.ones((2, 4), np.float32), [], []
-    original = Run.open_entries
+    original = Run.bound_needed
 
-    def noted(run, number):
-        masks.append(np.asarray(original(run, number)))
-        return jnp.ones_like(masks[-1]) if bounded else masks[-1]
+    def noted(run, number, needed, bound):
+        if needed is not None:
+            masks.append(np.asarray(needed))
+        return original(run, number, jnp.ones_like(needed) if bounded and needed is not None else needed, bound)
 
-    monkeypatch.setattr(Run, "open_entries", noted)
+    monkeypatch.setattr(Run, "bound_needed", noted)
     found = jb.crown(layers, x, 0.5, activation="tanh")
     assert len(masks) == 1 and 0 < masks[0].sum() < 12  # of 16 entries of the second layer
     bounded.append(True)

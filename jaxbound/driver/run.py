@@ -22,7 +22,7 @@ from jaxbound import regions
 from jaxbound._compat import check_backend, is_tracer
 from jaxbound.driver import chunks, stages, steps
 from jaxbound.driver.chunks import ROWS
-from jaxbound.driver.stages import Known
+from jaxbound.driver.stages import Knowledge
 from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
@@ -56,7 +56,7 @@ class Run:
         outward: bool | str = False,
         max_rows: int = ROWS,
         budget: float | None = None,
-        known: Known | None = None,
+        known: Knowledge | None = None,
     ):
         check_backend()
         self.graph = graph
@@ -71,7 +71,7 @@ class Run:
         if known is None:
             boxes, void, self.regions = self.call(steps.boxes, None, graph.doubtful, self.regions)
             ends = dict(enumerate(boxes))
-            known = Known(ends, ends, {}, {}, void)
+            known = Knowledge(ends, ends, {}, {}, void)
         self.void = known.void
         self.ends: dict[int, Ends] = dict(known.ends)
         self.base: dict[int, Ends] = dict(known.base)
@@ -99,9 +99,9 @@ class Run:
         )
 
     @property
-    def known_now(self) -> Known:
+    def known_now(self) -> Knowledge:
         """What it knows at this moment."""
-        return Known(self.ends, self.base, self.planes, self.pairs, self.void)
+        return Knowledge(self.ends, self.base, self.planes, self.pairs, self.void)
 
     def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None):
         """`work(self, static, *args)`; eagerly as one program where few blocks equal others (see `stages`).

@@ -24,7 +24,7 @@ REPEATS = 8
 """Blocks that equal earlier ones up to which one program for all of them compiles sooner than one for each kind."""
 
 
-class Known(NamedTuple):
+class Knowledge(NamedTuple):
     """What a run knows, by node: see `Run`."""
 
     ends: dict[int, Any]
@@ -33,7 +33,7 @@ class Known(NamedTuple):
     pairs: dict[int, Any]
     void: jax.Array
 
-    def beyond(self, before: Known) -> list[dict[int, Any]]:
+    def beyond(self, before: Knowledge) -> list[dict[int, Any]]:
         """What is new; a base that is the ends themselves is None, since a program would copy it."""
         new = [
             {number: what for number, what in mine.items() if old.get(number) is not what}
@@ -54,7 +54,7 @@ def program(make: Callable, outward: bool | str, work: Callable, static: Hashabl
     """What `work(run, static, *args)` returns and what the run learns by it, as one program; `make` makes the run."""
 
     @eager_jit
-    def part(graph: Graph, leaves, known: Known, *args):
+    def part(graph: Graph, leaves, known: Knowledge, *args):
         run = make(graph, leaves, outward=outward, known=known)
         found = work(run, static, *args)
         return found, run.known_now.beyond(known)
