@@ -69,8 +69,15 @@ class NeuronSplits(Queue):
         self.clause = np.flatnonzero(~(lower > 0))
         count = len(self.clause)
         self.cuts = Cuts(*(np.full((count, self.size), end, box[0].dtype) for end in (-np.inf, np.inf)))
-        default = np.broadcast_to((high > -low).astype(box[0].dtype), (count, self.rows, self.size))
-        self.tuned = Tuned(default.copy(), np.zeros_like(default))
+        sizes = dict(zip(skeleton.places, sizes, strict=True))
+        curved = np.concatenate([np.full(sizes[k], k in skeleton.curved) for k in skeleton.places])
+        self.curved = np.flatnonzero(curved)
+        """Which neurons are not ReLUs."""
+        default = np.where(curved, np.nan, high > -low).astype(box[0].dtype)
+        self.tuned = Tuned(*(
+            np.broadcast_to(part, (count, self.rows, part.size)).copy()
+            for part in (default, default[self.curved], np.zeros_like(default))
+        ))  # fmt: skip
         self.level = np.full(count, -np.inf)
         self.proved = lower[lower > 0].min(initial=np.inf)
         self.number = self.clause
@@ -109,8 +116,8 @@ class NeuronSplits(Queue):
         parts = self.clause, *self.cuts, *self.tuned, self.level, self.number
         made = list(zip(*fresh, strict=True)) if fresh else [()] * len(parts)
         parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, made, strict=True)]
-        self.clause, low, high, slopes, multipliers, self.level, self.number = parts
-        self.cuts, self.tuned = Cuts(low, high), Tuned(slopes, multipliers)
+        self.clause, low, high, *tuned, self.level, self.number = parts
+        self.cuts, self.tuned = Cuts(low, high), Tuned(*tuned)
         return points
 
     def _loose(self, cuts: Cuts) -> Array:
@@ -139,18 +146,19 @@ class NeuronSplits(Queue):
         return np.where(near, turn, middle)
 
     def _bounded(self, clause, cuts: Cuts, start: Tuned, steps: int, stop):
-        """Tuned bounds with rounding."""
+        """Bounds with rounding, and what was tuned for them."""
         rows = [None if r is None else jnp.asarray(r) for r in self.goal.of(clause)]
         arrays = self.constants, self.box, self.known
         cuts = Cuts(*map(jnp.asarray, cuts))
-        ready = tuning.ready(self.skeleton)(arrays, cuts, rows, start)
-        state = tuning.start(self.skeleton)(start, ready)
+        ready, state = tuning.ready(self.skeleton, arrays, cuts, rows, start)
         for number in range(steps):
             if number % 5 == 4 and (stop() or bool((jnp.max(state.best, axis=1) > 0).all())):
                 break
             rate = jnp.asarray(_RATE * _DECAY**number, jnp.float32)
             state = tuning.ascend(self.skeleton)(arrays, cuts, rows, ready, state, rate)
-        return tuning.certain(self.skeleton, self.outward)(arrays, cuts, rows, state.kept), state.kept
+        slopes = tuning.slopes(self.skeleton)(ready.tables, state.kept)
+        chosen = slopes, state.kept.multipliers
+        return tuning.certain(self.skeleton, arrays, cuts, rows, *chosen, outward=self.outward), state.kept
 
     def _order(self, clause, cuts: Cuts, tuned: Tuned, scores: Array, open_: Array, times: int) -> Array:
         """For every open domain, the neurons to cut: the best ones by trial or by score."""
@@ -158,16 +166,17 @@ class NeuronSplits(Queue):
         if times > 1 or best.shape[1] < 2:
             return best[:, :times]
         rows = [None if r is None else jnp.asarray(r) for r in self.goal.of(clause)]
-        worse = []
+        arrays, worse = (self.constants, self.box, self.known), []
         for k in range(best.shape[1]):
             sides = []
             points = self._points(cuts, open_, best[:, k])
+            mask = np.zeros((self.batch, self.size), bool)
+            mask[open_, best[:, k]] = True
+            own = self._renewed(tuned, mask)
             for side in (0, 1):
                 tried = Cuts(*(part.copy() for part in cuts))
                 tried[side][open_, best[:, k]] = points
-                lower = tuning.certain(self.skeleton, self.outward)(
-                    (self.constants, self.box, self.known), Cuts(*map(jnp.asarray, tried)), rows, tuned
-                ).lower
+                lower = tuning.tried(self.skeleton, arrays, Cuts(*map(jnp.asarray, tried)), rows, own)
                 sides.append(np.asarray(lower).max(axis=1)[open_])
             worse.append(
                 np.where(scores[open_, best[:, k]] > 0, np.minimum(*sides) + 1e-2 * np.maximum(*sides), -np.inf)
@@ -175,21 +184,31 @@ class NeuronSplits(Queue):
         chosen = np.argmax(np.nan_to_num(np.stack(worse, axis=1), nan=-np.inf), axis=1)
         return best[np.arange(len(open_)), chosen][:, None]
 
+    def _renewed(self, tuned: Tuned, mask: Array) -> Tuned:
+        """With CROWN's lines around neurons that are cut: others than before."""
+        if not len(self.curved):
+            return tuned
+        mask, below = mask[:, None, self.curved], np.array(tuned.below)
+        below[:, :, self.curved] = np.where(mask, np.nan, below[:, :, self.curved])
+        return tuned._replace(below=below, above=np.where(mask, np.nan, tuned.above))
+
     def _note_leaves(self, leaves: Array, number: Array, lower: Array, tuned: Tuned) -> None:
         """What proves domains: the best row, its slopes where they matter, and its multipliers."""
         assert self.log is not None
         best = np.where(np.isnan(lower), -np.inf, lower).argmax(axis=1)
-        slopes, multipliers = map(np.asarray, tuned)
+        slopes, multipliers = np.asarray(tuned.below), np.asarray(tuned.multipliers)
         for k in leaves:
             steps = np.round(slopes[k, best[k], self.unstable] * STEPS).astype(np.uint8)
             self.log.leaf(int(number[k]), int(best[k]), steps, np.abs(multipliers[k, best[k]]))
 
     def _children(self, clause, cuts: Cuts, tuned: Tuned, lower, open_, order: Array, number: Array) -> list:
         """Every combination of sides."""
-        own = [np.asarray(part)[open_] for part in tuned]
         made = [Cuts(*(part[open_] for part in cuts))]
         usable = np.take_along_axis(self._loose(made[0]), order, axis=1)
         index = np.arange(len(open_))
+        mask = np.zeros(made[0].low.shape, bool)
+        np.put_along_axis(mask, order, usable, axis=1)
+        own = self._renewed(Tuned(*(np.asarray(part)[open_] for part in tuned)), mask)
         points = np.stack([self._points(made[0], index, order[:, k]) for k in range(order.shape[1])], axis=1)
         alive = [np.ones(len(open_), bool)]
         for k in range(order.shape[1]):

@@ -89,6 +89,7 @@ class Root:
         low, high = (jnp.asarray(end)[None] for end in self.box)
         domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
         for block in self.skeleton.structure.blocks:
+            domain.relax(block)
             domain.add(block, given)
             for number in sorted(set(loose) & set(range(block.start, block.stop))) if not wide else ():
                 domain.tighten(number)

@@ -38,12 +38,15 @@ from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.backend.caches import kept
 from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
+from jaxbound.relaxations.enclosures import scalar
 from jaxbound.relaxations.planes import Planes, times
 from jaxbound.search.rectifiers import is_rectifier, rectifier_planes
 from jaxbound.search.skeletons import Skeleton
 
 Ends = tuple[jax.Array, jax.Array]
 
+_LINES = 5
+"""Lines on each side of a function among which tuning chooses."""
 _SPARE = 1 + 1 / 64
 """Times the sum of all charges."""
 
@@ -87,28 +90,45 @@ class Domain:
     def _readers(self, number: int) -> int:
         return len(self.skeleton.structure.consumers[number])
 
-    def add(self, block: Block, known: dict[int, Ends] | None = None, slope: jax.Array | None = None) -> None:
-        """Bound a block's nodes by interval arithmetic and by what is known of them, and relax the one it begins with.
+    def add(self, block: Block, known: dict[int, Ends] | None = None) -> None:
+        """Bound a block's nodes by interval arithmetic and by what is known of them.
 
         Args:
             block: the next one.
             known: bounds of some nodes that hold on the domain too.
-            slope: lower slopes of the ReLU that begins the block, in [0, 1]; None for CROWN's.
         """
         inside = range(block.start, block.stop)
         readers = tuple(map(self._readers, inside))
         outer = [self.ends[k] for k in block.outer], [self.radii.get(k) for k in block.outer]
         given = [(known or {}).get(k) for k in inside]
         static = block.template, self.outward, self.terms, readers
-        ends, planes, radii, room = self._call(
-            _add, static, *outer, given, slope, self.room, constants=self._read(block)
-        )
+        ends, radii, room = self._call(_add, static, *outer, given, self.room, constants=self._read(block))
         self.ends.update(zip(inside, ends, strict=True))
-        if planes is not None:
-            self.planes[block.start] = planes
         if self.outward:
             self.radii.update(zip(inside, radii, strict=True))
             self.room = room
+
+    def relax(self, block: Block, slopes: tuple | None = None) -> None:
+        """Relax the nonlinear node that a block begins with, if it does.
+
+        Args:
+            block: one whose outer values are bounded.
+            slopes: the lower one of a ReLU, in [0, 1]; the lower and the upper one of another function of one number;
+                None for CROWN's.
+        """
+        op, _, used = block.template.nodes[0]
+        if op.kind in ("input", "affine"):
+            return
+        outer = [self.ends[k] for k in block.outer], [self.radii.get(k) for k in block.outer]
+        constants = [self.constants[block.constants[k]] for k in used]
+        static = op, self.outward, self.terms
+        self.planes[block.start], self.room = self._call(_relax, static, *outer, slopes, self.room, constants=constants)
+
+    def table(self, block: Block) -> tuple[Planes, tuple[jax.Array, jax.Array]]:
+        """Lines around the function of one number that a block begins with, and the places of CROWN's among them."""
+        op, _, used = block.template.nodes[0]
+        constants = [self.constants[block.constants[k]] for k in used]
+        return self._call(_table, op, [self.ends[k] for k in block.outer], constants=constants)
 
     def tighten(self, number: int) -> None:
         """Bound a node by backward passes from all its entries."""
@@ -190,37 +210,62 @@ def _input_radius(static, _constants, box):
     )
 
 
-def _add(static, constants, outer, outer_radii, known, slope, room):
-    """Bounds of a block's nodes, planes around the first if it is nonlinear, radii, and room for underflow."""
+def _add(static, constants, outer, outer_radii, known, room):
+    """Bounds of a block's nodes, radii, and room for underflow."""
     template, outward, terms, readers = static
     ends: list[Ends] = []
     radii: list[jax.Array] = []
-    planes: Any = None
     for position, (op, inputs, used) in enumerate(template.nodes):
         read = [outer[k] if where == "outer" else ends[k] for where, k in inputs]
         behind = [outer_radii[k] if where == "outer" else radii[k] for where, k in inputs] if outward else []
         own = [constants[k] for k in used]
         if is_rectifier(op):
-            low, high = read[0]
-            planes, found = rectifier_planes(low, high, slope), (jnp.maximum(low, 0), jnp.maximum(high, 0))
+            found = jnp.maximum(read[0][0], 0), jnp.maximum(read[0][1], 0)
         else:
             found = interval.node(op, read, own, outward=outward)
-            if op.kind != "affine":
-                planes = enclosures.of(op).planes(op, read, own, "adaptive", None)
         found = found if known[position] is None else interval.intersect(found, known[position])
         ends.append(found)
         if outward:
-            if op.kind == "affine":
-                charge = _charge_of_affine(op, own, read, terms)
-                behind = affine.absolute(op, behind, own)
-            else:
-                planes, charge = _widened(op, planes, read, behind, terms)
-                behind = 0.0
-                room += affine.enlargement(op.dtype) * jnp.sum(charge)
-                charge = jnp.zeros(op.shape, op.dtype)
+            affine_ = op.kind == "affine"
+            charge = _charge_of_affine(op, own, read, terms) if affine_ else jnp.zeros(op.shape, op.dtype)
+            behind = affine.absolute(op, behind, own) if affine_ else 0.0
             radius, room = _with_sums(charge, behind, found, readers[position], room)
             radii.append(radius)
-    return ends, planes, radii, room
+    return ends, radii, room
+
+
+def _relax(static, constants, inputs, behind, slopes, room):
+    """Planes around a nonlinear node, which hold the rounding behind it, and room for underflow."""
+    op, outward, terms = static
+    if is_rectifier(op):
+        planes = rectifier_planes(*inputs[0], *(slopes or ()))
+    else:
+        planes = enclosures.of(op).planes(op, inputs, constants, "adaptive", slopes)
+    if not outward:
+        return planes, room
+    planes, charge = _widened(op, planes, inputs, behind, terms)
+    return planes, room + affine.enlargement(op.dtype) * jnp.sum(charge)
+
+
+def _table(op: Op, constants, inputs):
+    """Lines with slopes from one end of the graph's hull to the other, and the places of those highest in the middle.
+
+    Evenly spaced are roots of slopes: contact moves fast where the function is flat. First come those below.
+    """
+    ((low, high),) = inputs
+    finite = jnp.isfinite(low) & jnp.isfinite(high)
+    low, high = jnp.where(finite, low, 0), jnp.where(finite, high, 0)
+    steps = jnp.linspace(0, 1, _LINES, dtype=op.dtype).reshape(-1, *[1] * low.ndim)
+    slopes = []
+    for sign in (1, -1):
+        first, last = (jnp.sign(s) * jnp.sqrt(jnp.abs(s)) for s in scalar.support_range(op, low, high, constants, sign))
+        root = first + steps * (last - first)
+        slopes.append(root * jnp.abs(root))
+    table = jax.vmap(lambda *pair: scalar.planes(op, inputs, constants, "adaptive", pair))(*slopes)
+    middle = low / 2 + high / 2
+    below = jnp.argmax(table.lower_slopes[0] * middle + table.lower_intercept, axis=0)
+    above = jnp.argmin(table.upper_slopes[0] * middle + table.upper_intercept, axis=0)
+    return table, (below.astype(op.dtype) / (_LINES - 1), above.astype(op.dtype) / (_LINES - 1))
 
 
 def _reach(ends: Ends) -> jax.Array:
@@ -339,6 +384,7 @@ def bound_boxes(
     """
     domain = Domain(skeleton, constants, box, outward=outward)
     for block in skeleton.structure.blocks:
+        domain.relax(block)
         domain.add(block, known)
         for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
             domain.tighten(number)

@@ -70,6 +70,11 @@ class Skeleton:
         return curved if self.everywhere else self.rectifiers
 
     @property
+    def curved(self) -> tuple[int, ...]:
+        """Those of them that are not ReLUs."""
+        return tuple(number for number in self.places if number not in self.rectifiers)
+
+    @property
     def place_inputs(self) -> tuple[int, ...]:
         """What they read, one for each."""
         return tuple(self.nodes[number].inputs[0] for number in self.places)
