@@ -116,19 +116,22 @@ class Domain:
             slopes: the lower one of a ReLU, in [0, 1]; the lower and the upper one of another function of one number;
                 None for CROWN's.
         """
-        op, _, used = block.template.nodes[0]
+        op, inputs, constants = self._first(block)
         if op.kind in ("input", "affine"):
             return
-        outer = [self.ends[k] for k in block.outer], [self.radii.get(k) for k in block.outer]
-        constants = [self.constants[block.constants[k]] for k in used]
+        read = [self.ends[k] for k in inputs], [self.radii.get(k) for k in inputs]
         static = op, self.outward, self.terms
-        self.planes[block.start], self.room = self._call(_relax, static, *outer, slopes, self.room, constants=constants)
+        self.planes[block.start], self.room = self._call(_relax, static, *read, slopes, self.room, constants=constants)
 
     def table(self, block: Block) -> tuple[Planes, tuple[jax.Array, jax.Array]]:
         """Lines around the function of one number that a block begins with, and the places of CROWN's among them."""
-        op, _, used = block.template.nodes[0]
-        constants = [self.constants[block.constants[k]] for k in used]
-        return self._call(_table, op, [self.ends[k] for k in block.outer], constants=constants)
+        op, inputs, constants = self._first(block)
+        return self._call(_table, op, [self.ends[k] for k in inputs], constants=constants)
+
+    def _first(self, block: Block) -> tuple[Op, list[int], list]:
+        """The node that a block begins with: what it does, what it reads, and its constants."""
+        op, inputs, used = block.template.nodes[0]
+        return op, [block.outer[k] for _, k in inputs], [self.constants[block.constants[k]] for k in used]
 
     def tighten(self, number: int) -> None:
         """Bound a node by backward passes from all its entries."""
