@@ -278,6 +278,11 @@ def _quick_options() -> dict[str, Any]:
     return {} if chosen else {_QUICK: False}
 
 
+def _unoptimized() -> dict[str, Any]:
+    """Options that compile without optimization."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
 def _probe(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """The program that 0.10.2 gets wrong."""
     product = functools.partial(jnp.matmul, matrix, precision=jax.lax.Precision.HIGHEST)
@@ -317,10 +322,12 @@ def eager_jit(
     *,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Sequence[str] | None = None,
+    once: bool = False,
 ) -> Callable[P, R]:
     """`jax.jit`, protected from miscompilation where it is the outermost program, and as usual under a trace.
 
-    There it also compiles by the quicker of XLA's two kinds of emitters.
+    There it also compiles by the quicker of XLA's two kinds of emitters; and without optimization if it runs `once`: in
+    half the time, to loops that take some times as long (products are library calls, and do not).
 
     The first call of any such function checks the backend.
     """
@@ -329,7 +336,7 @@ def eager_jit(
 
     @functools.cache
     def outermost():
-        options = {**_quick_options(), **compiler_options()}
+        options = {**_quick_options(), **(_unoptimized() if once else {}), **compiler_options()}
         return jit(compiler_options=options) if options else nested
 
     @functools.wraps(function)

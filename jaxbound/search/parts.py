@@ -87,7 +87,7 @@ class Root:
                 found = Crown().relax(self.graph, self.leaves, Request(rounding=True)).ends
             given = {k: (found[k][0][None], found[k][1][None]) for k in self.skeleton.targets}
         low, high = (jnp.asarray(end)[None] for end in self.box)
-        domain = Domain(self.skeleton, self.constants, (low, high), outward=True)
+        domain = Domain(self.skeleton, self.constants, (low, high), outward=True, once=True)
         for block in self.skeleton.structure.blocks:
             domain.relax(block)
             domain.add(block, given)

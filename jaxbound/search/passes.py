@@ -67,10 +67,17 @@ class Domain:
 
     Concrete arrays have a leading axis of domains, and every block is one compiled program, which equal layers share.
     Traced ones have none, and everything becomes part of one program.
+
+    Args:
+        skeleton: the network.
+        constants: its constants.
+        box: the domains' ends.
+        outward: whether to count rounding.
+        once: whether to compile for a single run.
     """
 
-    def __init__(self, skeleton: Skeleton, constants: Sequence, box: Ends, *, outward: bool):
-        self.skeleton, self.constants, self.outward = skeleton, constants, outward
+    def __init__(self, skeleton: Skeleton, constants: Sequence, box: Ends, *, outward: bool, once: bool = False):
+        self.skeleton, self.constants, self.outward, self.once = skeleton, constants, outward, once
         self.eager = not is_tracer(box[0])
         self.ends: dict[int, Ends] = {0: box}
         self.planes: dict[int, Planes] = {}
@@ -82,7 +89,8 @@ class Domain:
             self.radii[0], self.room = self._call(_input_radius, (self.terms, self._readers(0)), box)
 
     def _call(self, step: Callable, static: Hashable, *state, constants: Sequence = ()):
-        return (_compiled if self.eager else functools.partial)(step, static)(tuple(constants), *state)
+        program = _compiled(step, static, self.once) if self.eager else functools.partial(step, static)
+        return program(tuple(constants), *state)
 
     def _read(self, block: Block) -> tuple:
         return tuple(self.constants[k] for k in block.constants)
@@ -197,11 +205,11 @@ class Domain:
 
 
 @kept(1024)
-def _compiled(step: Callable, static: Hashable) -> Callable:
+def _compiled(step: Callable, static: Hashable, once: bool) -> Callable:
     def batched(constants, *state):
         return jax.vmap(functools.partial(step, static, constants))(*state)
 
-    return eager_jit(batched)
+    return eager_jit(batched, once=once)
 
 
 def _input_radius(static, _constants, box):
