@@ -278,9 +278,9 @@ def _quick_options() -> dict[str, Any]:
     return {} if chosen else {_QUICK: False}
 
 
-def _unoptimized() -> dict[str, Any]:
-    """Options that compile without optimization."""
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+def _at(level: int | None) -> dict[str, Any]:
+    """Options that compile at a level of optimization."""
+    return {} if level is None or jax.default_backend() != "cpu" else {"xla_backend_optimization_level": level}
 
 
 def _probe(rows: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -322,12 +322,13 @@ def eager_jit(
     *,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Sequence[str] | None = None,
-    once: bool = False,
+    level: int | None = None,
 ) -> Callable[P, R]:
     """`jax.jit`, protected from miscompilation where it is the outermost program, and as usual under a trace.
 
-    There it also compiles by the quicker of XLA's two kinds of emitters; and without optimization if it runs `once`: in
-    half the time, to loops that take some times as long (products are library calls, and do not).
+    There it also compiles by the quicker of XLA's two kinds of emitters, and at a level of optimization, if one is given.
+    At 1 large programs of small operations compile up to four times as quickly, and run as fast; at 0 they compile
+    quicker still, and loops take some times as long (products are library calls, and do not): for what runs once.
 
     The first call of any such function checks the backend.
     """
@@ -336,7 +337,7 @@ def eager_jit(
 
     @functools.cache
     def outermost():
-        options = {**_quick_options(), **(_unoptimized() if once else {}), **compiler_options()}
+        options = {**_quick_options(), **_at(level), **compiler_options()}
         return jit(compiler_options=options) if options else nested
 
     @functools.wraps(function)

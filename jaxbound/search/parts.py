@@ -210,7 +210,7 @@ class Part:
             return self._by_inputs()
         rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
         lower = root.domain.bound(*started(root.skeleton, rows)).lower
-        known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items()}
+        known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k in skeleton.targets}
         lower, log = np.asarray(lower)[0], Log(self.goal.count) if self.logged else None
         given = skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
         splits = NeuronSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)

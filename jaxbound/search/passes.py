@@ -209,7 +209,7 @@ def _compiled(step: Callable, static: Hashable, once: bool) -> Callable:
     def batched(constants, *state):
         return jax.vmap(functools.partial(step, static, constants))(*state)
 
-    return eager_jit(batched, once=once)
+    return eager_jit(batched, level=0 if once else 1)
 
 
 def _input_radius(static, _constants, box):
