@@ -28,6 +28,7 @@ from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
 from jaxbound.graph import Graph, Node
 from jaxbound.graph.values import Inexact
+from jaxbound.methods import executed
 from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes
 from jaxbound.methods.ibp import IBP
 from jaxbound.relaxations import affine, enclosures, execution, interval
@@ -42,7 +43,7 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     """
     _check_constants(method, graph, request)
     if request.rounding == execution.MODE:
-        check_executed(method, graph)
+        executed.check(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
 
@@ -51,43 +52,6 @@ def _check_constants(method: Method, graph: Graph, request: Request) -> None:
     inexact = any(isinstance(constant, Inexact) for constant in graph.constants)
     if request.rounding and inexact and not method.charges_constants:
         raise errors.inexact_constants(type(method).__name__)
-
-
-def check_executed(method: Method, graph: Graph) -> None:
-    """Refuse what is not bounded as it is executed.
-
-    Raises:
-        UnsupportedError: the method, a node, a rewritten expression, or the way in which matrices are multiplied.
-    """
-    if not method.charges_execution:
-        raise errors.not_executed(f"{type(method).__name__} does not bound it", "use Crown, CrownIBP or IBP")
-    if jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_matmul_precision", None) not in (
-        "highest",
-        "float32",
-    ):
-        raise errors.not_executed("matrices may be multiplied in less than float32", "set jax_default_matmul_precision")
-    if graph.structure.rewritten:
-        raise errors.not_executed(f"{', '.join(graph.structure.rewritten)} is bounded in another form than it runs in")
-    for node in graph.nodes:
-        reason = execution.refusal(node.op)
-        scaled = node.op.name in ("mul", "div") and any(
-            graph.nodes[source].op.name in ("mul", "div") for source in _moved_from(graph, node)
-        )
-        if scaled:
-            reason = "the compiler may merge consecutive multiplications"
-        if reason:
-            raise errors.not_executed(f"{reason} ({node.name}{node.source and ' at ' + node.source})")
-
-
-def _moved_from(graph: Graph, node: Node) -> list[int]:
-    """What an affine node reads, before it was moved, repeated or put beside others."""
-    found, pending = [], list(node.inputs)
-    while pending:
-        source = pending.pop()
-        op = graph.nodes[source].op
-        moved = op.kind == "affine" and affine.moves(op)
-        (pending if moved else found).extend(graph.nodes[source].inputs if moved else [source])
-    return found
 
 
 def planes(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[tuple]:

@@ -52,6 +52,14 @@ def match(name: str, callee: _compat.ClosedJaxpr, operands: Sequence) -> Rewrite
     return None
 
 
+def is_logaddexp(name: str, callee: _compat.ClosedJaxpr) -> bool:
+    """Whether a call is JAX's own logaddexp, whose one comparison asks whether the difference of its arguments is NaN."""
+    if name != "logaddexp":
+        return False
+    arguments = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in callee.in_avals)
+    return _traces_to(jnp.logaddexp, name, arguments, str(callee))
+
+
 def _traces_to(reference: Callable, name: str, arguments: Sequence, traced: str) -> bool:
     """Whether JAX traces a function of these arguments to just this call."""
     try:

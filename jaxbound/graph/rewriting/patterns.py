@@ -298,7 +298,8 @@ _SAME_ARITHMETIC = frozenset({
 
 def keeps_arithmetic(name: str, rewrite: Rewrite) -> bool:
     """Whether a rewrite of a primitive rounds nothing that the primitive does not, and the other way round."""
-    return name in _SAME_ARITHMETIC or rewrite[0].__module__ == choices.__name__
+    reorders = name == "mul" and getattr(rewrite[0], "only_reorders", False)
+    return reorders or name in _SAME_ARITHMETIC or rewrite[0].__module__ == choices.__name__
 
 
 _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
