@@ -129,7 +129,7 @@ class Builder:
         rewrite = library.match(name, callee, operands)
         self.labels.append(name if rewrite is not None or _is_elementwise(callee) else "")
         if rewrite is None:
-            within, self.checks_for_nan = self.checks_for_nan, library.is_logaddexp(name, callee)
+            within, self.checks_for_nan = self.checks_for_nan, library.is_logaddexp(callee)
             outputs = self.run(callee, operands)
             self.checks_for_nan = within
         else:

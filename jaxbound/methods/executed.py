@@ -110,6 +110,8 @@ def _factors(graph: Graph) -> list[int]:
         before = max((behind[k] for k in node.inputs), default=0)
         if node.op.kind == "scalar":
             largest, before = running.gathered(node.op.program, before)
+        elif _is_sum(node):  # of two multiples of one number a multiple may be made
+            largest = before = 0 if len(node.inputs) < 2 else min(behind[k] for k in node.inputs)
         elif node.op.kind == "affine":
             largest = before = before + (node.op.name in _SCALES)
         else:
@@ -151,7 +153,7 @@ def _reads(graph: Graph, number: int) -> int:
         times = node.inputs.count(number)
         if node.op.kind == "scalar":
             times = running.reads(node.op.program)
-        elif node.op.kind == "affine" and affine.moves(node.op) and node.op.repeats:
+        elif node.op.kind == "affine" and affine.moves(node.op) and affine.copies(node.op) > 1:
             times = 2
         count += times
     return count

@@ -209,12 +209,17 @@ def terms(op: Op) -> int:
     return op.facts.terms(op.input_shapes, op.shape, dict(op.params))
 
 
+def copies(op: Op) -> int:
+    """How many entries of the value may be made of one entry of an input; 0 for one of each."""
+    return op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params))
+
+
 def pull_error(op: Op) -> float:
     """The relative error of one entry of the transposed product.
 
     Two more: a quotient may be a rounded factor, and in single precision GPUs round it in 1.2 units of the last place.
     """
-    count = op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params))
+    count = copies(op)
     return gamma(count + 2, op.dtype) if count else 0.0
 
 

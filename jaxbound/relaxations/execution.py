@@ -94,7 +94,7 @@ def refusal(op: Op, made_by: frozenset[str] = frozenset()) -> str:
     if op.kind != "scalar":
         return f"{op.kind} of computed values"
     proof = analyse(op.program)
-    if proof is None or not proof.is_continuous:
+    if proof is None or not (proof.is_continuous or running.is_smooth(op.program)):
         return f"{op.name}, which jumps"
     reason = running.refusal(op.program, made_by)
     return reason and f"{reason} in {op.name}"

@@ -253,6 +253,11 @@ def shifts(program: Program) -> bool:
     return any(kind == "shifted" and ("z",) in read for kind, (_, _, read) in _named(program))
 
 
+def is_smooth(program: Program) -> bool:
+    """Whether nothing in it is chosen, so that it jumps at poles alone, where nothing is bounded."""
+    return all(name not in _COMPARED and name != "select_n" for name, _, _ in program.instructions)
+
+
 def gathered(program: Program, before: int) -> tuple[int, int]:
     """How many factors XLA may gather, at the most, anywhere and in the result, with so many on z."""
     counts: list[int] = []
@@ -260,7 +265,8 @@ def gathered(program: Program, before: int) -> tuple[int, int]:
         read = [before if o[0] == "z" else counts[o[1]] if o[0] == "var" else 0 for o in operands]
         power = 3 if name in _POWERS else 1
         product = kind == "multiple" or name in ("mul", "div", *_POWERS)
-        most = sum(read) * power if product else 0 if name in _EXPENSIVE else max(read, default=0)
+        least = min(read, default=0) if name in _SUMS else max(read, default=0)
+        most = sum(read) * power if product else 0 if name in _EXPENSIVE else least
         counts.append(most + (kind == "multiple"))
     return max(counts), counts[-1]
 
