@@ -59,7 +59,9 @@ def values(path: Path, images: np.ndarray, radii: Sequence[float], evaluations: 
     rng = np.random.default_rng([seed, len(path.stem)])
     apply_fn, params = networks.load(path)
     one = lambda params, image: apply_fn(params, image[None])[0]  # noqa: E731
-    bounded = {name: jb.bound(one, method, rounding="execution") for name, method in METHODS.items() if name != "crown_ibp"}
+    bounded = {
+        name: jb.bound(one, method, rounding="execution") for name, method in METHODS.items() if name != "crown_ibp"
+    }
     row = {"network": path.stem, "evaluations": 0, "values": 0, "outside": 0}
     cases = [(image, radius) for image in images for radius in (0.0, *radii)]
     widths = []
@@ -120,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("question", choices=["values", "cost"])
     parser.add_argument("--networks", type=Path, nargs="+", required=True, help="NAME.npz, with NAME.json beside each")
     parser.add_argument("--images", type=Path, required=True, help="an npz with `image` and `label`")
-    parser.add_argument("--radii", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="in units of pixels in [0, 1]")
+    parser.add_argument(
+        "--radii", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="in units of pixels in [0, 1]"
+    )
     parser.add_argument("--count", type=int, default=100, help="images to certify")
     parser.add_argument("--centres", type=int, default=4, help="images around which values are taken")
     parser.add_argument("--evaluations", type=int, default=1_000_000, help="of all networks together")

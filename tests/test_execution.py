@@ -100,12 +100,14 @@ REFUSED = {
     "a large factor": (lambda x: jax.nn.leaky_relu(x * 8, 1e30), "too large or small a number"),
     "many factors": (lambda x: jnp.cumsum(x * 9.0) * 9.0 / 7.0 * jnp.float32(0.3), "many consecutive"),
     "an unlisted function": (lambda x: jnp.tan(x / 4), "tan, whose error is not known"),
-    "an exponential of a logarithm": (lambda x: jnp.exp(jnp.log(1 + x * x) + 0.0 * x) + jnp.exp(jnp.log(1 + x * x)), "exp of log"),
+    "an exponential of a logarithm": (
+        lambda x: jnp.exp(jnp.log(1 + x * x) + 0.0 * x) + jnp.exp(jnp.log(1 + x * x)),
+        "exp of log",
+    ),
     "quotients of quotients": (lambda x: (1 / (2 + x * x)) / (3 + x * x), "div of div"),
     "a root of a square": (lambda x: jnp.sqrt(x * x), "sqrt of mul"),
     "a sum for several readers": (lambda x: ((x + 1e8) + 1.0) - (x + 1e8), "anew"),
     "a product in a sum for several": (lambda x: jax.nn.silu(x / 3 + x[::-1]), "anew"),
-
 }
 
 

@@ -4,14 +4,14 @@ The compiler looks across nodes. Where its rules and where it may evaluate a val
 three answers: the error of each node has room for it, a node's bounds become infinite, or the graph is refused, here.
 
 * **Rewritten.** What jaxbound bounds in another form than it is written in has other errors.
-* **Gathered factors.** Along sums and products XLA gathers the numbers by which values are multiplied, and the product of
-  more than a few might leave the range of the dtype.
-* **Values that several readers share.** XLA evaluates what is cheap anew for each of its readers, and simplifies it with
-  what reads it: `(x + a) + b` becomes `x + (a + b)` though `x + a` is read elsewhere, too, and a product may reach one
-  reader rounded and another one in a fused multiply-add. So the readers of such a value may see different ones, each
-  within its error, and `((x + 1e8) + 1) - (x + 1e8)` is 0. A linear pass would let them cancel. What is evaluated once, as
-  convolutions, sums over axes, maxima and sorting are, is settled again. (A product itself differs by a unit in the last
-  place, for which its readers have room.)
+* **Gathered factors.** Along sums and products XLA gathers the numbers by which values are multiplied, and the product
+  of more than a few might leave the range of the dtype.
+* **Values that several readers share.** XLA evaluates what is cheap anew for each of its readers, and simplifies it
+  with what reads it: `(x + a) + b` becomes `x + (a + b)` though `x + a` is read elsewhere, too, and a product may reach
+  one reader rounded and another one in a fused multiply-add. So the readers of such a value may see different ones,
+  each within its error, and `((x + 1e8) + 1) - (x + 1e8)` is 0. A linear pass would let them cancel. What is evaluated
+  once, as convolutions, sums over axes, maxima and sorting are, is settled again. (A product itself differs by a unit
+  in the last place, for which its readers have room.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxbound import errors
 from jaxbound.graph import Graph, Node
 from jaxbound.methods.base import Method
 from jaxbound.relaxations import affine, execution
-from jaxbound.relaxations.enclosures import running
+from jaxbound.relaxations.enclosures import simplification
 
 _SCALES = frozenset({"div", "mul"})
 _SUMS = frozenset({"add", "add_any", "sub"})
@@ -45,7 +45,7 @@ def check(method: Method, graph: Graph) -> None:
     factors, unsettled = _factors(graph), _unsettled(graph)
     for number, node in enumerate(graph.nodes):
         reason = execution.refusal(node.op, _made_by(graph, node))
-        if factors[number] > running.GATHERED:
+        if factors[number] > simplification.GATHERED:
             reason = "the compiler may gather the factors of many consecutive multiplications"
         if unsettled[number] and _reads(graph, number) > 1:
             reason = "the compiler may evaluate this sum anew, and in another way, for each that reads it"
@@ -76,14 +76,16 @@ def _made_by(graph: Graph, node: Node) -> frozenset[str]:
 
 def _last(node: Node) -> str:
     """The name of the instruction that makes a node's value; "multiple" of one that multiplies by a number."""
-    return running.result(node.op.program) if node.op.kind == "scalar" else node.op.name
+    return simplification.result(node.op.program) if node.op.kind == "scalar" else node.op.name
 
 
 def _is_product(node: Node) -> bool:
     """Whether a node's value is a product, which a sum that reads it may take in unrounded."""
     if node.op.kind == "scalar":
         return _last(node) in _PRODUCTS | {"multiple"}
-    return node.op.kind == "affine" and (node.op.name in _SCALES or (node.op.facts.scales and affine.terms(node.op) == 1))
+    return node.op.kind == "affine" and (
+        node.op.name in _SCALES or (node.op.facts.scales and affine.terms(node.op) == 1)
+    )
 
 
 def _is_sum(node: Node) -> bool:
@@ -93,13 +95,13 @@ def _is_sum(node: Node) -> bool:
 def _ends_adding(node: Node) -> bool:
     """Whether a node's value is a sum with a number, which XLA may gather with another one that is added to it."""
     if node.op.kind == "scalar":
-        return running.result(node.op.program) == "shifted"
+        return simplification.result(node.op.program) == "shifted"
     return _is_sum(node) and len(node.inputs) == 1 and len(node.op.operands) == 2
 
 
 def _begins_adding(node: Node) -> bool:
     """Whether a node adds a number to what it reads."""
-    return running.shifts(node.op.program) if node.op.kind == "scalar" else _ends_adding(node)
+    return simplification.shifts(node.op.program) if node.op.kind == "scalar" else _ends_adding(node)
 
 
 def _factors(graph: Graph) -> list[int]:
@@ -109,7 +111,7 @@ def _factors(graph: Graph) -> list[int]:
     for node in graph.nodes:
         before = max((behind[k] for k in node.inputs), default=0)
         if node.op.kind == "scalar":
-            largest, before = running.gathered(node.op.program, before)
+            largest, before = simplification.gathered(node.op.program, before)
         elif _is_sum(node):  # of two multiples of one number a multiple may be made
             largest = before = 0 if len(node.inputs) < 2 else min(behind[k] for k in node.inputs)
         elif node.op.kind == "affine":
@@ -130,7 +132,7 @@ def _unsettled(graph: Graph) -> list[bool]:
         differs = cheap and any(found[k] for k in node.inputs)
         differs |= _is_sum(node) and any(map(_is_product, _moved_from(graph, node)))
         differs |= _ends_adding(node) and any(map(_begins_adding, _readers(graph, number)))
-        differs |= op.kind == "scalar" and running.differs(op.program)
+        differs |= op.kind == "scalar" and simplification.differs(op.program)
         found.append(differs)
     return found
 
@@ -152,7 +154,7 @@ def _reads(graph: Graph, number: int) -> int:
         node = graph.nodes[reader]
         times = node.inputs.count(number)
         if node.op.kind == "scalar":
-            times = running.reads(node.op.program)
+            times = simplification.reads(node.op.program)
         elif node.op.kind == "affine" and affine.moves(node.op) and affine.copies(node.op) > 1:
             times = 2
         count += times

@@ -34,7 +34,7 @@ from jaxbound.curvature.analysis import analyse
 from jaxbound.graph import Op
 from jaxbound.graph.values import plain
 from jaxbound.relaxations import affine
-from jaxbound.relaxations.enclosures import running
+from jaxbound.relaxations.enclosures import running, simplification
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -44,7 +44,7 @@ _KINDS = frozenset({"maximum", "sort"})
 _DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 """What is computed in the precision that it has."""
 _LARGEST = 2.0**-64
-"""Part of the largest number up to which values and numbers are added, or multiplied in sums, with the factors or not."""
+"""Part of the largest number up to which values and numbers are added, or multiplied in sums, with factors or not."""
 _ROOM = 4
 """How many subnormal operands of one node may count as zero."""
 
@@ -67,7 +67,7 @@ def error(op: Op, inputs: Sequence[Ends], constants: Sequence) -> jax.Array:
     limits = float(jnp.finfo(op.dtype).max)
     overflows = functools.reduce(jnp.logical_or, [~(part <= _LARGEST * limits) for part in largest])
     if op.name in ("mul", "div"):
-        (factor,), (least, most) = numbers, running.FACTORS
+        (factor,), (least, most) = numbers, simplification.FACTORS
         moderate = (factor == 0) | ((factor >= least) & (factor <= most))
         overflows = overflows | ~moderate | ~(magnitudes[0] <= running.LARGEST * limits)
     return jnp.where(overflows, jnp.inf, own + flushed)
@@ -94,7 +94,7 @@ def refusal(op: Op, made_by: frozenset[str] = frozenset()) -> str:
     if op.kind != "scalar":
         return f"{op.kind} of computed values"
     proof = analyse(op.program)
-    if proof is None or not (proof.is_continuous or running.is_smooth(op.program)):
+    if proof is None or not (proof.is_continuous or simplification.is_smooth(op.program)):
         return f"{op.name}, which jumps"
-    reason = running.refusal(op.program, made_by)
+    reason = simplification.refusal(op.program, made_by)
     return reason and f"{reason} in {op.name}"

@@ -53,7 +53,7 @@ def match(name: str, callee: _compat.ClosedJaxpr, operands: Sequence) -> Rewrite
 
 
 def is_logaddexp(callee: _compat.ClosedJaxpr) -> bool:
-    """Whether a call is JAX's own logaddexp, whose one comparison asks whether the difference of its arguments is NaN."""
+    """Whether a call is JAX's own logaddexp, which asks whether the difference of its arguments is NaN."""
     if len(callee.in_avals) != 2 or all(equation.primitive.name != "ne" for equation in callee.jaxpr.eqns):
         return False
     arguments = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in callee.in_avals)

@@ -290,8 +290,8 @@ _OF_MASKS = (_softmax, _log_softmax, _logsumexp)
 
 _SAME_ARITHMETIC = frozenset({
     "broadcast_in_dim", "cond", "conv_general_dilated", "convert_element_type", "cummax", "cummin", "dot_general",
-    "gather", "integer_pow", "pad", "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split", "top_k",
-    "unstack",
+    "gather", "integer_pow", "pad", "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split",
+    "top_k", "unstack",
 })  # fmt: skip
 """Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
 

@@ -1,42 +1,34 @@
 """How far a scalar program's value, as it is executed, may be from its real one, anywhere in an interval of z.
 
-`evaluation` asks at points, for values that jaxbound computes itself. Here every instruction is evaluated once at computed
-operands, of which three things are known: `low` and `high` bound the computed and the real value for every z of the
-interval, `error` their distance at the same z. An instruction carries the errors of its operands on, by how fast it
-changes between `low` and `high`, and adds its own: the units in the last place of `evaluation`'s table, what subnormal
-operands and results that count as zero make, and one more rounding of a literal that is added (Higham 2002, section 3.3).
+`evaluation` asks at points, for values that jaxbound computes itself. Here every instruction is evaluated once at
+computed operands, of which three things are known: `low` and `high` bound the computed and the real value for every z
+of the interval, `error` their distance at the same z. An instruction carries the errors of its operands on, by how fast
+it changes between `low` and `high`, and adds its own: the units in the last place of `evaluation`'s table, what
+subnormal operands and results that count as zero make, and one more rounding of a literal that is added (Higham 2002,
+section 3.3).
 
 Nothing is assumed of two readers of one value: each may see another one within the error. So a product may be rounded
 for one reader and reach another one in a fused multiply-add, or be evaluated twice. Predicates ask about z and numbers
 alone. They are then exact, but where z is subnormal: around 0 the cases are taken to be chosen wrongly.
 
-`refusal` names what is not covered: instructions without a rule, and pairs of them that XLA's algebraic simplifier
-replaces by something whose steps may overflow or lose more: products and quotients of quotients, `exp(log(x))` and its
-kin, roots of squares, products of two multiples, whose factors it gathers. What it does to the rest is counted: a
-quotient by a number becomes a product with its rounded reciprocal, one by a broadcast value a product with `1 / y`,
-`x / sqrt(y)` a product with `rsqrt(y)`, neighbouring factors and terms that are numbers are folded.
+`simplification` says what XLA may make of a program, and what of that is not covered here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxbound.graph import Program
 from jaxbound.relaxations.enclosures import evaluation
 
-FACTORS = 2.0**-20, 2.0**20
-"""Numbers by which a value may be multiplied. XLA gathers them; up to `GATHERED` stay within the range of the dtype."""
-GATHERED = 3
-LOST = FACTORS[1] ** GATHERED
-"""By what a factor that is moved behind a sum, or before one, may enlarge what underflows."""
+LOST = 2.0**60
+"""By what factors that are moved behind a sum, or before one, may enlarge what underflows (see `simplification`)."""
 LARGEST = 2.0**-80
-"""Part of the largest number up to which a value may be multiplied: without the factors, sums of such do not overflow."""
+"""Part of the largest number up to which a value may be multiplied: without the factors, sums of such are finite."""
 _SAFETY = 1.25
 
 
@@ -147,7 +139,7 @@ def _falling(rule: _Rule) -> _Rule:
     return turned
 
 
-_RULES: dict[str, _Rule] = {
+RULES: dict[str, _Rule] = {
     "abs": _abs,
     "add": lambda x, y: (x.low + y.low, x.high + y.high, x.error + y.error),
     "asinh": _rising(jnp.arcsinh, _at_most(1)),
@@ -177,8 +169,8 @@ _RULES: dict[str, _Rule] = {
     "tanh": _rising(jnp.tanh, _at_most(1)),
 }
 """What an instruction makes of its operands: bounds of its value, and the error that it carries on."""
-_RULES["add_any"] = _RULES["add"]
-_COMPARED: dict[str, Callable] = {
+RULES["add_any"] = RULES["add"]
+COMPARISONS: dict[str, Callable] = {
     "gt": lambda x, y: (x.low > y.high, x.high > y.low),
     "ge": lambda x, y: (x.low >= y.high, x.high >= y.low),
     "lt": lambda x, y: (x.high < y.low, x.low < y.high),
@@ -186,127 +178,8 @@ _COMPARED: dict[str, Callable] = {
     "eq": lambda x, y: ((x.low == y.high) & (x.high == y.low), (x.high >= y.low) & (x.low <= y.high)),
     "ne": lambda x, y: ((x.high < y.low) | (x.low > y.high), ~((x.low == y.high) & (x.high == y.low))),
 }
-_POWERS = {"square": lambda params: 2, "integer_pow": lambda params: params["y"]}
-_LOGIC = frozenset({"and", "not", "or", "select_n"})
+POWERS = {"square": lambda params: 2, "integer_pow": lambda params: params["y"]}
 _SUMS = frozenset({"add", "add_any", "sub"})
-_EXPENSIVE = frozenset({
-    "asinh", "atan", "cos", "cosh", "erf", "erfc", "exp", "expm1", "log", "log1p", "logistic", "rsqrt", "sin", "sinh",
-    "sqrt", "tanh",
-})  # fmt: skip
-"""What XLA evaluates once: its fusions duplicate what is cheap alone."""
-_SIMPLIFIED = {
-    "div": frozenset({"div", "exp", "log", "pow", "rsqrt"}),
-    "exp": frozenset({"log"}),
-    "log": frozenset({"exp", "pow", "rsqrt", "sqrt"}),
-    **dict.fromkeys(("rsqrt", "sqrt"), frozenset({"div", "exp", "integer_pow", "mul", "pow", "rsqrt", "sqrt", "square"})),
-    **dict.fromkeys(("integer_pow", "square"), frozenset({"abs", "exp", "multiple", "rsqrt", "sqrt"})),
-}
-"""Instruction -> what may not make its operands, since XLA simplifies the pair."""
-_SIMPLIFIED_PRODUCTS = frozenset({"abs", "exp", "multiple", "rsqrt", "sqrt"})
-"""What may not make both factors of a product."""
-
-
-def refusal(program: Program, made_by: frozenset[str] = frozenset()) -> str:
-    """Why the execution of a program is not bounded; "" if it is. `made_by` says what z may be the result of."""
-    kinds = _kinds(program)
-
-    def makers(operand) -> frozenset[str]:
-        if operand[0] == "var" and kinds[operand[1]] != "z":
-            return frozenset({kinds[operand[1]]})
-        return frozenset() if operand[0] == "lit" else made_by
-
-    for kind, (name, params, operands) in zip(kinds, program.instructions, strict=True):
-        if any(operand[0] == "const" or len(operand) > 2 for operand in operands):
-            return f"{name} of an array, or of a computed constant,"
-        if name in _COMPARED or name in _LOGIC:
-            if name in _COMPARED and operands[0] != operands[1] and any(o[0] == "var" for o in operands):
-                return f"{name} of a computed value, on which a choice depends,"
-            if len(operands) > 3:
-                return "a choice among more than two"
-            continue
-        if name not in _RULES and not (name in _POWERS and _POWERS[name](dict(params)) >= 2):
-            return f"{name}, whose error is not known,"
-        numbers = [float(o[1]) for o in operands if o[0] == "lit"]
-        if kind == "multiple" and not all(n == 0 or FACTORS[0] <= abs(n) <= FACTORS[1] for n in numbers):
-            return f"{name} by {numbers[0]:g}, too large or small a number,"
-        if name not in ("clamp", "max", "min") and not all(map(math.isfinite, numbers)):
-            return f"{name} of {numbers[0]:g}"
-        read = [makers(operand) for operand in operands]
-        found = frozenset().union(*read) & _SIMPLIFIED.get(name, frozenset())
-        if name == "mul":
-            found = frozenset() if kind == "multiple" else read[0] & read[1] & _SIMPLIFIED_PRODUCTS
-        if found and kind != "multiple":
-            return f"{name} of {' and '.join(sorted(found))}, which the compiler may simplify,"
-    return ""
-
-
-# --- what XLA sees of a program beside other operations ---------------------------------------------------------------
-
-
-def result(program: Program) -> str:
-    """The name of the instruction that makes the result; "multiple" and "shifted" of a product and a sum with a number."""
-    return _kinds(program)[-1]
-
-
-def shifts(program: Program) -> bool:
-    """Whether it adds a number to z."""
-    return any(kind == "shifted" and ("z",) in read for kind, (_, _, read) in _named(program))
-
-
-def is_smooth(program: Program) -> bool:
-    """Whether nothing in it is chosen, so that it jumps at poles alone, where nothing is bounded."""
-    return all(name not in _COMPARED and name != "select_n" for name, _, _ in program.instructions)
-
-
-def gathered(program: Program, before: int) -> tuple[int, int]:
-    """How many factors XLA may gather, at the most, anywhere and in the result, with so many on z."""
-    counts: list[int] = []
-    for kind, (name, _, operands) in _named(program):
-        read = [before if o[0] == "z" else counts[o[1]] if o[0] == "var" else 0 for o in operands]
-        power = 3 if name in _POWERS else 1
-        product = kind == "multiple" or name in ("mul", "div", *_POWERS)
-        least = min(read, default=0) if name in _SUMS else max(read, default=0)
-        most = sum(read) * power if product else 0 if name in _EXPENSIVE else least
-        counts.append(most + (kind == "multiple"))
-    return max(counts), counts[-1]
-
-
-def reads(program: Program) -> int:
-    """1 if it evaluates each value for one reader alone, z included, and 2 if not."""
-    operands = [o for _, _, read in program.instructions for o in read if o[0] in ("var", "z")]
-    return 1 if len(operands) == len(set(operands)) else 2
-
-
-def differs(program: Program) -> bool:
-    """Whether a reader may see a sum whose products are not rounded, and another reader one of rounded ones."""
-    kinds, found = _kinds(program), []
-    for name, _, operands in program.instructions:
-        read = [o[1] for o in operands if o[0] == "var"]
-        fused = name in _SUMS and any(kinds[k] in ("div", "mul", "multiple", *_POWERS) for k in read)
-        found.append(name not in _EXPENSIVE and (fused or any(found[k] for k in read)))
-    return found[-1]
-
-
-def _kinds(program: Program) -> list[str]:
-    kinds: list[str] = []
-    for name, _, operands in program.instructions:
-        numbers = [float(o[1]) for o in operands if o[0] == "lit" and np.ndim(o[1]) == 0]
-        if name in ("mul", "div") and numbers and (name == "mul" or operands[1][0] == "lit"):
-            kinds.append("multiple")
-        elif name in _SUMS and any(numbers):
-            kinds.append("shifted")
-        elif name in ("copy", "neg", "stop_gradient"):
-            kinds.append(kinds[operands[0][1]] if operands[0][0] == "var" else "z")
-        else:
-            kinds.append(name)
-    return kinds
-
-
-def _named(program: Program):
-    return zip(_kinds(program), program.instructions, strict=True)
-
-
-# --- the analysis -----------------------------------------------------------------------------------------------------
 
 
 def error(program: Program, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -314,7 +187,7 @@ def error(program: Program, low: jax.Array, high: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(low.dtype).tiny)
     found = _analysed(program, low, high, turned=False)
     names = {name for name, _, _ in program.instructions}
-    if names & set(_COMPARED):
+    if names & set(COMPARISONS):
         around = jnp.clip(low, -2 * tiny, 2 * tiny), jnp.clip(high, -2 * tiny, 2 * tiny)
         near = _analysed(program, *around, turned=True)
         found = jnp.where((low < tiny) & (high > -tiny), jnp.maximum(found, near), found)
@@ -345,11 +218,13 @@ def _analysed(program: Program, low: jax.Array, high: jax.Array, *, turned: bool
         return _Known(number, number, jnp.full(low.shape, tiny, low.dtype))
 
     for name, params, operands in program.instructions:
-        known = [read(operand) for operand in operands]
-        if name in _COMPARED and operands[0] == operands[1]:  # asks whether it is NaN
-            results.append(_Known(*[jnp.full(low.shape, name in ("eq", "ge", "le"))] * 2, jnp.zeros(low.shape, bool)))
-        elif name in _COMPARED:
-            results.append(_Known(*_COMPARED[name](*known), jnp.full(low.shape, turned)))
+        known: list[Any] = [read(operand) for operand in operands]
+        if name in COMPARISONS and operands[0] == operands[1]:  # asks whether it is NaN
+            holds = jnp.full(low.shape, name in ("eq", "ge", "le"))
+            results.append(_Known(holds, holds, jnp.zeros(low.shape, bool)))
+        elif name in COMPARISONS:
+            certain, possible = COMPARISONS[name](*known)
+            results.append(_Known(certain, possible, jnp.full(low.shape, turned)))
         elif name == "select_n":
             results.append(_chosen(*known) if turned else _chosen(known[0], *_narrowed(program, operands, known)))
         elif known[0].low.dtype == bool:
@@ -364,8 +239,8 @@ def _evaluated(program: Program, name: str, params: dict, operands: Sequence, kn
     """An instruction at its operands."""
     limits = jnp.finfo(known[0].low.dtype)
     eps, tiny = float(limits.eps), float(limits.tiny)
-    power = _POWERS[name](params) if name in _POWERS else 2 if name == "mul" and operands[0] == operands[1] else 0
-    low, high, carried = _power(known[0], power) if power else _RULES[name](*known)
+    power = POWERS[name](params) if name in POWERS else 2 if name == "mul" and operands[0] == operands[1] else 0
+    low, high, carried = _power(known[0], power) if power else RULES[name](*known)
     units = evaluation.units(name, params, [x.size for x in known])
     if units is None:
         return _Known(low, high, carried)
@@ -378,7 +253,9 @@ def _evaluated(program: Program, name: str, params: dict, operands: Sequence, kn
     if power:
         flushed = power * (1 + known[0].size) ** (power - 1)
     elif name in ("mul", "div"):
-        flushed = 1 + known[0].size + (known[1].size if name == "mul" else _most([1 / abs(end) for end in known[1][:2]]))
+        flushed = (
+            1 + known[0].size + (known[1].size if name == "mul" else _most([1 / abs(end) for end in known[1][:2]]))
+        )
     own = units * eps * size + 8 * LOST * tiny * flushed
     below, above = low - 2 * own, high + 2 * own  # the ends are rounded, too; rounding keeps signs
     below, above = jnp.where(low < 0, below, jnp.maximum(below, 0)), jnp.where(high > 0, above, jnp.minimum(above, 0))
@@ -418,7 +295,10 @@ def _chosen(predicate: _Known, no: _Known, yes: _Known) -> _Known:
     low, high = jnp.minimum(no.low, yes.low), jnp.maximum(no.high, yes.high)
     error = jnp.maximum(no.error, yes.error)
     found = _Known(
-        *(jnp.where(certain, one, jnp.where(possible, hull, other)) for one, hull, other in zip(yes, (low, high, error), no, strict=True))
+        *(
+            jnp.where(certain, one, jnp.where(possible, hull, other))
+            for one, hull, other in zip(yes, (low, high, error), no, strict=True)
+        )
     )
     if low.dtype == bool:
         return found
