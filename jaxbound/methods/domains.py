@@ -26,13 +26,14 @@ import numpy as np
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
+from jaxbound.backend.caches import once_per_array
 from jaxbound.graph import Graph, Node
-from jaxbound.graph.values import Inexact
+from jaxbound.graph.values import Inexact, plain
 from jaxbound.methods import executed
 from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes
 from jaxbound.methods.ibp import IBP
 from jaxbound.relaxations import affine, enclosures, execution, interval
-from jaxbound.relaxations.enclosures import scalar
+from jaxbound.relaxations.enclosures import evaluation, scalar
 
 
 def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:
@@ -45,7 +46,37 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     if request.rounding == execution.MODE:
         executed.check(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
+    if request.rounding:
+        found = [_beside_subnormal(graph, result) for result in found]
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def _beside_subnormal(graph: Graph, found: Bounded) -> Bounded:
+    """Subnormal numbers that are only moved or chosen may count as 0 where they come out.
+
+    Arithmetic on them has its charge, but what just reaches a result does not.
+    """
+    tiny = jnp.finfo(found.lower.dtype).tiny
+    arrays = [plain(constant) for constant in graph.constants]
+    doubtful = [_holds_subnormal(array) for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    if not graph.structure.has_subnormal and all(mark is False for mark in doubtful):
+        return found
+    marks = [jnp.asarray(mark) for mark in (graph.structure.has_subnormal, *doubtful)]
+    lost = 2 * tiny * functools.reduce(jnp.logical_or, marks)
+    return found._replace(lower_rounding=found.lower_rounding + lost, upper_rounding=found.upper_rounding + lost)
+
+
+def _holds_subnormal(array: jax.Array) -> jax.Array | bool:
+    """Whether an array holds subnormal numbers; on the host where it is there already."""
+    if is_tracer(array) or not array.is_fully_addressable or any(d.platform != "cpu" for d in array.devices()):
+        return jnp.any(evaluation.is_subnormal(array))
+    return _on_host(array)
+
+
+@once_per_array
+def _on_host(array: jax.Array) -> bool:
+    size = np.abs(np.asarray(array))
+    return bool(np.any((size > 0) & (size < float(jnp.finfo(array.dtype).tiny))))
 
 
 def _check_constants(method: Method, graph: Graph, request: Request) -> None:

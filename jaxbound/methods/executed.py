@@ -26,6 +26,8 @@ from jaxbound.relaxations.enclosures import simplification
 
 _SCALES = frozenset({"div", "mul"})
 _SUMS = frozenset({"add", "add_any", "sub"})
+_RUNNING = frozenset({"cumsum", "reduce_window_sum"})
+"""Sums that may be added up from others."""
 _PRODUCTS = frozenset({"div", "integer_pow", "mul", "square"})
 
 
@@ -83,9 +85,15 @@ def _is_product(node: Node) -> bool:
     """Whether a node's value is a product, which a sum that reads it may take in unrounded."""
     if node.op.kind == "scalar":
         return _last(node) in _PRODUCTS | {"multiple"}
-    return node.op.kind == "affine" and (
-        node.op.name in _SCALES or (node.op.facts.scales and affine.terms(node.op) == 1)
-    )
+    return node.op.kind == "affine" and node.op.facts.scales and _contracted(node) == 1
+
+
+def _contracted(node: Node) -> int:
+    """How many products each entry of a node's value adds."""
+    count = affine.terms(node.op)
+    if node.op.name != "conv_general_dilated":
+        return count
+    return count // node.op.input_shapes[1][dict(node.op.params)["dimension_numbers"].rhs_spec[0]]
 
 
 def _is_sum(node: Node) -> bool:
@@ -130,11 +138,18 @@ def _unsettled(graph: Graph) -> list[bool]:
         op = node.op
         cheap = op.kind == "scalar" or (op.kind == "affine" and affine.terms(op) <= 1)
         differs = cheap and any(found[k] for k in node.inputs)
-        differs |= _is_sum(node) and any(map(_is_product, _moved_from(graph, node)))
+        fused = _is_sum(node) or op.name in _RUNNING
+        differs |= fused and any(map(_is_product, _moved_from(graph, node)))
+        differs |= _is_product(node) and any(map(_takes_in, _readers(graph, number)))
         differs |= _ends_adding(node) and any(map(_begins_adding, _readers(graph, number)))
         differs |= op.kind == "scalar" and simplification.differs(op.program)
         found.append(differs)
     return found
+
+
+def _takes_in(node: Node) -> bool:
+    """Whether a scalar function may read a product that is not rounded, or other factors of it."""
+    return node.op.kind == "scalar" and simplification.takes_in(node.op.program)
 
 
 def _readers(graph: Graph, number: int) -> list[Node]:

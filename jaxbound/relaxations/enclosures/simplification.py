@@ -87,6 +87,11 @@ def shifts(program: Program) -> bool:
     return any(kind == "shifted" and ("z",) in read for kind, (_, _, read) in _named(program))
 
 
+def takes_in(program: Program) -> bool:
+    """Whether it adds to z or multiplies it, so that it may read a product that is not rounded, or other factors."""
+    return any(name in _SUMS or name in ("div", "mul") for name, _, read in program.instructions if ("z",) in read)
+
+
 def is_smooth(program: Program) -> bool:
     """Whether nothing in it is chosen, so that it jumps at poles alone, where nothing is bounded."""
     return all(name not in running.COMPARISONS and name != "select_n" for name, _, _ in program.instructions)
