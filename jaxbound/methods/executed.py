@@ -43,7 +43,9 @@ def check(method: Method, graph: Graph) -> None:
     if jax.default_backend() != "cpu" and precision not in ("highest", "float32"):
         raise errors.not_executed("matrices may be multiplied in less than float32", "set jax_default_matmul_precision")
     if graph.structure.rewritten:
-        raise errors.not_executed(f"{', '.join(graph.structure.rewritten)} is bounded in another form than it runs in")
+        names = ", ".join(graph.structure.rewritten)
+        reason = "is bounded in another form than it runs in, as normalisations, softmax and quotients are, so its own "
+        raise errors.not_executed(f"what {names} makes {reason}rounding errors are not known")
     factors, unsettled = _factors(graph), _unsettled(graph)
     for number, node in enumerate(graph.nodes):
         reason = execution.refusal(node.op, _made_by(graph, node))
