@@ -7,7 +7,7 @@ Networks and images are stored as `experiments.networks` and `experiments.verifi
 network around a few images, at the radii and at points, and runs it within: random points, corners and the centre; in
 batches of several sizes, compiled with the weights as arguments and as constants, mapped over examples, and eagerly.
 `cost` certifies the images for each radius with rounding=None, True and "execution", and prints a table: verified
-accuracy, and seconds for each image once everything is compiled. The last line on standard output is JSON.
+accuracy, and processor seconds for each image once everything is compiled. The last line on standard output is JSON.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def cost(path: Path, images: np.ndarray, labels: np.ndarray, radii: Sequence[flo
             report = call()
             seconds = []
             for _ in range(3):
-                started = time.perf_counter()
+                started = time.process_time()
                 report = call()
-                seconds.append((time.perf_counter() - started) / len(images))
+                seconds.append((time.process_time() - started) / len(images))
             row[f"verified, {name}"], row[f"s/image, {name}"] = report.verified_accuracy, min(seconds)
         rows.append(row)
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [row for path in options.networks for row in cost(path, images, labels, options.radii, options.method)]
     forms = {"network": ("network", "{}"), "radius": ("radius", "{:g}")}
     forms |= {f"verified, {name}": (f"verified, {name}", "{:.0%}") for name in MODES}
-    forms |= {f"s/image, {name}": (f"s/image, {name}", "{:.4f}") for name in MODES}
+    forms |= {f"s/image, {name}": (f"CPU s/image, {name}", "{:.4f}") for name in MODES}
     print(tables.markdown(rows, forms))
     print(json.dumps({"method": options.method, "images": len(images), "rows": rows}))
 
