@@ -90,6 +90,7 @@ BOUNDED = {
     "leaky": lambda x: jax.nn.leaky_relu(x - x[::-1], 0.3),
     "scaled and shifted": lambda x: (x / 255 - 0.5) / 0.2,
     "absolute": lambda x: jnp.abs(x[:8] - x[8:]),
+    "a product for one": lambda x: jax.nn.silu(x * jnp.arange(1.0, 17)),
     "a product that decides nothing": lambda x: jnp.maximum(0.3 * x - 1, 0.2 * x),
 }  # fmt: skip
 REFUSED = {
@@ -108,6 +109,7 @@ REFUSED = {
     "a root of a square": (lambda x: jnp.sqrt(x * x), "sqrt of mul"),
     "a sum for several readers": (lambda x: ((x + 1e8) + 1.0) - (x + 1e8), "anew"),
     "a product in a sum for several": (lambda x: jax.nn.silu(x / 3 + x[::-1]), "anew"),
+    "a product for several": (lambda x: (lambda z: jnp.tanh(z + 1) + jnp.cumsum(z))(x * jnp.arange(1.0, 5)), "anew"),
 }
 
 

@@ -51,8 +51,8 @@ def check(method: Method, graph: Graph) -> None:
         reason = execution.refusal(node.op, _made_by(graph, node))
         if factors[number] > simplification.GATHERED:
             reason = "the compiler may gather the factors of many consecutive multiplications"
-        if unsettled[number] and _reads(graph, number) > 1:
-            reason = "the compiler may evaluate this sum anew, and in another way, for each that reads it"
+        if (unsettled[number] and _reads(graph, number) > 1) or _is_shared_product(graph, number):
+            reason = "the compiler may evaluate this anew, and in another way, for each that reads it"
         if reason:
             raise errors.not_executed(f"{reason} ({node.name}{node.source and ' at ' + node.source})")
 
@@ -142,16 +142,18 @@ def _unsettled(graph: Graph) -> list[bool]:
         differs = cheap and any(found[k] for k in node.inputs)
         fused = _is_sum(node) or op.name in _RUNNING
         differs |= fused and any(map(_is_product, _moved_from(graph, node)))
-        differs |= _is_product(node) and any(map(_takes_in, _readers(graph, number)))
         differs |= _ends_adding(node) and any(map(_begins_adding, _readers(graph, number)))
         differs |= op.kind == "scalar" and simplification.differs(op.program)
         found.append(differs)
     return found
 
 
-def _takes_in(node: Node) -> bool:
-    """Whether a scalar function may read a product that is not rounded, or other factors of it."""
-    return node.op.kind == "scalar" and simplification.takes_in(node.op.program)
+def _is_shared_product(graph: Graph, number: int) -> bool:
+    """Whether a node's value is a product that several read, and a scalar function among them not rounded."""
+    readers, node = _readers(graph, number), graph.nodes[number]
+    several = len(readers) + sum(source == number for kind, source in graph.structure.outputs if kind == "node") > 1
+    takes_in = (n.op.kind == "scalar" and simplification.takes_in(n.op.program) for n in readers)
+    return several and _is_product(node) and any(takes_in)
 
 
 def _readers(graph: Graph, number: int) -> list[Node]:
