@@ -1,11 +1,13 @@
 """Networks whose sums cancel, run in every order: do bounds with `rounding="execution"` hold all values?
 
     python -m experiments.execution --networks 10000 --trees 100
+    python -m experiments.execution --networks 1000 --activation gelu
 
-Each network has 1 to 6 layers of weights over 16 decades, the last of each product undoing the others but for 1e-6. At
-a point it is bounded, and run in single precision along random summation trees, and in random orders with fused
-multiply-add; and by JAX itself, compiled, in batches and, one in ten, eagerly. Printed are the values, how many lie
-outside, and how wide the bounds are beside the values' spread. The last line on standard output is JSON.
+Each network has 1 to 6 layers of weights over 16 decades, the last of each product undoing the others but for 1e-6, and
+an activation between them, by default ReLU. At a point it is bounded, and run in single precision along random
+summation trees, and in random orders with fused multiply-add (the activation by JAX); and by JAX itself, compiled, in
+batches and, one in ten, eagerly. Printed are the values, how many lie outside, and how wide the bounds are beside the
+values' spread. The last line on standard output is JSON.
 """
 
 from __future__ import annotations
@@ -15,24 +17,30 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxbound as jb
+from experiments import networks
 
 WIDTH, INPUTS, OUTPUTS, DECADES, MOST = 8, 6, 3, 16, 6
 Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
-def network(params, x):
-    """Dense layers with ReLU between."""
-    for kernel, bias in params[:-1]:
-        x = jax.nn.relu(x @ kernel + bias)
-    kernel, bias = params[-1]
-    return x @ kernel + bias
+@functools.cache
+def network(activation: str) -> Callable:
+    """Dense layers with an activation between."""
+
+    def values(params, x):
+        for kernel, bias in params[:-1]:
+            x = networks.activation(activation)(x @ kernel + bias)
+        kernel, bias = params[-1]
+        return x @ kernel + bias
+
+    return values
 
 
 def drawn(rng: np.random.Generator, depth: int, count: int) -> tuple[Layers, np.ndarray]:
@@ -46,7 +54,19 @@ def drawn(rng: np.random.Generator, depth: int, count: int) -> tuple[Layers, np.
     return layers, rng.uniform(0.9, 1.1, (count, INPUTS)).astype(np.float32)
 
 
-def along_trees(layers: Layers, x: np.ndarray, rng: np.random.Generator, trees: int) -> np.ndarray:
+def activated(activation: str, x: np.ndarray) -> np.ndarray:
+    """What JAX makes of a layer's values, which come from elsewhere."""
+    return np.maximum(x, 0) if activation == "relu" else np.asarray(_compiled(activation)(x))
+
+
+@functools.cache
+def _compiled(activation: str) -> Callable:
+    return jax.jit(networks.activation(activation))
+
+
+def along_trees(
+    layers: Layers, x: np.ndarray, rng: np.random.Generator, trees: int, activation: str = "relu"
+) -> np.ndarray:
     """The values (trees, outputs) of one network along random summation trees."""
     x = np.broadcast_to(x, (trees, *x.shape))
     for number, (kernel, bias) in enumerate(layers):
@@ -56,11 +76,11 @@ def along_trees(layers: Layers, x: np.ndarray, rng: np.random.Generator, trees: 
             k = rng.integers(terms.shape[1] - 1)
             terms[:, k] += terms[:, k + 1]
             terms = np.delete(terms, k + 1, axis=1)
-        x = terms[:, 0] if number == len(layers) - 1 else np.maximum(terms[:, 0], 0)
+        x = terms[:, 0] if number == len(layers) - 1 else activated(activation, terms[:, 0])
     return x
 
 
-def fused(layers: Layers, x: np.ndarray, rng: np.random.Generator, orders: int) -> np.ndarray:
+def fused(layers: Layers, x: np.ndarray, rng: np.random.Generator, orders: int, activation: str = "relu") -> np.ndarray:
     """The values (orders, outputs) of one network with fused multiply-add, in random orders."""
     x = np.broadcast_to(x, (orders, *x.shape))
     for number, (kernel, bias) in enumerate(layers):
@@ -70,29 +90,29 @@ def fused(layers: Layers, x: np.ndarray, rng: np.random.Generator, orders: int) 
             exact = np.take_along_axis(x, place[:, None], 1).astype(np.float64) * kernel[place].astype(np.float64)
             total = (exact + total).astype(np.float32)
         total = total + bias
-        x = total if number == len(layers) - 1 else np.maximum(total, 0)
+        x = total if number == len(layers) - 1 else activated(activation, total)
     return x
 
 
-def examined(depth: int, count: int, trees: int, seed: int) -> dict:
+def examined(depth: int, count: int, trees: int, seed: int, activation: str = "relu") -> dict:
     """What was found of networks of one depth."""
     rng = np.random.default_rng([seed, depth])
     layers, points = drawn(rng, depth, count)
-    found = {}
+    found, values_of = {}, network(activation)
     for method in (jb.IBP(), jb.Crown()):
-        one = jax.jit(jax.vmap(lambda p, x, m=method: jb.bound(network, m, rounding="execution")(p, jb.Box(x, x))))
+        one = jax.jit(jax.vmap(lambda p, x, m=method: jb.bound(values_of, m, rounding="execution")(p, jb.Box(x, x))))
         found[type(method).__name__] = [np.asarray(end, np.float64) for end in jax.tree.leaves(one(layers, points))]
-    batched = np.asarray(jax.jit(jax.vmap(network))(layers, points))
-    single = jax.jit(network)
+    batched = np.asarray(jax.jit(jax.vmap(values_of))(layers, points))
+    single = jax.jit(values_of)
     row = {"depth": depth, "networks": count, "values": 0, "outside": 0}
     spreads = {name: [] for name in found}
     for k in range(count):
         own = [(kernel[k], bias[k]) for kernel, bias in layers]
-        runs = [along_trees(own, points[k], rng, trees), fused(own, points[k], rng, trees), batched[k : k + 1]]
+        runs = [make(own, points[k], rng, trees, activation) for make in (along_trees, fused)] + [batched[k : k + 1]]
         runs.append(np.asarray(single(own, points[k]))[None])
         if k % 10 == 0:
-            runs.append(np.asarray(network(own, jnp.asarray(points[k])))[None])
-            runs.append(np.asarray(jax.vmap(functools.partial(network, own))(jnp.stack([points[k]] * 3)))[:1])
+            runs.append(np.asarray(values_of(own, jnp.asarray(points[k])))[None])
+            runs.append(np.asarray(jax.vmap(functools.partial(values_of, own))(jnp.stack([points[k]] * 3)))[:1])
         values = np.concatenate(runs).astype(np.float64)
         row["values"] += values.size
         for name, (low, high) in found.items():
@@ -110,13 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", type=int, default=10_000)
     parser.add_argument("--trees", type=int, default=100, help="and as many orders with fused multiply-add")
+    parser.add_argument("--activation", choices=networks.ACTIVATIONS, default="relu", help="between the layers")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     rows, started = [], time.perf_counter()
     for depth in range(1, MOST + 1):
         count = options.networks // MOST + (depth <= options.networks % MOST)
         if count:
-            rows.append(examined(depth, count, options.trees, options.seed))
+            rows.append(examined(depth, count, options.trees, options.seed, options.activation))
             print(", ".join(f"{name} {value:.6g}" for name, value in rows[-1].items()), flush=True)
     total = {name: sum(row[name] for row in rows) for name in ("networks", "values", "outside")}
     print(json.dumps({**total, "seconds": time.perf_counter() - started, "rows": rows}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,6 +18,7 @@ import jaxbound as jb
 from fuzzing import cases
 from fuzzing.evaluation import Reference, UndefinedError
 from fuzzing.programs import Line, Program
+from fuzzing.runs import Runs
 from jaxbound import errors
 
 METHODS = (
@@ -26,6 +28,8 @@ METHODS = (
 )  # fmt: skip
 _SHARES = [0.4, 0.3, *[0.3 / (len(METHODS) - 2)] * (len(METHODS) - 2)]
 """What is drawn how often: each method compiles steps of its own."""
+_EXECUTED = 0.3
+"""How often it is bounded as it runs, where it can be."""
 _POINTS = 10
 
 
@@ -35,7 +39,7 @@ class Case:
 
     program: Program
     method: str
-    rounding: bool
+    rounding: bool | str
     params: list[np.ndarray]
     region: Any
 
@@ -51,6 +55,8 @@ class Tally:
     comparisons: int = 0
     exact: int = 0
     """Comparisons with rational numbers."""
+    executed: int = 0
+    """Cases bounded as they run."""
     refused: int = 0
     violations: int = 0
 
@@ -91,22 +97,29 @@ def run(program: Program, rng: np.random.Generator, dtype, count: int, tally: Ta
         names.append(METHODS[int(rng.integers(len(METHODS)))])
     if names[-1].startswith("MILP") and not program.has_linear_pieces:
         names.pop()
-    calls = {(name, True): jb.bound(function_of(program), method_of(name), rounding=True) for name in names}
+    calls: dict[tuple, Any] = {
+        (name, True): jb.bound(function_of(program), method_of(name), rounding=True) for name in names
+    }
+    refused: set = set()
     reference = Reference(program, dtype)
     for _ in range(count):
         style = str(rng.choice(cases.STYLES, p=[0.3, 0.3, 0.3, 0.1]))
         params = [cases.numbers(rng, shape, style, dtype) for shape in program.shapes()]
         where = cases.region(rng, program.size, str(rng.choice([style, "normal"])), dtype)
         for name in names:
-            rounding = not (style in ("small integers", "normal") and rng.random() < 0.2)
+            rounding: bool | str = not (style in ("small integers", "normal") and rng.random() < 0.2)
+            if rng.random() < _EXECUTED and (name, "execution") not in refused:
+                rounding = "execution"
             case = Case(program, name, rounding, params, where)
             if (name, rounding) not in calls:
                 calls[name, rounding] = jb.bound(function_of(program), method_of(name), rounding=rounding)
             found = bounds(case, calls[name, rounding])
             if found is None:
                 tally.refused += 1
+                refused.add((name, rounding))
                 continue
             tally.cases += 1
+            tally.executed += rounding == "execution"
             tally.finite += bool(np.all(np.isfinite(found)))
             if violation := _first_outside(case, found, reference, rng, tally):
                 tally.violations += 1
@@ -132,7 +145,7 @@ def _first_outside(case: Case, found, reference: Reference, rng, tally: Tally) -
             tried.append(cases.better(reference, case.params, where, x, entry, sign, rng))
         for point in tried:
             tally.comparisons += size
-            tally.exact += size * (case.program.is_rational and case.rounding)
+            tally.exact += size * (case.program.is_rational and case.rounding is True)
             if outside := check(case, found, reference, point):
                 return Violation(case, point, *outside, (float(found[0][outside[0]]), float(found[1][outside[0]])))
     return None
@@ -143,6 +156,8 @@ def check(case: Case, found, reference: Reference, x: np.ndarray) -> tuple[int, 
     low, high = found
     if bad := np.flatnonzero(np.isnan(low) | np.isnan(high)).tolist():
         return bad[0], "NaN"
+    if case.rounding == "execution":
+        return _executed(case, low, high, x)
     if case.program.is_rational and case.rounding:
         try:
             values = reference.exact(case.params, x).reshape(-1)
@@ -155,6 +170,23 @@ def check(case: Case, found, reference: Reference, x: np.ndarray) -> tuple[int, 
     values, slack = _approximate(case, reference, x)
     wrong = np.flatnonzero((values < low - slack) | (values > high + slack)).tolist() if np.isfinite(slack) else []
     return (wrong[0], repr(float(values[wrong[0]]))) if wrong else None
+
+
+@functools.lru_cache(maxsize=8)
+def _runs(program: Program) -> Runs:
+    return Runs(function_of(program))
+
+
+def _executed(case: Case, low, high, x: np.ndarray) -> tuple[int, str] | None:
+    near = x.astype(dtype_of(case.region))
+    if not cases.contains(case.region, near.astype(np.float64)):
+        return None
+    for values in _runs(case.program)(case.params, near):
+        if wrong := np.flatnonzero(
+            ((low > -np.inf) & ~(values >= low)) | ((high < np.inf) & ~(values <= high))
+        ).tolist():
+            return wrong[0], repr(float(values[wrong[0]]))
+    return None
 
 
 def _exactly(end) -> Fraction:
@@ -241,6 +273,10 @@ def _simpler(values: np.ndarray, k: int) -> np.ndarray:
     return changed
 
 
+def _kind(case: Case) -> str:
+    return "as it ran" if case.rounding == "execution" else "exactly" if case.program.is_rational else "in float64"
+
+
 def script(violation: Violation) -> str:
     """A script that exits with 1 while the value is outside its bounds."""
     case, dtype = violation.case, dtype_of(violation.case.region)
@@ -261,7 +297,7 @@ def script(violation: Violation) -> str:
         f'jax.config.update("jax_enable_x64", {dtype == np.float64})', "", "", case.program.source(), "", "",
         f"params = [{', '.join(map(array, case.params))}]", f"region = {where}",
         f"x = np.array({violation.point.tolist()})",
-        f"found = jb.bound(fn, {case.method}, rounding={case.rounding})([jnp.asarray(p) for p in params], region)",
+        f"found = jb.bound(fn, {case.method}, rounding={case.rounding!r})([jnp.asarray(p) for p in params], region)",
         f"low, high = (float(end.reshape(-1)[{violation.entry}]) for end in (found.lower, found.upper))",
     ]  # fmt: skip
     if violation.value == "NaN":
@@ -269,7 +305,7 @@ def script(violation: Violation) -> str:
     else:
         value = f"Fraction({violation.value!r})"
         lines += [
-            f"value = {value}  # of the function at x, {'exactly' if case.program.is_rational else 'in float64'}",
+            f"value = {value}  # of the function at x, {_kind(case)}",
             'print("bounds", low, high, "value", float(value))',
             "sys.exit(bool((low > -np.inf and value < Fraction(low)) or (high < np.inf and value > Fraction(high))))",
         ]

@@ -316,3 +316,13 @@ def test_a_function_of_two_precisions_is_taken_apart(name):
                 assert np.all((found.lower <= value + 1e-15) & (value - 1e-15 <= found.upper))
     with pytest.raises(jb.UnsupportedError, match="use one precision throughout"):
         _bounds(lambda x: fn(x, jnp.float16))
+
+
+def test_subnormal_parameters_that_are_only_moved_or_chosen_may_come_out_as_zero():
+    """Nothing is computed of them, so nothing was charged."""
+    number, x = np.array([-1.3e-39], np.float32), np.array([1.6], np.float32)
+    for fn in (lambda p, x: jnp.concatenate([x, p])[1:], lambda p, x: jnp.where(x < -0.5, x, p)):
+        found = jb.bound(fn, jb.IBP(), rounding=True)(number, jb.Box(x, x))
+        assert float(found.lower[0]) <= -1.3e-39 <= float(found.upper[0])
+        same = jb.bound(fn, jb.IBP(), rounding=True)(0 * number + 1, jb.Box(x, x))
+        assert same.lower == same.upper == 1

@@ -782,6 +782,21 @@ def test_what_apply_fn_closes_over_counts_as_it_is_at_the_call(kind):
     np.testing.assert_allclose(trained.margins, -1 - 0.2, atol=1e-5)
 
 
+@pytest.mark.fast
+def test_a_jitted_network_whose_arrays_have_changed_is_refused():
+    """It keeps the trace of each shape: old values for one example, new ones for a batch of another size."""
+    held = {"scale": jnp.ones((1, 2))}
+    apply = jax.jit(lambda bias, v: v * held["scale"] + bias)
+    call = functools.partial(
+        certify, jnp.zeros(2), np.array([[1.0, 0.0]], np.float32), np.array([0]), 0.1, method=jb.IBP()
+    )
+    assert call(apply_fn=apply).verified.all()
+    held["scale"] = -held["scale"]
+    with pytest.raises(jb.ArgumentError, match="jit it again"):
+        call(apply_fn=apply)
+    assert not call(apply_fn=jax.jit(lambda bias, v: v * held["scale"] + bias)).verified.any()
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", "npz"])
 def test_other_files_are_not_overwritten(tmp_path, content):
     (x, labels), path = data(), tmp_path / "results.npz"

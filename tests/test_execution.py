@@ -87,18 +87,29 @@ BOUNDED = {
         jax.lax.conv_general_dilated(
             x.reshape(1, 4, 4, 1), jnp.arange(18, dtype=x.dtype).reshape(3, 3, 1, 2) / 3 - 2.9, (1, 1), "SAME",
             dimension_numbers=LAYOUT), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
-    "leaky": lambda x: jax.nn.leaky_relu(x - x.mean(), 0.3),
+    "leaky": lambda x: jax.nn.leaky_relu(x - x[::-1], 0.3),
     "scaled and shifted": lambda x: (x / 255 - 0.5) / 0.2,
     "absolute": lambda x: jnp.abs(x[:8] - x[8:]),
+    "a product for one": lambda x: jax.nn.silu(x * jnp.arange(1.0, 17)),
+    "a product that decides nothing": lambda x: jnp.maximum(0.3 * x - 1, 0.2 * x),
 }  # fmt: skip
 REFUSED = {
-    "a curve": (jnp.tanh, "tanh"),
     "a product": (lambda x: x * x[::-1], "product"),
-    "a jump": (lambda x: jnp.where(x > 0, 1.0, 0.0), "select_n"),
-    "a product that decides": (lambda x: jnp.where(0.3 * x > 1, 0.3 * x - 1, 0.0), "not a choice"),
+    "a jump": (lambda x: jnp.where(x > 0, 1.0, 0.0), "jumps"),
+    "a product that decides": (lambda x: jnp.where(0.3 * x > 1, 0.3 * x - 1, 0.0), "on which a choice depends"),
     "a rewritten expression": (jax.nn.softmax, "another form"),
-    "multiplications that may merge": (lambda x: (x * 1e30) * 1e30, "consecutive"),
-    "the same behind another value": (lambda x: jnp.concatenate([x, x * 1e30]) * 1e30, "consecutive"),
+    "a large factor": (lambda x: jax.nn.leaky_relu(x * 8, 1e30), "too large or small a number"),
+    "many factors": (lambda x: jnp.cumsum(x * 9.0) * 9.0 / 7.0 * jnp.float32(0.3), "many consecutive"),
+    "an unlisted function": (lambda x: jnp.tan(x / 4), "tan, whose error is not known"),
+    "an exponential of a logarithm": (
+        lambda x: jnp.exp(jnp.log(1 + x * x) + 0.0 * x) + jnp.exp(jnp.log(1 + x * x)),
+        "exp of log",
+    ),
+    "quotients of quotients": (lambda x: (1 / (2 + x * x)) / (3 + x * x), "div of div"),
+    "a root of a square": (lambda x: jnp.sqrt(x * x), "sqrt of mul"),
+    "a sum for several readers": (lambda x: ((x + 1e8) + 1.0) - (x + 1e8), "anew"),
+    "a product in a sum for several": (lambda x: jax.nn.silu(x / 3 + x[::-1]), "anew"),
+    "a product for several": (lambda x: (lambda z: jnp.tanh(z + 1) + jnp.cumsum(z))(x * jnp.arange(1.0, 5)), "anew"),
 }
 
 
@@ -113,6 +124,56 @@ def test_what_is_bounded_as_it_runs(name):
             at = np.clip((x + radius * rng.uniform(-1, 1, 16)).astype(np.float32), x - radius, x + radius)
             for run in (fn(jnp.asarray(at)), jax.jit(fn)(at)):
                 assert np.all(found.lower <= run) and np.all(run <= found.upper)
+
+
+CURVES = {
+    "tanh": jnp.tanh, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "elu": jax.nn.elu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False), "gelu by tanh": jax.nn.gelu, "hard swish": jax.nn.hard_swish,
+    "logistic": lambda x: 1 / (1 + jnp.exp(-x)), "root": lambda x: jnp.sqrt(1 + x * x) + jnp.log(2 + x**2),
+}  # fmt: skip
+
+
+QUICK = "gelu", "root"
+"""One with most that a function may be made of, and one with roots and logarithms."""
+
+
+def _mostly_slow(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", _mostly_slow(CURVES))
+def test_curved_functions_keep_within_their_error(name):
+    """Of all sizes, subnormal ones included; in intervals and at points."""
+    fn, rng, count = CURVES[name], np.random.default_rng(2), 4096
+    bounded, compiled = jax.jit(jb.bound(fn, jb.IBP(), rounding="execution")), jax.jit(fn)
+    for sizes, radius in ((3, 0.0), (8, 1e-3), (2, 1.0), (None, 0.0)):
+        x = rng.normal(size=count) * (sizes or np.exp(rng.uniform(-90, 30, count)))
+        low, high = (x - radius).astype(np.float32), (x + radius).astype(np.float32)
+        found = bounded(jb.Box(low, high))
+        assert np.isfinite(found.lower).mean() > 0.7
+        for share in (0.0, 1.0, 0.3):
+            at = np.clip((low + share * (high - low)).astype(np.float32), low, high)
+            for run in (compiled(at), fn(jnp.asarray(at)), compiled(at[:7])):
+                size = len(run)
+                assert np.all((found.lower[:size] <= run) & (run <= found.upper[:size])), name
+
+
+@pytest.mark.parametrize("name", _mostly_slow(["gelu", "silu"]))
+def test_curved_networks(name):
+    def curved(params, x):
+        for kernel, bias in params[:-1]:
+            x = CURVES[name](x @ kernel + bias)
+        return x @ params[-1][0] + params[-1][1]
+
+    rng, bounded = np.random.default_rng(3), jb.bound(curved, jb.Crown(), rounding="execution")
+    for seed in range(10):
+        params = _params(seed, decades=seed / 10)
+        x = rng.uniform(0.9, 1.1, SIZES[0]).astype(np.float32)
+        box = jb.Box(x - np.float32(1e-3 * (seed % 2)), x + np.float32(1e-3 * (seed % 2)))
+        found = bounded(params, box)
+        assert np.all(np.isfinite(found.lower))
+        for run in (curved(params, x), jax.jit(curved)(params, x), jax.jit(functools.partial(curved, params))(x)):
+            assert np.all((found.lower <= run) & (run <= found.upper)), seed
 
 
 @pytest.mark.parametrize("name", REFUSED)

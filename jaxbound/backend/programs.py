@@ -42,9 +42,11 @@ class Traced:
 
     def agrees(self, other: Traced) -> bool:
         """Whether both are the same equations with the same arrays."""
-        if self.text != other.text or len(self.arrays) != len(other.arrays):
-            return False
-        return all(map(_is_same, self.arrays, other.arrays))
+        return self.text == other.text and self.holds_the_same(other)
+
+    def holds_the_same(self, other: Traced) -> bool:
+        """Whether the arrays and numbers of both are the same."""
+        return len(self.arrays) == len(other.arrays) and all(map(_is_same, self.arrays, other.arrays))
 
 
 def bits(array) -> np.ndarray:

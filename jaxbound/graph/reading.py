@@ -47,6 +47,8 @@ class Builder:
         self.source = ""
         self.rewritten: set[str] = set()
         self.is_rewriting = False
+        self.checks_for_nan = False
+        """Within a function of JAX that asks of what it computes with whether it is NaN."""
 
     # --- reading equations ------------------------------------------------------------------------------------------
 
@@ -127,7 +129,9 @@ class Builder:
         rewrite = library.match(name, callee, operands)
         self.labels.append(name if rewrite is not None or _is_elementwise(callee) else "")
         if rewrite is None:
+            within, self.checks_for_nan = self.checks_for_nan, library.is_logaddexp(callee)
             outputs = self.run(callee, operands)
+            self.checks_for_nan = within
         else:
             self.rewritten.add(name)
             outputs = self.inline(*rewrite[:1], *rewrite[1])
@@ -192,7 +196,8 @@ class Builder:
         rewrite = None if narrowed else patterns.match(primitive, params, operands, doubtful=doubtful)
         if rewrite is not None:
             function, arguments = rewrite
-            if not patterns.keeps_arithmetic(primitive.name, rewrite):
+            known = primitive.name == "ne" and self.checks_for_nan
+            if not known and not patterns.keeps_arithmetic(primitive.name, rewrite):
                 self.rewritten.add(primitive.name)
             return self.inline(function, *arguments, rewriting=primitive.name not in infinities.CALLS)
         if doubtful:

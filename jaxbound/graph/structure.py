@@ -215,6 +215,14 @@ class Structure:
         """The nodes that may be undefined at what they read; `methods.domains` looks at the bounds of that."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.partial)
 
+    @cached_property
+    def has_subnormal(self) -> bool:
+        """Whether the function writes down a subnormal number."""
+        operands = [o for node in self.nodes for o in node.op.operands]
+        operands += [o for node in self.nodes for _, _, read in node.op.program.instructions for o in read]
+        numbers = [np.asarray(o[1]) for o in operands if o[0] in ("lit", "literal")]
+        return any(0 < abs(n) < np.finfo(n.dtype).tiny for n in numbers if np.issubdtype(n.dtype, np.floating))
+
     def ending_in(self, outputs: tuple[int, ...]) -> Structure:
         """The structure of some nodes as outputs; the same object for the same nodes."""
         if outputs not in self._endings:

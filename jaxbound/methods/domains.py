@@ -26,12 +26,14 @@ import numpy as np
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
+from jaxbound.backend.caches import once_per_array
 from jaxbound.graph import Graph, Node
-from jaxbound.graph.values import Inexact
+from jaxbound.graph.values import Inexact, plain
+from jaxbound.methods import executed
 from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes
 from jaxbound.methods.ibp import IBP
 from jaxbound.relaxations import affine, enclosures, execution, interval
-from jaxbound.relaxations.enclosures import scalar
+from jaxbound.relaxations.enclosures import evaluation, scalar
 
 
 def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[Bounded]:
@@ -42,52 +44,45 @@ def bound(method: Method, graph: Graph, leaves: Sequence[regions.Region], reques
     """
     _check_constants(method, graph, request)
     if request.rounding == execution.MODE:
-        check_executed(method, graph)
+        executed.check(method, graph)
     found, marks = method.bound(graph, leaves, request), undefined(method, graph, leaves, request)
+    if request.rounding:
+        found = [_beside_subnormal(graph, result) for result in found]
     return [_opened(result, marks.get(number)) for result, number in zip(found, output_nodes(graph), strict=True)]
+
+
+def _beside_subnormal(graph: Graph, found: Bounded) -> Bounded:
+    """Subnormal numbers that are only moved or chosen may count as 0 where they come out.
+
+    Arithmetic on them has its charge, but what just reaches a result does not.
+    """
+    tiny = jnp.finfo(found.lower.dtype).tiny
+    arrays = [plain(constant) for constant in graph.constants]
+    doubtful = [_holds_subnormal(array) for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)]
+    if not graph.structure.has_subnormal and all(mark is False for mark in doubtful):
+        return found
+    marks = [jnp.asarray(mark) for mark in (graph.structure.has_subnormal, *doubtful)]
+    lost = 2 * tiny * functools.reduce(jnp.logical_or, marks)
+    return found._replace(lower_rounding=found.lower_rounding + lost, upper_rounding=found.upper_rounding + lost)
+
+
+def _holds_subnormal(array: jax.Array) -> jax.Array | bool:
+    """Whether an array holds subnormal numbers; on the host where it is there already."""
+    if is_tracer(array) or not array.is_fully_addressable or any(d.platform != "cpu" for d in array.devices()):
+        return jnp.any(evaluation.is_subnormal(array))
+    return _on_host(array)
+
+
+@once_per_array
+def _on_host(array: jax.Array) -> bool:
+    size = np.abs(np.asarray(array))
+    return bool(np.any((size > 0) & (size < float(jnp.finfo(array.dtype).tiny))))
 
 
 def _check_constants(method: Method, graph: Graph, request: Request) -> None:
     inexact = any(isinstance(constant, Inexact) for constant in graph.constants)
     if request.rounding and inexact and not method.charges_constants:
         raise errors.inexact_constants(type(method).__name__)
-
-
-def check_executed(method: Method, graph: Graph) -> None:
-    """Refuse what is not bounded as it is executed.
-
-    Raises:
-        UnsupportedError: the method, a node, a rewritten expression, or the way in which matrices are multiplied.
-    """
-    if not method.charges_execution:
-        raise errors.not_executed(f"{type(method).__name__} does not bound it", "use Crown, CrownIBP or IBP")
-    if jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_matmul_precision", None) not in (
-        "highest",
-        "float32",
-    ):
-        raise errors.not_executed("matrices may be multiplied in less than float32", "set jax_default_matmul_precision")
-    if graph.structure.rewritten:
-        raise errors.not_executed(f"{', '.join(graph.structure.rewritten)} is bounded in another form than it runs in")
-    for node in graph.nodes:
-        reason = execution.refusal(node.op)
-        scaled = node.op.name in ("mul", "div") and any(
-            graph.nodes[source].op.name in ("mul", "div") for source in _moved_from(graph, node)
-        )
-        if scaled:
-            reason = "the compiler may merge consecutive multiplications"
-        if reason:
-            raise errors.not_executed(f"{reason} ({node.name}{node.source and ' at ' + node.source})")
-
-
-def _moved_from(graph: Graph, node: Node) -> list[int]:
-    """What an affine node reads, before it was moved, repeated or put beside others."""
-    found, pending = [], list(node.inputs)
-    while pending:
-        source = pending.pop()
-        op = graph.nodes[source].op
-        moved = op.kind == "affine" and affine.moves(op)
-        (pending if moved else found).extend(graph.nodes[source].inputs if moved else [source])
-    return found
 
 
 def planes(method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request) -> list[tuple]:

@@ -136,12 +136,12 @@ def pull(op: Op, rows: jax.Array, constants: Sequence) -> list[jax.Array]:
 
 def rounding(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) -> jax.Array | None:
     """A bound on the error of evaluating the node at inputs of at most these magnitudes; None if it makes none."""
-    terms, carried = _terms(op), inexactness(op, magnitudes, constants)
-    if terms == 0:
+    count, carried = terms(op), inexactness(op, magnitudes, constants)
+    if count == 0:
         return carried
     size = reach(op, magnitudes, constants) + enlargement(op.dtype)
     shift = offset(op, constants)
-    own = gamma(terms + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
+    own = gamma(count + 3, op.dtype) * (size if shift is None else size + jnp.abs(shift))
     return own if carried is None else own + carried
 
 
@@ -156,7 +156,7 @@ def inexactness(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) ->
     else:
         zeros = [jnp.zeros_like(x) for x in magnitudes]
         moved = _bind(op, zeros, constants, additive=_error, whole=True)
-    return (1 + gamma(_terms(op) + 4, op.dtype)) * jnp.abs(moved) + room * room
+    return (1 + gamma(terms(op) + 4, op.dtype)) * jnp.abs(moved) + room * room
 
 
 def _error(constant) -> jax.Array:
@@ -201,11 +201,17 @@ def reads(op: Op, marks: Sequence[jax.Array], constants: Sequence) -> jax.Array:
 
 def moves(op: Op) -> bool:
     """Whether the node only moves or chooses entries: an infinite one is then itself, not an overflow."""
-    return _terms(op) == 0
+    return terms(op) == 0
 
 
-def _terms(op: Op) -> int:
+def terms(op: Op) -> int:
+    """How many rounded operations one entry of the value takes."""
     return op.facts.terms(op.input_shapes, op.shape, dict(op.params))
+
+
+def copies(op: Op) -> int:
+    """How many entries of the value may be made of one entry of an input; 0 for one of each."""
+    return op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params))
 
 
 def pull_error(op: Op) -> float:
@@ -213,8 +219,8 @@ def pull_error(op: Op) -> float:
 
     Two more: a quotient may be a rounded factor, and in single precision GPUs round it in 1.2 units of the last place.
     """
-    terms = op.facts.adjoint_terms(op.input_shapes, op.shape, dict(op.params))
-    return gamma(terms + 2, op.dtype) if terms else 0.0
+    count = copies(op)
+    return gamma(count + 2, op.dtype) if count else 0.0
 
 
 def _roles(op: Op) -> list[str]:

@@ -116,10 +116,12 @@ class _Tally:
 
     def magnitude(self, source):
         """The magnitude of a value; None where rounding is not asked for."""
-        if self.rounding is None:
-            return None
+        return None if self.rounding is None else interval.magnitude(self.bounds(source))
+
+    def bounds(self, source) -> Ends:
+        """The bounds of a value."""
         where, k = source
-        return interval.magnitude(self.ends[0 if where == "outer" else 1][k])
+        return self.ends[0 if where == "outer" else 1][k]
 
     def deliver(self, source, part: Coefficients) -> None:
         where, k = source
@@ -143,9 +145,8 @@ class _Tally:
             self.rounding += coefficients.charge(rows, carried)
 
     def add_execution(self, op: Op, rows: Coefficients, constants, sources: Sequence) -> None:
-        known = [self.magnitude(source) for source in sources]
         if self.rounding is not None:
-            size = execution.error(op, [magnitude for magnitude in known if magnitude is not None], constants)
+            size = execution.error(op, [self.bounds(source) for source in sources], constants)
             self.rounding += 1.01 * coefficients.charge(rows, size)
 
     def add_planes(self, op: Op, rows: Coefficients, planes: Planes, sources: Sequence) -> list[Coefficients]:

@@ -31,7 +31,7 @@ def node(op: Op, inputs: Sequence[Ends], constants: Sequence, *, outward: bool |
     """Bounds of one node from bounds of its inputs."""
     low, high = (_affine if op.kind == "affine" else _nonlinear)(op, inputs, constants, outward)
     if outward == execution.MODE:
-        error = execution.error(op, [magnitude(ends) for ends in inputs], constants)
+        error = execution.error(op, inputs, constants)
         return low - error, high + error
     return (jnp.where(low < 0, 0, low) if op.nonnegative else low), high
 

@@ -7,6 +7,7 @@ again. Constants are evaluated here, with their errors where rounding is counted
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,11 @@ def forget_stale(fn: Callable, *args) -> None:
     Args:
         fn: the function of one example.
         args: its arguments, or their `jax.ShapeDtypeStruct`s; the functions made of it may take more.
+
+    Raises:
+        ArgumentError: a jitted network would give other values if it were traced now.
     """
+    _refuse_outdated(fn, args)
     try:
         _WATCHED.put(fn, True)
     except TypeError:  # an unhashable callable has no graphs
@@ -124,6 +129,24 @@ def forget_stale(fn: Callable, *args) -> None:
             continue
         if before is None or not before.agrees(Traced(flat_function(function, tree), *avals)):
             _STRUCTURES.entries.pop(key, None)
+
+
+def _refuse_outdated(fn: Callable, args: Sequence) -> None:
+    """A jitted network keeps the arrays of its trace, which has one shape of batches: others see what is there now."""
+    network: Any = _parts(fn)[-1]
+    applied = getattr(network, "apply_fn", None) or network
+    if not (hasattr(applied, "lower") and callable(getattr(applied, "__wrapped__", None))):
+        return
+    now = lambda *args, **kwargs: applied.__wrapped__(*args, **kwargs)  # noqa: E731
+    anew = now if applied is network else dataclasses.replace(network, apply_fn=now)
+    flat, tree = jax.tree.flatten((args, {}))
+    traced = [Traced(flat_function(function, tree), *flat) for function in (network, anew)]
+    if not traced[0].holds_the_same(traced[1]):
+        raise errors.ArgumentError(
+            "the network is a jitted function that closes over arrays, and they have changed since it was traced: it "
+            "gives old values for batches of one size and new ones for others: pass the arrays as arguments, or jit it "
+            "again"
+        )
 
 
 def _parts(fn: Callable) -> list[Callable]:

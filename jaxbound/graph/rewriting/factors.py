@@ -61,7 +61,9 @@ def product(_params: dict, operands: Sequence) -> Rewrite | None:
         groups.setdefault(_key(factor) or position, []).append(factor)
     if len(groups) == 1:
         return None
-    return _built(lambda *parts: functools.reduce(operator.mul, parts), list(groups.values()), operands[0])
+    built = _built(lambda *parts: functools.reduce(operator.mul, parts), list(groups.values()), operands[0])
+    built[0].only_reorders = all(how == "times" for _, how in (*left, *right))
+    return built
 
 
 def total(name: str) -> Callable[[dict, Sequence], Rewrite | None]:

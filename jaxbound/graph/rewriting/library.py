@@ -52,6 +52,15 @@ def match(name: str, callee: _compat.ClosedJaxpr, operands: Sequence) -> Rewrite
     return None
 
 
+def is_logaddexp(callee: _compat.ClosedJaxpr) -> bool:
+    """Whether a call is JAX's own logaddexp, which asks whether the difference of its arguments is NaN."""
+    if len(callee.in_avals) != 2 or all(equation.primitive.name != "ne" for equation in callee.jaxpr.eqns):
+        return False
+    arguments = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in callee.in_avals)
+    equations = jax.make_jaxpr(jnp.logaddexp)(*arguments).eqns
+    return len(equations) == 1 and str(_compat.call_jaxpr(equations[0])) == str(callee)
+
+
 def _traces_to(reference: Callable, name: str, arguments: Sequence, traced: str) -> bool:
     """Whether JAX traces a function of these arguments to just this call."""
     try:

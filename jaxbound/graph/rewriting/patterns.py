@@ -290,15 +290,16 @@ _OF_MASKS = (_softmax, _log_softmax, _logsumexp)
 
 _SAME_ARITHMETIC = frozenset({
     "broadcast_in_dim", "cond", "conv_general_dilated", "convert_element_type", "cummax", "cummin", "dot_general",
-    "gather", "pad", "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split", "top_k",
-    "unstack",
+    "gather", "integer_pow", "pad", "reduce_window_max", "reshape", "scan", "scatter", "scatter-add", "sort", "split",
+    "top_k", "unstack",
 })  # fmt: skip
 """Primitives whose rewrites make the same sums, products and choices, of entries that stand elsewhere."""
 
 
 def keeps_arithmetic(name: str, rewrite: Rewrite) -> bool:
     """Whether a rewrite of a primitive rounds nothing that the primitive does not, and the other way round."""
-    return name in _SAME_ARITHMETIC or rewrite[0].__module__ == choices.__name__
+    reorders = name == "mul" and getattr(rewrite[0], "only_reorders", False)
+    return reorders or name in _SAME_ARITHMETIC or rewrite[0].__module__ == choices.__name__
 
 
 _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {

@@ -91,7 +91,7 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         values, errors = zip(*map(read, operands), strict=True)
         apply = lambda *moved, primitive=primitive, params=params: primitive.bind(*moved, **dict(params))  # noqa: E731
         value = apply(*values)
-        own = _own(name, dict(params), values)
+        own = units(name, dict(params), values)
         if all(err is None for err in errors):
             total = None
         elif name in _COMPARISONS:  # a value is never in doubt against itself: that asks whether it is NaN
@@ -144,16 +144,16 @@ def is_exact(name: str) -> bool:
     return name in _UNITS and _UNITS[name] == (0, 0)
 
 
-def _own(name: str, params: dict, values):
+def units(name: str, params: dict, values: Sequence[jax.Array]):
     """The error of one instruction in units in the last place of its result; None if it is exact."""
     if name not in _UNITS:
         raise KeyError(f"no bound is known on the rounding error of `{name}`: measure it, and add it to `_UNITS`")
-    units = _UNITS[name][values[0].dtype == jnp.float64]
-    if not units:
+    found = _UNITS[name][values[0].dtype == jnp.float64]
+    if not found:
         return None
     if name == "integer_pow":
-        return units * abs(params["y"])
-    return units * (1 + jnp.abs(values[0])) if name in _SCALED else units
+        return found * abs(params["y"])
+    return found * (1 + jnp.abs(values[0])) if name in _SCALED else found
 
 
 def _met(values, errors) -> jax.Array:
