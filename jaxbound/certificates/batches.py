@@ -54,7 +54,7 @@ def host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip)
     if isinstance(x, Box):
         return jax.tree.map(np.asarray, x)
     if not isinstance(x, LpBall):
-        eps = radii(eps, np.shape(x), norm, batched=network.batched)
+        eps = radii(eps, np.shape(x), batched=network.batched)
     ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):

@@ -92,8 +92,8 @@ def margins(
         params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
         labels: true classes, int (batch,); () for one example.
-        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
-            axes as x.
+        eps: radius in the given norm, shape () or (batch,), or per feature or channel, with as many axes as x: the
+            ball is then `||(x' - x) / eps||_norm <= 1`.
         method: how to bound, e.g. `jaxbound.Crown()`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.

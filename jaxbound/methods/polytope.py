@@ -185,6 +185,8 @@ def _start(projections, constants, leaves) -> list[Value]:
         if regions.is_box(region):
             low, high = regions.enclosing_box(region)
             center, reach, exponent = low / 2 + high / 2, high / 2 - low / 2, 1.0
+        elif not isinstance(region, regions.LpBall):
+            raise errors.no_such_answer("ConvexPolytope", f"deviations of a {type(region).__name__}")
         else:
             if region.batch_ndim:
                 raise errors.no_such_answer("ConvexPolytope", "projections of several balls in one leaf")

@@ -37,8 +37,8 @@ def bound_network(
         method: how to bound.
         params: variables dict, bare parameters, `TrainState`, module, `Model` or Dense layers; see `resolve`.
         x: floating, `(batch, *example shape)`; one example for a Dense chain or `Model`; or a region, and then no eps.
-        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
-            axes as x.
+        eps: radius in the given norm, shape () or (batch,), or per feature or channel, with as many axes as x: the
+            ball is then `||(x' - x) / eps||_norm <= 1`.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.

@@ -56,22 +56,21 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Region
     floats = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
     dtype = jnp.result_type(*floats, x)
     x = _compat.owned(x, dtype)
-    eps = radii(eps, x.shape, norm, batched=batched)
+    eps = radii(eps, x.shape, batched=batched)
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
     regions.validate(region, "x and eps")
     return regions.canonical(region)
 
 
-def radii(eps: ArrayLike, shape: tuple[int, ...], norm: float, *, batched: bool) -> ArrayLike:
+def radii(eps: ArrayLike, shape: tuple[int, ...], *, batched: bool) -> ArrayLike:
     """Radii as a ball takes them: one, one per example, or, where eps has as many axes as x, one per feature.
 
     Args:
         eps: shape (), (batch,), or (1 or batch, *example shape), of which some axes may be 1 (per channel), not all.
         shape: that of x.
-        norm: with radii per feature the ball is a box.
         batched: whether x has a batch axis.
 
-    >>> radii(np.array([[0.5, 0.25]]), (3, 2), np.inf, batched=True).shape
+    >>> radii(np.array([[0.5, 0.25]]), (3, 2), batched=True).shape
     (3, 2)
     """
     given, whole = np.shape(eps), shape if batched else (1, *shape)
@@ -86,8 +85,6 @@ def radii(eps: ArrayLike, shape: tuple[int, ...], norm: float, *, batched: bool)
         raise errors.ArgumentError(
             f"eps has shape {given}: pass one radius, or one per example, ({whole[0]},), or per feature, {features}"
         )
-    if norm != np.inf:
-        raise errors.argument("eps", f"has shape {given} and norm is {norm:g}", "radii per feature need norm=jnp.inf")
     xp = jnp if isinstance(eps, jax.Array) else np
     return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)
 
