@@ -8,7 +8,7 @@ import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.caches import kept
 from jaxbound.certificates.margins import margin_bounds, margin_spec
 from jaxbound.methods import Forward, Method
+from jaxbound.network import inputs
 from jaxbound.network.functions import on_batch
-from jaxbound.network.problems import MEMORY_LIMIT, check_types, problem_of, radii, region_around
+from jaxbound.network.inputs import Inputs, leaves_of, radii, region_around
+from jaxbound.network.problems import MEMORY_LIMIT, problem_of
 from jaxbound.network.resolving import Network
-from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.regions import LpBall, is_region
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
 
@@ -33,7 +35,7 @@ class Work(NamedTuple):
     network: Network
     program: str
     """The digest of the network's program."""
-    region: Region
+    inputs: Inputs
     labels: np.ndarray
     logits: jax.ShapeDtypeStruct
     method: Method
@@ -42,20 +44,38 @@ class Work(NamedTuple):
     outward: bool | str
 
 
-def host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip) -> Region:
-    """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+def host_inputs(network: Network, x: ArrayLike | Inputs, eps, norm: float, clip) -> Inputs:
+    """The regions of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    if not inputs.is_several(x):
+        return _host_input(network, x, eps, norm, clip)
+    found = []
+    for _, leaf, own in inputs.paired(x, eps):
+        around = (own, norm, clip) if own is not None else (None, math.inf, None)
+        constant = own is None and not is_region(leaf)
+        found.append(np.asarray(leaf) if constant else _host_input(network, leaf, *around))
+    inputs.check_batch(found)
+    if not any(map(is_region, [*found, *leaves_of(network.variables)])):
+        raise errors.argument("eps", "is None and x holds no region", "pass a radius, or one per input")
+    return jax.tree.unflatten(jax.tree.structure(x, is_leaf=is_region), found)
+
+
+def _host_input(network: Network, x: Any, eps, norm: float, clip) -> Any:
+    fixed = eps is None and not is_region(x) and any(map(is_region, leaves_of(network.variables)))
     if not is_region(x):
-        check_types(x, eps)
+        inputs.check_types(x, 0.0 if fixed else eps)
         x = np.asarray(x)
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
-    traced = jax.eval_shape(around, x, eps)  # every check that needs no values
-    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
-    refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
-    if isinstance(x, Box):
-        return jax.tree.map(np.asarray, x)
-    if not isinstance(x, LpBall):
+    traced: Any = jax.eval_shape(around, x, eps)  # every check that needs no values
+    refuse_half_precision("x", [inputs.struct_of(x).dtype])
+    if fixed:
+        return x
+    if not is_region(x):
         eps = radii(eps, np.shape(x), batched=network.batched)
-    ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
+        x = LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
+    if not isinstance(x, LpBall):
+        return jax.tree.map(np.asarray, x)
+    ball: LpBall = x
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):
         raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
@@ -78,34 +98,24 @@ def _rounded_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.where(narrow < values, np.nextafter(narrow, np.asarray(np.inf, dtype)), narrow)
 
 
-def with_batch_axis(region: Region) -> Region:
-    """One example as a batch of one."""
-    region = jax.tree.map(lambda leaf: np.asarray(leaf)[None], region)
-    return region if isinstance(region, Box) else dataclasses.replace(region, batch_ndim=region.batch_ndim + 1)
-
-
-def automatic_batch_size(network: Network, region: Region, logits, method: Method, memory_limit: int | None) -> int:
+def automatic_batch_size(network: Network, given: Inputs, logits, method: Method, memory_limit: int | None) -> int:
     """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
     if method.searches:
         return 1
     spec = margin_spec(np.zeros(1, int), logits.shape[0]).astype(logits.dtype)
-    problem = problem_of(network, _rows(region, np.zeros(1, int)), spec)
+    problem = problem_of(network, rows_of(given, np.zeros(1, int)), spec)
     largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
     parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
     forward = any(isinstance(part, Forward) for part in parts)
-    rows = 6 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
+    rows = 6 * sum(regions.leaf_struct(leaf).size for leaf in problem.leaves) if forward else _ROWS
     limit = MEMORY_LIMIT if memory_limit is None else memory_limit
     return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
 
 
-def _rows(region: Region, index: np.ndarray) -> Region:
-    """Some of the examples' regions."""
-    if isinstance(region, Box):
-        return Box(np.asarray(region.lower)[index], np.asarray(region.upper)[index])
-    center, radius, clip = np.asarray(region.center), np.asarray(region.radius), region.clip
-    if jax.tree.leaves(clip):  # arrays; numbers are static
-        clip = tuple(np.broadcast_to(end, center.shape)[index] for end in clip or ())
-    return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
+def rows_of(given: Inputs, index: np.ndarray) -> Inputs:
+    """Some of the examples."""
+    take = lambda leaf: regions.take(leaf, index) if is_region(leaf) else np.asarray(leaf)[index]  # noqa: E731
+    return jax.tree.map(take, given, is_leaf=is_region)
 
 
 def over_devices(work: Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
@@ -157,11 +167,11 @@ def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
     """
     stop = min(first + work.batch_size, len(work.labels))
     index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
-    region, labels = _rows(work.region, index), work.labels[index]
+    given, labels = rows_of(work.inputs, index), work.labels[index]
     network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
-    bounds = margin_bounds(network, region, labels, logits, method, limit, outward=work.outward)
+    bounds = margin_bounds(network, given, labels, logits, method, limit, outward=work.outward)
     lower, error = np.asarray(bounds.lower), np.asarray(bounds.lower_rounding)
-    logits, inside = _predictions(network, work.program, region)
+    logits, inside = _predictions(network, work.program, given)
     check_values(repr(method), labels, inside, lower, error, first)
     correct = _are_correct(logits, labels)
     points = _counterexamples(work, bounds.point, labels, np.all(lower > error, axis=1))
@@ -181,7 +191,7 @@ def _counterexamples(work: Work, points, labels: np.ndarray, verified: np.ndarra
     points = np.array(points)
     known = np.isfinite(points.reshape(len(labels), -1)).all(axis=1) & ~verified
     points[~known] = 0
-    logits = np.array(_predict(work.network, work.program)(work.network.variables, points))
+    logits = np.array(_predict(work.network, work.program)(inputs.evaluated_at(work.network.variables), points))
     points[~known | _are_correct(logits, labels) | ~np.isfinite(logits).all(axis=1)] = np.nan
     return points.reshape(len(labels), -1)
 
@@ -223,15 +233,16 @@ def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.
         raise errors.value_outside(method, (first + broken).tolist(), float(lower[k]), float(own[k]))
 
 
-def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
-    """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
-    points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
+def _predictions(network: Network, program: str, given: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """The logits at the examples themselves, and at points of their regions (NaN where none is known)."""
     predict = _predict(network, program)
-    logits, inside = np.array(predict(network.variables, points)), points
-    if isinstance(region, LpBall) and region.clip is not None:
-        inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)
-    same = np.array_equal(inside, points, equal_nan=True)
-    return logits, logits.copy() if same else np.array(predict(network.variables, inside))
+    points, inside = (
+        inputs.evaluated_at((network.variables, given), point) for point in (regions.middle, regions.inside)
+    )
+    logits = np.array(predict(*points))
+    leaves = zip(jax.tree.leaves(points), jax.tree.leaves(inside), strict=True)
+    same = all(a is b or np.array_equal(a, b, equal_nan=True) for a, b in leaves)
+    return logits, logits.copy() if same else np.array(predict(*inside))
 
 
 @kept(64)

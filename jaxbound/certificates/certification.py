@@ -24,20 +24,21 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.programs import Traced
 from jaxbound.certificates import records
 from jaxbound.certificates.attack import Attack
-from jaxbound.certificates.batches import Work, automatic_batch_size, host_region, over_devices, with_batch_axis
+from jaxbound.certificates.batches import Work, automatic_batch_size, host_inputs, over_devices
 from jaxbound.certificates.margins import check_margin_method, logits_struct, margin_spec
 from jaxbound.certificates.records import Record
 from jaxbound.certificates.report import Report, remarks
 from jaxbound.methods import Method, rounding_mode
+from jaxbound.network.inputs import Inputs, batch_of, is_several, struct_of, structs
 from jaxbound.network.problems import example_of
 from jaxbound.network.resolving import resolve
-from jaxbound.regions import Box, Region
+from jaxbound.regions import LpBall
 from jaxbound.transforms.problems import forget_stale
 
 
 def certify(
     params,
-    x: ArrayLike | Region,
+    x: ArrayLike | Inputs,
     labels: ArrayLike,
     eps: ArrayLike | None = None,
     *,
@@ -96,28 +97,32 @@ def certify(
     _check_certified(method)
     mode = rounding_mode(rounding)
     labels = np.asarray(labels)
-    network = resolve(params, x, apply_fn, activation, certificate="certify")
-    region = host_region(network, x, eps, norm, clip)
+    network = resolve(params, x, apply_fn, activation, certificate="certify", weights=True)
+    inputs = host_inputs(network, x, eps, norm, clip)
     if not network.batched:
-        network, region, labels = network._replace(batched=True), with_batch_axis(region), labels[None]
-    total = regions.leaf_struct(region).shape[0]
+        one = regions.with_batch_axis(inputs) if regions.is_region(inputs) else inputs[None]
+        network, inputs, labels = network._replace(batched=True), one, labels[None]
+    if method.searches and (is_several(inputs) or not regions.is_region(inputs)):
+        raise errors.argument("x", "is not one region, over which this method searches", "pass one input with eps")
+    total = batch_of(inputs)
     if total == 0 or labels.shape != (total,):
         raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
-    logits = logits_struct(network, region)
-    forget_stale(network.function, network.variables, example_of(network, region))
+    logits = logits_struct(network, inputs)
+    given = structs(network.variables), example_of(network, inputs)
+    forget_stale(network.function, *given)
     margin_spec(labels, logits.shape[0])  # raises where a label is no class
     if batch_size is None:
-        batch_size = automatic_batch_size(network, region, logits, method, memory_limit)
+        batch_size = automatic_batch_size(network, inputs, logits, method, memory_limit)
     if batch_size < 1:
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
-    program = Traced(network.function, network.variables, example_of(network, region)).digest
+    program = Traced(network.function, *given).digest
     size = min(batch_size, total)
-    work = Work(network, program, region, labels, logits, method, size, memory_limit, mode)
+    work = Work(network, program, inputs, labels, logits, method, size, memory_limit, mode)
     path = None if results is None else Path(results)
-    shape = regions.leaf_struct(region).shape[1:]
+    shape = struct_of(inputs).shape[1:] if method.searches else ()
     done, mark = Record.empty(logits, math.prod(shape) if method.searches else 0), ""
     if path is not None:
-        mark = records.fingerprint(network, region, labels, method, work.batch_size, work.outward)
+        mark = records.fingerprint(network, inputs, labels, method, work.batch_size, work.outward)
         done = records.load(path, mark, done)
     started, before = time.perf_counter(), done
     with records.Progress(progress, total, done) as shown:
@@ -131,10 +136,10 @@ def certify(
             shown.show(done)
     return Report(
         done.margins, done.rounding, done.verified, done.correct,
-        eps=None if isinstance(region, Box) else np.asarray(region.radius),
-        norm=math.inf if isinstance(region, Box) else region.norm,
+        eps=np.asarray(inputs.radius) if isinstance(inputs, LpBall) else None,
+        norm=inputs.norm if isinstance(inputs, LpBall) else math.inf,
         method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
-        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, region, done.margins),
+        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, inputs, done.margins),
         counterexamples=done.points.reshape(-1, *shape) if method.searches else None,
     )  # fmt: skip
 

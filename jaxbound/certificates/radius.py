@@ -17,6 +17,7 @@ one returned may hold, too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -31,11 +32,12 @@ from jaxbound.backend.sharding import anywhere
 from jaxbound.certificates.batches import refuse_half_precision
 from jaxbound.certificates.margins import logits_struct, margin_spec
 from jaxbound.methods import Bounded, Crown, Method, check_method, rounding_mode
+from jaxbound.network import inputs
 from jaxbound.network.bounding import outputs_of
 from jaxbound.network.functions import on_batch
-from jaxbound.network.problems import example_of, problem_of, region_around, request_of
+from jaxbound.network.inputs import Inputs, leaves_of, region_around, structs
+from jaxbound.network.problems import example_of, problem_of, request_of
 from jaxbound.network.resolving import Network, resolve
-from jaxbound.regions import LpBall
 from jaxbound.transforms.problems import forget_stale
 
 TARGETS = ("all", "runner-up", "least-likely", "random")
@@ -45,7 +47,7 @@ TARGETS = ("all", "runner-up", "least-likely", "random")
 @anywhere
 def certified_radius(
     params,
-    x: ArrayLike,
+    x: ArrayLike | Inputs,
     labels: ArrayLike,
     *,
     targets: str | ArrayLike = "all",
@@ -69,7 +71,8 @@ def certified_radius(
 
     Args:
         params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
-        x: floating (float32 or float64), `(batch, *example shape)`; one example for a Dense chain.
+        x: floating (float32 or float64), `(batch, *example shape)`; one example for a Dense chain; or a tuple, list or
+            dict of arrays, of which all floating ones have a ball of the radius, and the others stay as they are.
         labels: true classes, int (batch,); () for one example.
         targets: the classes j: "all" but the label; "runner-up" or "least-likely", the largest or smallest other
             logit at x; "random", one by `key`; or int, of the labels' shape.
@@ -106,56 +109,55 @@ def certified_radius(
     Array([0.25, 0.  ], dtype=float32)
     """
     _check(x, method, targets, key, steps, initial, tolerance, rounding)
-    network = resolve(params, x, apply_fn, activation, certificate="certified_radius")
+    network = resolve(params, x, apply_fn, activation, certificate="certified_radius", weights=True)
     single = not network.batched
     if single:
         network, x, labels, initial = network._replace(batched=True), _row(x), _row(labels), _row(initial)
         targets = targets if isinstance(targets, str) else _row(targets)
-    batch = np.shape(x)[:1]
-    region = region_around(network.variables, x, np.zeros(batch, np.float32), norm, clip, batched=True)
-    assert isinstance(region, LpBall)
+    batch = np.shape(jax.tree.leaves(x)[0])[:1]
+    given = region_around(network.variables, x, np.zeros(batch, np.float32), norm, clip, batched=True)
     refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
-    refuse_half_precision("x", [jnp.result_type(x)])
+    refuse_half_precision("x", [jnp.result_type(leaf) for leaf in jax.tree.leaves(x)])
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     if not is_tracing():
-        forget_stale(network.function, network.variables, example_of(network, region))
-    spec = margin_spec(labels, logits_struct(network, region).shape[0])
+        forget_stale(network.function, structs(network.variables), example_of(network, given))
+    spec = margin_spec(labels, logits_struct(network, given).shape[0])
     labels = jnp.asarray(labels)
-    logits = jax.vmap(network.function, in_axes=(None, 0))(network.variables, region.center)
+    logits = jax.vmap(network.function, in_axes=(None, 0))(*inputs.evaluated_at((network.variables, given)))
     if not (isinstance(targets, str) and targets == "all"):
         spec = _targeted(spec, labels, _classes(targets, logits, labels, key))
-    problem = problem_of(network, region, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
+    problem = problem_of(network, given, spec.astype(logits.dtype), rounding=bool(rounding_mode(rounding)))
     request = request_of(problem, memory_limit, sides="lower", rounding=rounding_mode(rounding))._replace(target=0.0)
 
+    fixed = sum(map(regions.is_region, leaves_of(network.variables)))  # weights that vary, whatever the radius
     believed: list[tuple[jax.Array, Bounded]] = []
 
     def holds(radius: jax.Array) -> jax.Array:
-        (ball,) = problem.leaves
-        moved = problem._replace(leaves=(dataclasses.replace(ball, radius=radius),))
+        balls = [dataclasses.replace(ball, radius=radius) for ball in problem.leaves[fixed:]]
+        moved = problem._replace(leaves=(*problem.leaves[:fixed], *balls))
         (found,) = outputs_of(moved, method, request)
         verified = jnp.all(jnp.isfinite(found.lower) & (found.lower > found.lower_rounding), axis=-1)
         believed.append((verified & possible, found))
         return verified
 
-    possible = _is_correct(logits, labels) & ~jax.vmap(regions.is_empty)(regions.per_example(region))
-    first = jnp.broadcast_to(jnp.asarray(initial, regions.leaf_struct(region).dtype), batch)
+    empty = [jax.vmap(regions.is_empty)(leaf) for leaf in problem.leaves]
+    possible = _is_correct(logits, labels) & ~functools.reduce(jnp.logical_or, empty)
+    first = jnp.broadcast_to(jnp.asarray(initial, regions.leaf_struct(problem.leaves[-1]).dtype), batch)
     radius = search(holds, possible, first, steps, tolerance)
     if not is_tracing():
-        _check_values(repr(method), network, region, spec, believed)
+        _check_values(repr(method), network, given, spec, believed)
     return radius[0] if single else radius
 
 
-def _check_values(method: str, network: Network, region: LpBall, spec: jax.Array, believed: list) -> None:
+def _check_values(method: str, network: Network, given: Inputs, spec: jax.Array, believed: list) -> None:
     """Hold the network's own margins at the centers, a batch at once, against bounds (see `batches.check_values`).
 
     Raises:
         SoundnessError: with the likely causes.
     """
-    center = np.asarray(region.center)
-    if region.clip is not None:
-        center = np.clip(center, *map(np.asarray, region.clip)).astype(center.dtype)
-    logits = np.asarray(on_batch(network.function)(network.variables, center))
+    points = inputs.evaluated_at((network.variables, given), regions.inside)
+    logits = np.asarray(on_batch(network.function)(*points))
     with np.errstate(all="ignore"):
         own = np.einsum("...sc,...c->...s", np.asarray(spec), logits)
         for verified, found in believed:
@@ -257,8 +259,12 @@ def _check(x, method, targets, key, steps, initial, tolerance, rounding) -> None
     check_method("method", method)
     if method.guarantee != "certified":
         raise errors.estimate_refused(type(method).__name__)
-    if regions.is_region(x):
+    if any(map(regions.is_region, leaves_of(x))):
         raise errors.argument("x", "is a region", "pass points: the radius around each of them is searched")
+    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(x)) and jax.tree.leaves(
+        x
+    ):
+        raise errors.argument_type("x", f"has dtype {jnp.result_type(jax.tree.leaves(x)[0])}", "pass floating inputs")
     if isinstance(targets, str):
         if targets not in TARGETS:
             raise errors.unknown_option("targets", targets, TARGETS)

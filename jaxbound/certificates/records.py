@@ -24,9 +24,9 @@ import numpy as np
 from jaxbound import errors
 from jaxbound.backend.programs import Traced, bits
 from jaxbound.methods import Method
+from jaxbound.network.inputs import Inputs, structs
 from jaxbound.network.problems import example_of
 from jaxbound.network.resolving import Network
-from jaxbound.regions import Region
 
 
 class Record(NamedTuple):
@@ -64,12 +64,12 @@ class Record(NamedTuple):
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Method, *options: object) -> str:
+def fingerprint(network: Network, inputs: Inputs, labels: np.ndarray, method: Method, *options: object) -> str:
     """A hash of everything that the numbers depend on: the network's program, all arrays, and the options.
 
     Args:
         network: as resolved, batched.
-        region: the regions of all examples, with a batch axis.
+        inputs: the regions of all examples, with a batch axis.
         labels: true classes, int (batch,).
         method: how to bound; functions inside count by their names.
         options: anything whose text says what it is.
@@ -82,10 +82,11 @@ def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Me
     >>> len(one), one == two
     (64, False)
     """
-    program = Traced(network.function, network.variables, example_of(network, region))
-    given = network.variables, region, labels, method, program.arrays
+    example = example_of(network, inputs)
+    program = Traced(network.function, structs(network.variables), example)
+    given = network.variables, inputs, labels, method, program.arrays
     leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(network, region).dtype}"
+    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example}"
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
     for path, leaf in leaves:
         array = bits(leaf)

@@ -24,7 +24,7 @@ from jaxbound.certificates.radius import search
 from jaxbound.jacobian.composition import differentiated, forget, jacobian_of
 from jaxbound.jacobian.recurjac import RecurJac
 from jaxbound.methods import Method
-from jaxbound.network.problems import region_around
+from jaxbound.network.inputs import region_around
 from jaxbound.network.resolving import resolve
 
 

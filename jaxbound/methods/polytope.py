@@ -191,7 +191,8 @@ def _start(projections, constants, leaves) -> list[Value]:
             if region.batch_ndim:
                 raise errors.no_such_answer("ConvexPolytope", "projections of several balls in one leaf")
             exponent = balls.dual_exponent(region.norm)
-            center, reach = region.center, jnp.broadcast_to(region.radius, region.center.shape)
+            center = jnp.asarray(region.center)
+            reach = jnp.broadcast_to(region.radius, center.shape)
         source = _source(number, center.size, exponent, projections)
         values.append(Value(center, {source: _rows(source, reach, constants[0], projections)}))
     return values

@@ -7,7 +7,7 @@ outward is in `rounding`.
 
 from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
 from jaxbound.regions.canonical import canonical
-from jaxbound.regions.examples import per_example
+from jaxbound.regions.examples import inside, middle, per_example, take, with_batch_axis
 from jaxbound.regions.polytopes import Polytope
 from jaxbound.regions.sets import (
     Box,
@@ -26,6 +26,6 @@ from jaxbound.regions.zonotopes import Zonotope
 
 __all__ = [
     "Box", "Estimate", "Interval", "LinearBounds", "LpBall", "Polytope", "Region", "Zonotope", "canonical",
-    "enclosing_box", "is_box", "is_empty", "is_region", "leaf_struct", "magnitude", "minimizer", "minimum",
-    "per_example", "project", "sample", "terms", "validate",
+    "enclosing_box", "inside", "is_box", "is_empty", "is_region", "leaf_struct", "magnitude", "middle", "minimizer",
+    "minimum", "per_example", "project", "sample", "take", "terms", "validate", "with_batch_axis",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbound import errors
+from jaxbound._compat import eager_jit
 from jaxbound.regions.rounding import cast_to, is_subnormal, next_number, without_subnormals
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -87,25 +88,13 @@ class Polytope:
     def canonical(self) -> Polytope:
         """Parts of the leaf's dtype, without subnormal numbers: the box and b are rounded outward, b for A as well."""
         dtype = self.struct().dtype
-        lower, upper = cast_to(self.box.lower, dtype, -1), cast_to(self.box.upper, dtype, +1)
-        lower, upper = without_subnormals(lower, -1), without_subnormals(upper, +1)
         wide: Any = self.A if isinstance(self.A, jax.Array) else np.asarray(self.A)
-        matrix = cast_to(wide, dtype, 0)
-        tiny = is_subnormal(matrix)
-        limits = jnp.finfo(dtype)
-        moved = jnp.where(tiny, limits.tiny, 0)
-        if wide.dtype != dtype:
-            # A cast to nearest moves by half an ulp, or by less than the smallest normal number below it.
-            moved = moved + limits.eps * jnp.abs(matrix) + limits.tiny
-            moved = jnp.where((matrix == 0) & (jnp.asarray(wide) == 0), 0, moved)
-        reach = jnp.expand_dims(jnp.maximum(jnp.abs(lower), jnp.abs(upper)), self.batch_ndim)
-        axes = tuple(range(self.batch_ndim + 1, matrix.ndim))
-        slack = jnp.sum(jnp.where(moved == 0, 0, moved * reach + limits.tiny), axis=axes)
-        slack = slack * (1 + 4 * matrix.size * limits.eps)
-        offsets = without_subnormals(cast_to(self.b, dtype, +1), +1)
-        offsets = jnp.where(slack == 0, offsets, next_number(offsets + slack, 1))
-        box = dataclasses.replace(self.box, lower=lower, upper=upper)
-        return dataclasses.replace(self, A=jnp.where(tiny, 0, matrix), b=offsets, box=box)
+        matrix, exact = cast_to(wide, dtype, 0), np.asarray(wide.dtype == dtype)
+        box = dataclasses.replace(
+            self.box, lower=cast_to(self.box.lower, dtype, -1), upper=cast_to(self.box.upper, dtype, +1)
+        )
+        own = dataclasses.replace(self, A=matrix, b=cast_to(self.b, dtype, +1), box=box)
+        return _rounded(own, exact)
 
     def per_example(self) -> Polytope:
         """A stack of polytopes of one example."""
@@ -151,6 +140,25 @@ class Polytope:
         return Rows(jnp.reshape(own.A, (*batch, count, size)), jnp.asarray(own.b), low, high)
 
 
+@eager_jit
+def _rounded(own: Polytope, exact: jax.Array) -> Polytope:
+    """Without subnormal numbers, and with room in b for what A lost where it was rounded."""
+    matrix: Any = own.A
+    limits, tiny = jnp.finfo(matrix.dtype), is_subnormal(matrix)
+    lower, upper = without_subnormals(own.box.lower, -1), without_subnormals(own.box.upper, +1)
+    # A cast to nearest moves by half a unit in the last place, or by less than the smallest normal number below it.
+    moved = jnp.where(exact, 0, limits.eps * jnp.abs(matrix) + limits.tiny)
+    moved = moved + jnp.where(tiny, limits.tiny, 0)
+    reach = jnp.expand_dims(jnp.maximum(jnp.abs(lower), jnp.abs(upper)), own.batch_ndim)
+    axes = tuple(range(own.batch_ndim + 1, matrix.ndim))
+    slack = jnp.sum(jnp.where(moved == 0, 0, moved * reach + limits.tiny), axis=axes)
+    slack = slack * (1 + 4 * matrix.size * limits.eps)
+    offsets = without_subnormals(jnp.asarray(own.b), +1)
+    offsets = jnp.where(slack == 0, offsets, next_number(offsets + slack, 1))
+    box = dataclasses.replace(own.box, lower=lower, upper=upper)
+    return dataclasses.replace(own, A=jnp.where(tiny, 0, matrix), b=offsets, box=box)
+
+
 class Rows(NamedTuple):
     """A polytope with one axis of features."""
 
@@ -163,24 +171,22 @@ class Rows(NamedTuple):
 
 
 def _tightened(rows: Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The box that the rows leave of the box, and whether a row leaves none of it."""
-    matrix, limits = rows.matrix, jnp.finfo(rows.matrix.dtype)
-    low, high, void = rows.low, rows.high, jnp.zeros(rows.offsets.shape, bool)
+    """The box that each row leaves of the box, and whether one leaves none of it."""
+    matrix, low, high, limits = rows.matrix, rows.low, rows.high, jnp.finfo(rows.matrix.dtype)
+    if not rows.offsets.shape[-1]:
+        return low, high, jnp.zeros(rows.offsets.shape[:-1], bool)
     unit = (rows.low.shape[-1] + 8) * limits.eps
-    for _ in range(2 if rows.offsets.shape[-1] else 0):
-        end = jnp.where(matrix > 0, low[..., None, :], high[..., None, :])
-        least = jnp.where(matrix == 0, 0, matrix * jnp.where(matrix == 0, 0, end))
-        size = jnp.sum(jnp.abs(least) + jnp.where(matrix == 0, 0, 2 * limits.tiny), axis=-1) + jnp.abs(rows.offsets)
-        rest = rows.offsets - jnp.sum(least, axis=-1) + unit * size
-        void = void | (rest < 0) | (rows.offsets == -jnp.inf)
-        share = jnp.maximum(rest, 0)[..., None] / jnp.where(matrix == 0, 1, jnp.abs(matrix))
-        share = share * (1 + 4 * limits.eps) + limits.tiny
-        known = (matrix != 0) & jnp.isfinite(share) & jnp.isfinite(end)
-        above = jnp.where(known & (matrix > 0), next_number(end + share, 1), jnp.inf)
-        below = jnp.where(known & (matrix < 0), next_number(end - share, -1), -jnp.inf)
-        high = jnp.minimum(high, jnp.min(above, axis=-2))
-        low = jnp.maximum(low, jnp.max(below, axis=-2))
-    return low, high, jnp.any(void, axis=-1)
+    end = jnp.where(matrix > 0, low[..., None, :], high[..., None, :])
+    least = jnp.where(matrix == 0, 0, matrix * jnp.where(matrix == 0, 0, end))
+    size = jnp.sum(jnp.abs(least) + jnp.where(matrix == 0, 0, 2 * limits.tiny), axis=-1) + jnp.abs(rows.offsets)
+    rest = rows.offsets - jnp.sum(least, axis=-1) + unit * size
+    share = jnp.maximum(rest, 0)[..., None] / jnp.where(matrix == 0, 1, jnp.abs(matrix))
+    share = share * (1 + 4 * limits.eps) + limits.tiny
+    known = (matrix != 0) & jnp.isfinite(share) & jnp.isfinite(end)
+    above = jnp.where(known & (matrix > 0), next_number(end + share, 1), jnp.inf)
+    below = jnp.where(known & (matrix < 0), next_number(end - share, -1), -jnp.inf)
+    void = jnp.any((rest < 0) | (rows.offsets == -jnp.inf), axis=-1)
+    return jnp.maximum(low, jnp.max(below, axis=-2)), jnp.minimum(high, jnp.min(above, axis=-2)), void
 
 
 def _lagrangian(rows: Rows, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -233,9 +239,10 @@ def _multipliers(rows: Rows, slope: jax.Array) -> jax.Array:
     def move(step: jax.Array, y: jax.Array) -> jax.Array:
         k, turn = step % count, step // count
         mu = jnp.where(turn == turns - 1, jnp.finfo(slope.dtype).tiny, smooth * 2.0 ** (1 - turn))
-        row, level = jnp.take(weights, k, axis=-2), jnp.take(beta, k, axis=-1)
-        own = jnp.take(y, k, axis=-1)
-        others = scaled + jnp.einsum("...m,...mn->...n", y, weights) - own[..., None] * row
+        mine = jnp.arange(count) == k
+        row = jnp.sum(jnp.where(mine[:, None], weights, 0), axis=-2)
+        level = jnp.sum(jnp.where(mine, beta, 0), axis=-1)
+        others = scaled + jnp.einsum("...m,...mn->...n", jnp.where(mine, 0, y), weights)
         last = (2 * jnp.sum(jnp.abs(others), axis=-1) + 1) / jnp.maximum(1 + level, _NEARLY)
 
         def halve(_, ends):
@@ -245,7 +252,7 @@ def _multipliers(rows: Rows, slope: jax.Array) -> jax.Array:
             return jnp.where(rises, middle, ends[0]), jnp.where(rises, ends[1], middle)
 
         near, _ = jax.lax.fori_loop(0, jnp.finfo(slope.dtype).nmant + 3, halve, (jnp.zeros_like(last), last))
-        return jnp.where(jnp.arange(count) == k, near[..., None], y)
+        return jnp.where(mine, near[..., None], y)
 
     start = jnp.broadcast_to(0 * size, (*slope.shape[:-1], count))
     y = jax.lax.fori_loop(0, turns * count, move, start)

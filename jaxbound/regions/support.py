@@ -49,6 +49,7 @@ def minimum(region: Region, slope: ArrayLike) -> jax.Array:
         return region.minimum(slope)
     if is_box(region):
         return _box_minimum(*enclosing_box(region), slope, slope.ndim - len(leading))
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     slope = slope.reshape(leading + ball.center.shape)
     finite = jnp.isfinite(ball.radius)
@@ -84,6 +85,7 @@ def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
     if is_box(region):
         return _box_end(*box_ends(region, slope.dtype, outward=False), slope)
     _refuse_points(region)
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     rows = slope.reshape(leading + ball.center.shape)
     unit = balls.least_point(ball, rows, region.norm)
@@ -113,6 +115,7 @@ def project(region: Region, x: ArrayLike) -> jax.Array:
     _refuse_points(region, Zonotope)
     if is_box(region):
         return jnp.clip(x, *box_ends(region, x.dtype, outward=False))
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     return balls.into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
 
@@ -147,6 +150,7 @@ def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extre
         lower, upper = box_ends(region, struct.dtype, outward=False)
         part = jax.random.uniform(key, whole, struct.dtype)
         return jnp.clip(lower * (1 - part) + upper * part, lower, upper)
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     *batch, features = ball.center.shape
     unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
