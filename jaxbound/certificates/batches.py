@@ -1,13 +1,11 @@
-"""A data set in batches on all devices: the regions, where each is bounded, and the network's own values there."""
+"""The batches of a data set: their regions, their margins, and the network's own values there."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,14 +30,12 @@ _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many 
 class Work(NamedTuple):
     """Checked arguments; the whole data set stays on the host."""
 
-    network: Network
     program: str
     """The digest of the network's program."""
     inputs: Inputs
     labels: np.ndarray
     logits: jax.ShapeDtypeStruct
     method: Method
-    batch_size: int
     memory_limit: int | None
     outward: bool | str
 
@@ -60,7 +56,7 @@ def host_inputs(network: Network, x: ArrayLike | Inputs, eps, norm: float, clip)
     return jax.tree.unflatten(jax.tree.structure(x, is_leaf=is_region), found)
 
 
-def _host_input(network: Network, x: Any, eps, norm: float, clip) -> Any:
+def _host_input(network: Network, x: Any, eps: Any, norm: float, clip) -> Any:
     fixed = eps is None and not is_region(x) and any(map(is_region, leaves_of(network.variables)))
     if not is_region(x):
         inputs.check_types(x, 0.0 if fixed else eps)
@@ -70,17 +66,18 @@ def _host_input(network: Network, x: Any, eps, norm: float, clip) -> Any:
     refuse_half_precision("x", [inputs.struct_of(x).dtype])
     if fixed:
         return x
-    if not is_region(x):
-        eps = radii(eps, np.shape(x), batched=network.batched)
-        x = LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
-    if not isinstance(x, LpBall):
+    if is_region(x) and not isinstance(x, LpBall):
         return jax.tree.map(np.asarray, x)
-    ball: LpBall = x
+    ball: LpBall = x if isinstance(x, LpBall) else _ball(x, eps, norm, clip, traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):
         raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
     center = np.asarray(ball.center, traced.center.dtype)
     return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
+
+
+def _ball(x: Any, eps: Any, norm: float, clip, batch_ndim: int) -> LpBall:
+    return LpBall(x, radii(eps, x.shape, batched=batch_ndim == 1), norm, clip=clip, batch_ndim=batch_ndim)
 
 
 def refuse_half_precision(name: str, dtypes: list) -> None:
@@ -118,64 +115,19 @@ def rows_of(given: Inputs, index: np.ndarray) -> Inputs:
     return jax.tree.map(take, given, is_leaf=is_region)
 
 
-def over_devices(work: Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
-    """What `_one_batch` finds for each batch, in order.
-
-    Each local device works on a batch of its own, driven by a thread, so the host's work for one overlaps with the
-    others', and what is found does not depend on their number.
-    """
-    devices = _devices(work)[: len(starts)]
-    if len(devices) <= 1:
-        yield from (_one_batch(work, first) for first in starts)
-        return
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for device in devices:
-        free.put((device, work._replace(network=_placed(work.network, device))))
-
-    x64 = jnp.result_type(float) == np.float64  # a thread begins with the global settings, not with those of its parent
-
-    def on_a_free_device(first: int) -> tuple[np.ndarray, ...]:
-        device, own = free.get()
-        try:
-            with jax.default_device(device), jax.enable_x64(x64):
-                return _one_batch(own, first)
-        finally:
-            free.put((device, own))
-
-    with ThreadPoolExecutor(len(devices), "certify") as pool:
-        yield from pool.map(on_a_free_device, starts)
-
-
-def _devices(work: Work) -> list:
-    """All local devices; one where JAX was told which, or where parameters are split over several."""
-    arrays = [leaf for leaf in jax.tree.leaves(work.network.variables) if isinstance(leaf, jax.Array)]
-    if _compat.default_device() is not None or not all(leaf.is_fully_replicated for leaf in arrays):
-        return []
-    return jax.local_devices()
-
-
-def _placed(network: Network, device) -> Network:
-    """The network with its arrays on one device."""
-    place = lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
-    return network._replace(variables=jax.tree.map(place, network.variables))
-
-
-def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
-    """What is known of the batch that begins at example `first`.
+def one_batch(work: Work, network: Network, index: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What is known of some examples, with the network on some device.
 
     Margins, their rounding, whether predictions are right, and counterexamples (flat, NaN where there is none).
     """
-    stop = min(first + work.batch_size, len(work.labels))
-    index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
     given, labels = rows_of(work.inputs, index), work.labels[index]
-    network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
-    bounds = margin_bounds(network, given, labels, logits, method, limit, outward=work.outward)
+    bounds = margin_bounds(network, given, labels, work.logits, work.method, work.memory_limit, outward=work.outward)
     lower, error = np.asarray(bounds.lower), np.asarray(bounds.lower_rounding)
     logits, inside = _predictions(network, work.program, given)
-    check_values(repr(method), labels, inside, lower, error, first)
+    check_values(repr(work.method), labels, inside, lower, error, int(index[0]))
     correct = _are_correct(logits, labels)
-    points = _counterexamples(work, bounds.point, labels, np.all(lower > error, axis=1))
-    return tuple(values[: stop - first] for values in (lower, error, correct, points))
+    points = _counterexamples(work, network, bounds.point, labels, np.all(lower > error, axis=1))
+    return lower, error, correct, points
 
 
 def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -184,14 +136,14 @@ def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return logits[is_label] > np.where(is_label, -np.inf, logits).max(axis=1)
 
 
-def _counterexamples(work: Work, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
+def _counterexamples(work: Work, network: Network, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
     """The points of a search at which the network itself gives another class, or a tie; flat, the others NaN."""
     if points is None:
         return np.zeros((len(labels), 0), work.logits.dtype)
     points = np.array(points)
     known = np.isfinite(points.reshape(len(labels), -1)).all(axis=1) & ~verified
     points[~known] = 0
-    logits = np.array(_predict(work.network, work.program)(inputs.evaluated_at(work.network.variables), points))
+    logits = np.array(_predict(network, work.program)(inputs.evaluated_at(network.variables), points))
     points[~known | _are_correct(logits, labels) | ~np.isfinite(logits).all(axis=1)] = np.nan
     return points.reshape(len(labels), -1)
 

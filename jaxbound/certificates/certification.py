@@ -11,9 +11,9 @@ Nothing is clamped to look consistent: where an attack breaks a verified example
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.programs import Traced
 from jaxbound.certificates import records
 from jaxbound.certificates.attack import Attack
-from jaxbound.certificates.batches import Work, automatic_batch_size, host_inputs, over_devices
+from jaxbound.certificates.batches import Work, automatic_batch_size, host_inputs, one_batch
+from jaxbound.certificates.loops import Task, run
 from jaxbound.certificates.margins import check_margin_method, logits_struct, margin_spec
 from jaxbound.certificates.records import Record
 from jaxbound.certificates.report import Report, remarks
@@ -59,7 +60,8 @@ def certify(
     `clip[0] <= x' <= clip[1]`.
 
     What apply_fn closes over counts as it is at the call. The data set stays on the host. All local devices share the
-    work, each on batches of its own, unless `jax.default_device` names one or parameters are split over several.
+    work, each on batches of its own, unless `jax.default_device` names one or parameters are split over several; and
+    so do all processes of `jax.distributed`, which call with the same arguments and return the same report.
 
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
@@ -72,7 +74,8 @@ def certify(
             "execution" for margins of the logits that the network gives when it runs (docs/guarantee.md); None for
             margins above 0 as computed.
         results: a file for partial results, written after every batch. A later call with the same arguments continues
-            after the last finished batch (functions inside a method count by their names).
+            after the last finished batch (functions inside a method count by their names). Each of several processes
+            writes a file of its own, with its number in the name.
         progress: show a bar (tqdm, or lines where it is not installed) on the standard error.
 
     Returns:
@@ -100,8 +103,8 @@ def certify(
     network = resolve(params, x, apply_fn, activation, certificate="certify", weights=True)
     inputs = host_inputs(network, x, eps, norm, clip)
     if not network.batched:
-        one = regions.with_batch_axis(inputs) if regions.is_region(inputs) else inputs[None]
-        network, inputs, labels = network._replace(batched=True), one, labels[None]
+        inputs = regions.with_batch_axis(inputs) if regions.is_region(inputs) else inputs[None]
+        network, labels = network._replace(batched=True), labels[None]
     if method.searches and (is_several(inputs) or not regions.is_region(inputs)):
         raise errors.argument("x", "is not one region, over which this method searches", "pass one input with eps")
     total = batch_of(inputs)
@@ -117,31 +120,29 @@ def certify(
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
     program = Traced(network.function, *given).digest
     size = min(batch_size, total)
-    work = Work(network, program, inputs, labels, logits, method, size, memory_limit, mode)
-    path = None if results is None else Path(results)
+    work = Work(program, inputs, labels, logits, method, memory_limit, mode)
     shape = struct_of(inputs).shape[1:] if method.searches else ()
-    done, mark = Record.empty(logits, math.prod(shape) if method.searches else 0), ""
-    if path is not None:
-        mark = records.fingerprint(network, inputs, labels, method, work.batch_size, work.outward)
-        done = records.load(path, mark, done)
-    started, before = time.perf_counter(), done
-    with records.Progress(progress, total, done) as shown:
-        for found in over_devices(work, range(done.examples, total, work.batch_size)):
-            seconds = time.perf_counter() - started
-            margins, error, correct, points = map(np.concatenate, zip(done[:4], found, strict=True))
-            first = seconds if done.examples == 0 else done.first_batch_seconds
-            done = Record(margins, error, correct, points, first, before.seconds + seconds)
-            if path is not None:
-                records.save(path, mark, done)
-            shown.show(done)
+    margins = np.zeros((0, logits.shape[0] - 1), logits.dtype)
+    points = np.zeros((0, math.prod(shape) if method.searches else 0), logits.dtype)
+    empty = Record.empty(margins=margins, rounding=margins, correct=np.zeros(0, bool), points=points)
+    one = functools.partial(one_batch, work)
+    task = Task("certify", network, one, empty, total, size, lambda done: f"{_verified(*done.rows[:2]).sum()} verified")
+    mark = functools.partial(records.fingerprint, network, inputs, labels, method, size, mode)
+    done = run(task, None if results is None else Path(results), mark, progress=progress)
+    margins, error, correct, points = done.rows
     return Report(
-        done.margins, done.rounding, done.verified, done.correct,
+        margins, error, _verified(margins, error), correct,
         eps=np.asarray(inputs.radius) if isinstance(inputs, LpBall) else None,
         norm=inputs.norm if isinstance(inputs, LpBall) else math.inf,
-        method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
-        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, inputs, done.margins),
-        counterexamples=done.points.reshape(-1, *shape) if method.searches else None,
+        method=repr(method), batch_size=size, first_batch_seconds=done.first_batch_seconds,
+        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, inputs, margins),
+        counterexamples=points.reshape(-1, *shape) if method.searches else None,
     )  # fmt: skip
+
+
+def _verified(margins: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
+    return np.all(np.isfinite(margins) & (margins > error), axis=1)
 
 
 def check_against_attack(report: Report, attack: Attack) -> None:
