@@ -275,10 +275,10 @@ def _check(x, method, targets, key, steps, initial, tolerance, rounding) -> None
         raise errors.estimate_refused(type(method).__name__)
     if any(map(regions.is_region, leaves_of(x))):
         raise errors.argument("x", "is a region", "pass points: the radius around each of them is searched")
-    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(x)) and jax.tree.leaves(
-        x
-    ):
-        raise errors.argument_type("x", f"has dtype {jnp.result_type(jax.tree.leaves(x)[0])}", "pass floating inputs")
+    if not jax.tree.leaves(x):
+        raise errors.argument_type("x", f"is {x!r}", "pass an array of points, or several")
+    if inputs.is_several(x) and not any(own is not None for _, _, own in inputs.paired(x, 0.0)):
+        raise errors.argument_type("x", "holds no floating input", "pass one around which the radius is searched")
     if isinstance(targets, str):
         if targets not in TARGETS:
             raise errors.unknown_option("targets", targets, TARGETS)
