@@ -141,7 +141,7 @@ class Polytope:
 
 
 @eager_jit
-def _rounded(own: Polytope, exact: jax.Array) -> Polytope:
+def _rounded(own: Polytope, exact: ArrayLike) -> Polytope:
     """Without subnormal numbers, and with room in b for what A lost where it was rounded."""
     matrix: Any = own.A
     limits, tiny = jnp.finfo(matrix.dtype), is_subnormal(matrix)
