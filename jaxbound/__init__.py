@@ -45,6 +45,8 @@ __all__ = [
     "LinearBounds",
     "LpBall",
     "Method",
+    "Polytope",
+    "Zonotope",
     "Model",
     "MiscompilationError",
     "MiscompilationWarning",

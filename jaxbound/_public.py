@@ -40,7 +40,7 @@ from jaxbound.methods.polytope import ConvexPolytope
 from jaxbound.methods.quadratic import Quadratic
 from jaxbound.network.bounding import cap, crown, crown_ibp, fastlin, forward, frown, ibp
 from jaxbound.network.model import Model
-from jaxbound.regions import Box, LpBall
+from jaxbound.regions import Box, LpBall, Polytope, Zonotope
 from jaxbound.regions.bounds import Estimate, Interval, LinearBounds
 from jaxbound.search import BranchAndBound, Verdict, verify
 from jaxbound.transforms.bounding import bound, explain, linear_bounds, pre_activation_bounds

@@ -195,10 +195,10 @@ Please report this with the model; no result of this run can be trusted
     )
 
 
-def network_failed(shape: tuple[int, ...], error: Exception) -> ArgumentError:
+def network_failed(*shapes: tuple[int, ...], error: Exception) -> ArgumentError:
     """A network that cannot be evaluated: what it was given, its own error in short, and the likely way out.
 
-    >>> print(network_failed((1, 5), TypeError("call() missing 1 required positional argument: 'train'")))
+    >>> print(network_failed((1, 5), error=TypeError("call() missing 1 required positional argument: 'train'")))
     the network fails on a batch of shape (1, 5) with TypeError: call() missing 1 required positional argument: \
 'train'; pass apply_fn=functools.partial(model.apply, train=False)
     """
@@ -207,7 +207,7 @@ def network_failed(shape: tuple[int, ...], error: Exception) -> ArgumentError:
     way_out = next((out for mark, out in _NETWORK_FAILURES.items() if mark in f"{type(error).__name__} {error}"), "")
     way_out = way_out or "x is a batch, and params are those of the network in apply_fn"
     kind = type(error).__name__
-    return ArgumentError(f"the network fails on a batch of shape {shape} with {kind}: {said}; {way_out}"[:299])
+    return ArgumentError(f"the network fails on a batch{_of_shapes(shapes)} with {kind}: {said}; {way_out}"[:299])
 
 
 _NETWORK_FAILURES = {

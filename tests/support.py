@@ -17,24 +17,36 @@ _HEAD = f"""# What can be bounded
 
 <!-- Written by `{COMMAND}` from tests/coverage.py. Do not edit. -->
 
-Each line is a test. A supported case is bounded by {", ".join(METHODS)} over each of the regions named (a box, or balls
-of the norms 1, 2 and infinity) and the bounds are compared with values all over the region: inside, in corners, on faces,
-and on both sides of kinks and ties. Everything that backward bounds work on (`CrownIBP`, `FastLin`, `Frown`, ...) has
+Each line is a test. A supported case is bounded by {", ".join(METHODS)} over {", ".join(NORMS)} (a box, and balls of the
+norms 1, 2 and infinity), over a box alone where the line says so, and the bounds are compared with values all over the
+region: inside, in corners, on faces, and on both sides of kinks and ties. Everything that backward bounds work on (`CrownIBP`, `FastLin`, `Frown`, ...) has
 the same nodes. A refused case raises `UnsupportedError` with the reason shown, when the function is traced.
 
 "Nodes" are the kinds of relaxation that a function needs ([how it works](how_it_works.md)); a function that is *affine*
 alone is bounded exactly by linear methods. `jaxbound.explain` shows the same for any function.
 """
 
+FRAMEWORKS = [
+    ("Linen", "its variables, with `apply_fn=model.apply`; a bound module"),
+    ("NNX", "the module"),
+    ("`TrainState`", "the state; with `apply_fn` where the model takes flags"),
+    ("Equinox", "the module of one example"),
+    ("Haiku", "its parameters, with `apply_fn` from `haiku.without_apply_rng`"),
+    ("Keras 3 on JAX", "the model; or its file, by `jaxbound` on the command line"),
+    ("ONNX", "`jaxbound.onnx.load(path)`"),
+    ("Dense layers", 'a list of `(kernel, bias)`, with `activation="relu"`'),
+]
+"""Each has a recipe in docs/your_framework.md or docs/bring_your_network.md, and a test of it."""
+
 
 def page() -> str:
     """The page's text: traced only, nothing is bounded."""
-    parts = [_HEAD]
+    parts = [_HEAD, "## Frameworks\n", _table(("what you have", "what you pass as params"), FRAMEWORKS)]
     for section in dict.fromkeys(case.section for case in CASES.values()):
         cases = {name: case for name, case in CASES.items() if case.section == section}
         parts.append(f"## {section}\n")
-        parts.append(_table(("case", "nodes", "methods", "regions"), [
-            (name, _kinds(case), ", ".join(METHODS), ", ".join(NORMS if case.fixed is None else ["Box"]))
+        parts.append(_table(("case", "nodes"), [
+            (name if case.fixed is None else f"{name} (over a box)", _kinds(case))
             for name, case in cases.items() if case.refused is None
         ]))  # fmt: skip
         if refused := {name: case for name, case in cases.items() if case.refused is not None}:

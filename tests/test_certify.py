@@ -802,7 +802,7 @@ def test_other_files_are_not_overwritten(tmp_path, content):
     (x, labels), path = data(), tmp_path / "results.npz"
     np.savez(path, a=np.zeros(2)) if content == "npz" else path.write_bytes(content)
     before = path.read_bytes()
-    with pytest.raises(errors.ArgumentError, match="which certify did not write; pass another path"):
+    with pytest.raises(errors.ArgumentError, match="which this function did not write; pass another path"):
         certify(layers(), x, labels, 0.05, method=jb.IBP(), results=path, activation="relu")
     assert path.read_bytes() == before
 

@@ -18,7 +18,7 @@ from flax.training import train_state
 
 import jaxbound as jb
 from jaxbound import errors
-from jaxbound.network import problems
+from jaxbound.network import inputs
 from jaxbound.network.independence import check
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -259,10 +259,67 @@ def test_radii_per_feature_are_not_per_example():
     report = jb.certify(IDENTITY, x, np.arange(3), each[None], method=jb.IBP(), activation="relu", batch_size=2)
     np.testing.assert_allclose(report.margins[0], [-0.3, -0.4], atol=1e-5)
     images = np.zeros((2, 2, 2, 3), np.float32)
-    assert problems.radii(each.reshape(1, 1, 1, 3), images.shape, np.inf, batched=True).shape == images.shape
-    for eps, options in ((np.ones((3, 1)), {}), (np.ones((2, 3)), {}), (each[None], {"norm": 2})):
+    assert inputs.radii(each.reshape(1, 1, 1, 3), images.shape, batched=True).shape == images.shape
+    for eps in (np.ones((3, 1)), np.ones((2, 3))):
         with pytest.raises(errors.ArgumentError, match="eps has shape"):
-            ibp(x, eps, **options)
+            ibp(x, eps)
+    for norm in (1, 2):  # weighted balls: an identity reaches each radius, a sum the dual norm of them
+        np.testing.assert_allclose(ibp(x, each[None], norm=norm).width, np.tile(2 * each, (3, 1)), rtol=1e-5)
+        found = jb.crown([(jnp.ones((3, 1)), jnp.zeros(1))], x, each[None], norm=norm, activation="relu")
+        np.testing.assert_allclose(found.width, 2 * (0.3 if norm == 1 else np.linalg.norm(each)), rtol=1e-5)
+
+
+def two_inputs(params, x):
+    return jnp.tanh(x["a"] @ params["a"]) + jax.nn.relu(x["b"] @ params["b"])
+
+
+def test_several_inputs_and_weights_that_vary():
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=(size, 3)).astype("f") for name, size in (("a", 2), ("b", 4))}
+    x = {name: rng.normal(size=(5, size)).astype("f") for name, size in (("a", 2), ("b", 4))}
+    labels = np.asarray(two_inputs(params, x)).argmax(1)
+    how = {"apply_fn": two_inputs}
+    boxes = {name: jb.Box(part - np.float32(0.1), part + np.float32(0.1)) for name, part in x.items()}
+    moved = {name: part + rng.uniform(-0.1, 0.1, (50, *part.shape)).astype("f") for name, part in x.items()}
+    values = np.asarray(jax.vmap(two_inputs, (None, 0))(params, moved))
+    found = jb.crown(params, x, 0.1, **how)
+    assert np.all(found.lower <= values.min(0)) and np.all(found.upper >= values.max(0))
+    np.testing.assert_allclose(jb.crown(params, boxes, **how).lower, found.lower, rtol=1e-5, atol=1e-5)
+    still = jb.crown(params, x, {"a": 0.1, "b": None}, **how)
+    assert np.all(still.width <= found.width) and still.width.sum() < found.width.sum()
+    mixed = jb.crown(params, {"a": boxes["a"], "b": x["b"]}, **how)
+    np.testing.assert_allclose(mixed.lower, still.lower, rtol=1e-5, atol=1e-5)
+
+    weights = {"a": jb.Box(params["a"] - np.float32(0.01), params["a"] + np.float32(0.01)), "b": params["b"]}
+    drawn = params["a"] + rng.uniform(-0.01, 0.01, (50, 2, 3)).astype("f")
+    values = np.stack([two_inputs({"a": kernel, "b": params["b"]}, x) for kernel in drawn])
+    found = jb.crown(weights, x, **how)
+    assert np.all(found.lower <= values.min(0)) and np.all(found.upper >= values.max(0))
+
+    method = {"method": jb.CrownIBP(), **how}
+    report = jb.certify(params, x, labels, 0.01, batch_size=2, **method)
+    np.testing.assert_allclose(report.margins, jb.margins(params, x, labels, 0.01, **method), rtol=1e-4, atol=1e-5)
+    assert np.all(jb.certify(weights, x, labels, 0.01, batch_size=2, **method).margins < report.margins)
+    radius = np.asarray(jb.certified_radius(params, x, labels, **method))
+    assert jb.certify(params, x, labels, np.maximum(radius, 1e-6), **method).verified[radius > 0].all()
+    smaller = np.asarray(jb.certified_radius(weights, x, labels, **method))
+    assert np.all(smaller <= radius * 1.01) and smaller.max() > 0
+
+    for text, call in {
+        "x holds no region": lambda: jb.crown(params, x, **how),
+        "another structure than x": lambda: jb.crown(params, x, {"a": 0.1}, **how),
+        "inputs of shapes": lambda: jb.crown(params, {**x, "b": x["b"][:2]}, 0.1, **how),
+        "is a region and has an eps": lambda: jb.crown(params, boxes, {"a": 0.1, "b": None}, **how),
+        "params hold regions": lambda: jb.lipschitz(weights, x["a"], 0.1, **how),
+        "holds several inputs": lambda: jb.pgd(params, x, labels, 0.1, key=jax.random.key(0), **how),
+        "pass one array": lambda: jb.crown(IDENTITY, (x["a"],), 0.1, activation="relu"),
+        "over which this method searches": lambda: jb.certify(
+            params, x, labels, 0.1, method=jb.BranchAndBound(), apply_fn=two_inputs
+        ),
+    }.items():
+        with pytest.raises(errors.JaxboundError, match=text) as caught:
+            call()
+        assert len(str(caught.value)) < 300
 
 
 @pytest.mark.fast

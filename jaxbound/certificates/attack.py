@@ -28,7 +28,7 @@ from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
 from jaxbound.backend.caches import kept
 from jaxbound.backend.sharding import anywhere
-from jaxbound.network.problems import region_around
+from jaxbound.network.inputs import is_several, region_around
 from jaxbound.network.resolving import per_example_function
 from jaxbound.regions import (
     Box,
@@ -114,6 +114,9 @@ def pgd(
     >>> pgd(chain, x, labels, 0.2, key=jax.random.key(0), activation="relu").margin.round(3)
     Array([-0.3], dtype=float32)
     """
+    if is_several(x):
+        raise errors.argument("x", "holds several inputs", "attack a function of one of them by pgd_on_function")
+    _check_kind(x)
     points = _middle(x) if is_region(x) else x
     function, variables, points = per_example_function(params, points, apply_fn, activation)
     region = region_around(variables, x if is_region(x) else points, eps, norm, clip, batched=True)
@@ -179,6 +182,7 @@ class _Closed:
 def _checked(function, variables, x, region, labels, key, steps, restarts, step_size) -> Attack:
     if restarts < 1 or steps < 0:
         raise errors.ArgumentError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
+    _check_kind(region)
     struct = leaf_struct(region)
     x, labels = owned(x, struct.dtype), _checked_labels(labels, struct.shape[0])
     if x.shape != struct.shape:
@@ -201,6 +205,13 @@ def _checked(function, variables, x, region, labels, key, steps, restarts, step_
     region, keys = per_example(region), _example_keys(key, struct.shape[0])
     fold = _eager if compiled else _traced
     return _attack(pieces, variables, x, region, labels, keys, steps, step_size, logits.dtype, fold)
+
+
+def _check_kind(region) -> None:
+    if is_region(region) and not isinstance(region, Box | LpBall):
+        raise errors.argument(
+            "x", f"is a {type(region).__name__}, which pgd does not attack", "pass a Box or an LpBall"
+        )
 
 
 def _is_hashable(function: Callable) -> bool:
@@ -331,6 +342,7 @@ def _radius(region: Region) -> jax.Array:
         lower, upper = enclosing_box(region)
         radius = 0.5 * upper - 0.5 * lower
     else:
+        assert isinstance(region, LpBall)
         radius = jnp.asarray(region.radius)
         radius = radius.reshape(radius.shape + (1,) * (np.ndim(region.center) - radius.ndim))
     return jnp.where(jnp.isfinite(radius), radius, 1)
@@ -343,6 +355,7 @@ def _steepest(region: Region, point: jax.Array, gradient: jax.Array) -> jax.Arra
     gradient = jnp.where(free & jnp.isfinite(gradient), gradient, 0)
     if isinstance(region, Box) or is_box(region):
         return jnp.sign(gradient)
+    assert isinstance(region, LpBall)
     rows = gradient.reshape(*gradient.shape[: region.batch_ndim], -1)
     size = jnp.abs(rows)
     peak = jnp.max(size, axis=-1, keepdims=True)

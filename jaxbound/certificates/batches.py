@@ -1,14 +1,12 @@
-"""A data set in batches on all devices: the regions, where each is bounded, and the network's own values there."""
+"""The batches of a data set: their regions, their margins, and the network's own values there."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +17,12 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.caches import kept
 from jaxbound.certificates.margins import margin_bounds, margin_spec
 from jaxbound.methods import Forward, Method
+from jaxbound.network import inputs
 from jaxbound.network.functions import on_batch
-from jaxbound.network.problems import MEMORY_LIMIT, check_types, problem_of, radii, region_around
+from jaxbound.network.inputs import Inputs, leaves_of, radii, region_around
+from jaxbound.network.problems import MEMORY_LIMIT, problem_of
 from jaxbound.network.resolving import Network
-from jaxbound.regions import Box, LpBall, Region, is_region
+from jaxbound.regions import LpBall, is_region
 
 _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many rows of coefficients
 
@@ -30,37 +30,54 @@ _LARGEST_BATCH, _ROWS = 256, 256  # the automatic batch leaves room for so many 
 class Work(NamedTuple):
     """Checked arguments; the whole data set stays on the host."""
 
-    network: Network
     program: str
     """The digest of the network's program."""
-    region: Region
+    inputs: Inputs
     labels: np.ndarray
     logits: jax.ShapeDtypeStruct
     method: Method
-    batch_size: int
     memory_limit: int | None
     outward: bool | str
 
 
-def host_region(network: Network, x: ArrayLike | Region, eps, norm: float, clip) -> Region:
-    """The region of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+def host_inputs(network: Network, x: ArrayLike | Inputs, eps, norm: float, clip) -> Inputs:
+    """The regions of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
+    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
+    if not inputs.is_several(x):
+        return _host_input(network, x, eps, norm, clip)
+    found = []
+    for _, leaf, own in inputs.paired(x, eps):
+        around = (own, norm, clip) if own is not None else (None, math.inf, None)
+        constant = own is None and not is_region(leaf)
+        found.append(np.asarray(leaf) if constant else _host_input(network, leaf, *around))
+    inputs.check_batch(found)
+    if not any(map(is_region, [*found, *leaves_of(network.variables)])):
+        raise errors.argument("eps", "is None and x holds no region", "pass a radius, or one per input")
+    return jax.tree.unflatten(jax.tree.structure(x, is_leaf=is_region), found)
+
+
+def _host_input(network: Network, x: Any, eps: Any, norm: float, clip) -> Any:
+    fixed = eps is None and not is_region(x) and any(map(is_region, leaves_of(network.variables)))
     if not is_region(x):
-        check_types(x, eps)
+        inputs.check_types(x, 0.0 if fixed else eps)
         x = np.asarray(x)
     around = functools.partial(region_around, network.variables, norm=norm, clip=clip, batched=network.batched)
-    traced = jax.eval_shape(around, x, eps)  # every check that needs no values
-    refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
-    refuse_half_precision("x", [regions.leaf_struct(x).dtype if is_region(x) else np.asarray(x).dtype])
-    if isinstance(x, Box):
+    traced: Any = jax.eval_shape(around, x, eps)  # every check that needs no values
+    refuse_half_precision("x", [inputs.struct_of(x).dtype])
+    if fixed:
+        return x
+    if is_region(x) and not isinstance(x, LpBall):
         return jax.tree.map(np.asarray, x)
-    if not isinstance(x, LpBall):
-        eps = radii(eps, np.shape(x), norm, batched=network.batched)
-    ball = x if isinstance(x, LpBall) else LpBall(x, eps, norm, clip=clip, batch_ndim=traced.batch_ndim)
+    ball: LpBall = x if isinstance(x, LpBall) else _ball(x, eps, norm, clip, traced.batch_ndim)
     radius = np.asarray(ball.radius)
     if not np.all(radius >= 0):
         raise errors.argument("eps", f"holds {radius[~(radius >= 0)].flat[0]}", "pass radii of 0 or more")
     center = np.asarray(ball.center, traced.center.dtype)
     return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
+
+
+def _ball(x: Any, eps: Any, norm: float, clip, batch_ndim: int) -> LpBall:
+    return LpBall(x, radii(eps, x.shape, batched=batch_ndim == 1), norm, clip=clip, batch_ndim=batch_ndim)
 
 
 def refuse_half_precision(name: str, dtypes: list) -> None:
@@ -78,94 +95,39 @@ def _rounded_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.where(narrow < values, np.nextafter(narrow, np.asarray(np.inf, dtype)), narrow)
 
 
-def with_batch_axis(region: Region) -> Region:
-    """One example as a batch of one."""
-    region = jax.tree.map(lambda leaf: np.asarray(leaf)[None], region)
-    return region if isinstance(region, Box) else dataclasses.replace(region, batch_ndim=region.batch_ndim + 1)
-
-
-def automatic_batch_size(network: Network, region: Region, logits, method: Method, memory_limit: int | None) -> int:
+def automatic_batch_size(network: Network, given: Inputs, logits, method: Method, memory_limit: int | None) -> int:
     """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
     if method.searches:
         return 1
     spec = margin_spec(np.zeros(1, int), logits.shape[0]).astype(logits.dtype)
-    problem = problem_of(network, _rows(region, np.zeros(1, int)), spec)
+    problem = problem_of(network, rows_of(given, np.zeros(1, int)), spec)
     largest = max(node.op.size * node.op.dtype.itemsize for node in problem.graph.nodes)
     parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
     forward = any(isinstance(part, Forward) for part in parts)
-    rows = 6 * math.prod(regions.leaf_struct(region).shape[1:]) if forward else _ROWS
+    rows = 6 * sum(regions.leaf_struct(leaf).size for leaf in problem.leaves) if forward else _ROWS
     limit = MEMORY_LIMIT if memory_limit is None else memory_limit
     return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
 
 
-def _rows(region: Region, index: np.ndarray) -> Region:
-    """Some of the examples' regions."""
-    if isinstance(region, Box):
-        return Box(np.asarray(region.lower)[index], np.asarray(region.upper)[index])
-    center, radius, clip = np.asarray(region.center), np.asarray(region.radius), region.clip
-    if jax.tree.leaves(clip):  # arrays; numbers are static
-        clip = tuple(np.broadcast_to(end, center.shape)[index] for end in clip or ())
-    return dataclasses.replace(region, center=center[index], radius=radius[index] if radius.ndim else radius, clip=clip)
+def rows_of(given: Inputs, index: np.ndarray) -> Inputs:
+    """Some of the examples."""
+    take = lambda leaf: regions.take(leaf, index) if is_region(leaf) else np.asarray(leaf)[index]  # noqa: E731
+    return jax.tree.map(take, given, is_leaf=is_region)
 
 
-def over_devices(work: Work, starts: Sequence[int]) -> Iterator[tuple[np.ndarray, ...]]:
-    """What `_one_batch` finds for each batch, in order.
-
-    Each local device works on a batch of its own, driven by a thread, so the host's work for one overlaps with the
-    others', and what is found does not depend on their number.
-    """
-    devices = _devices(work)[: len(starts)]
-    if len(devices) <= 1:
-        yield from (_one_batch(work, first) for first in starts)
-        return
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for device in devices:
-        free.put((device, work._replace(network=_placed(work.network, device))))
-
-    x64 = jnp.result_type(float) == np.float64  # a thread begins with the global settings, not with those of its parent
-
-    def on_a_free_device(first: int) -> tuple[np.ndarray, ...]:
-        device, own = free.get()
-        try:
-            with jax.default_device(device), jax.enable_x64(x64):
-                return _one_batch(own, first)
-        finally:
-            free.put((device, own))
-
-    with ThreadPoolExecutor(len(devices), "certify") as pool:
-        yield from pool.map(on_a_free_device, starts)
-
-
-def _devices(work: Work) -> list:
-    """All local devices; one where JAX was told which, or where parameters are split over several."""
-    arrays = [leaf for leaf in jax.tree.leaves(work.network.variables) if isinstance(leaf, jax.Array)]
-    if _compat.default_device() is not None or not all(leaf.is_fully_replicated for leaf in arrays):
-        return []
-    return jax.local_devices()
-
-
-def _placed(network: Network, device) -> Network:
-    """The network with its arrays on one device."""
-    place = lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
-    return network._replace(variables=jax.tree.map(place, network.variables))
-
-
-def _one_batch(work: Work, first: int) -> tuple[np.ndarray, ...]:
-    """What is known of the batch that begins at example `first`.
+def one_batch(work: Work, network: Network, index: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What is known of some examples, with the network on some device.
 
     Margins, their rounding, whether predictions are right, and counterexamples (flat, NaN where there is none).
     """
-    stop = min(first + work.batch_size, len(work.labels))
-    index = np.minimum(np.arange(first, first + work.batch_size), stop - 1)  # padded with the last example
-    region, labels = _rows(work.region, index), work.labels[index]
-    network, logits, method, limit = work.network, work.logits, work.method, work.memory_limit
-    bounds = margin_bounds(network, region, labels, logits, method, limit, outward=work.outward)
+    given, labels = rows_of(work.inputs, index), work.labels[index]
+    bounds = margin_bounds(network, given, labels, work.logits, work.method, work.memory_limit, outward=work.outward)
     lower, error = np.asarray(bounds.lower), np.asarray(bounds.lower_rounding)
-    logits, inside = _predictions(network, work.program, region)
-    check_values(repr(method), labels, inside, lower, error, first)
+    logits, inside = _predictions(network, work.program, given)
+    check_values(repr(work.method), labels, inside, lower, error, int(index[0]))
     correct = _are_correct(logits, labels)
-    points = _counterexamples(work, bounds.point, labels, np.all(lower > error, axis=1))
-    return tuple(values[: stop - first] for values in (lower, error, correct, points))
+    points = _counterexamples(work, network, bounds.point, labels, np.all(lower > error, axis=1))
+    return lower, error, correct, points
 
 
 def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -174,14 +136,14 @@ def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return logits[is_label] > np.where(is_label, -np.inf, logits).max(axis=1)
 
 
-def _counterexamples(work: Work, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
+def _counterexamples(work: Work, network: Network, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
     """The points of a search at which the network itself gives another class, or a tie; flat, the others NaN."""
     if points is None:
         return np.zeros((len(labels), 0), work.logits.dtype)
     points = np.array(points)
     known = np.isfinite(points.reshape(len(labels), -1)).all(axis=1) & ~verified
     points[~known] = 0
-    logits = np.array(_predict(work.network, work.program)(work.network.variables, points))
+    logits = np.array(_predict(network, work.program)(inputs.evaluated_at(network.variables), points))
     points[~known | _are_correct(logits, labels) | ~np.isfinite(logits).all(axis=1)] = np.nan
     return points.reshape(len(labels), -1)
 
@@ -223,15 +185,16 @@ def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.
         raise errors.value_outside(method, (first + broken).tolist(), float(lower[k]), float(own[k]))
 
 
-def _predictions(network: Network, program: str, region: Region) -> tuple[np.ndarray, np.ndarray]:
-    """The logits at the examples themselves, and at the nearest points of their regions, a batch at once."""
-    points = region.center if isinstance(region, LpBall) else (np.asarray(region.lower) + region.upper) / 2
+def _predictions(network: Network, program: str, given: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """The logits at the examples themselves, and at points of their regions (NaN where none is known)."""
     predict = _predict(network, program)
-    logits, inside = np.array(predict(network.variables, points)), points
-    if isinstance(region, LpBall) and region.clip is not None:
-        inside = np.clip(points, *map(np.asarray, region.clip)).astype(np.asarray(points).dtype)
-    same = np.array_equal(inside, points, equal_nan=True)
-    return logits, logits.copy() if same else np.array(predict(network.variables, inside))
+    points, inside = (
+        inputs.evaluated_at((network.variables, given), point) for point in (regions.middle, regions.inside)
+    )
+    logits = np.array(predict(*points))
+    leaves = zip(jax.tree.leaves(points), jax.tree.leaves(inside), strict=True)
+    same = all(a is b or np.array_equal(a, b, equal_nan=True) for a, b in leaves)
+    return logits, logits.copy() if same else np.array(predict(*inside))
 
 
 @kept(64)

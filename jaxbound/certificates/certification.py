@@ -11,9 +11,9 @@ Nothing is clamped to look consistent: where an attack breaks a verified example
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,20 +24,22 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.programs import Traced
 from jaxbound.certificates import records
 from jaxbound.certificates.attack import Attack
-from jaxbound.certificates.batches import Work, automatic_batch_size, host_region, over_devices, with_batch_axis
+from jaxbound.certificates.batches import Work, automatic_batch_size, host_inputs, one_batch
+from jaxbound.certificates.loops import Task, run
 from jaxbound.certificates.margins import check_margin_method, logits_struct, margin_spec
 from jaxbound.certificates.records import Record
 from jaxbound.certificates.report import Report, remarks
 from jaxbound.methods import Method, rounding_mode
+from jaxbound.network.inputs import Inputs, batch_of, is_several, struct_of, structs
 from jaxbound.network.problems import example_of
 from jaxbound.network.resolving import resolve
-from jaxbound.regions import Box, Region
+from jaxbound.regions import LpBall
 from jaxbound.transforms.problems import forget_stale
 
 
 def certify(
     params,
-    x: ArrayLike | Region,
+    x: ArrayLike | Inputs,
     labels: ArrayLike,
     eps: ArrayLike | None = None,
     *,
@@ -58,7 +60,8 @@ def certify(
     `clip[0] <= x' <= clip[1]`.
 
     What apply_fn closes over counts as it is at the call. The data set stays on the host. All local devices share the
-    work, each on batches of its own, unless `jax.default_device` names one or parameters are split over several.
+    work, each on batches of its own, unless `jax.default_device` names one or parameters are split over several; and
+    so do all processes of `jax.distributed`, which call with the same arguments and return the same report.
 
     Args:
         params, x, labels, eps, apply_fn, activation, norm, clip: as for `margins`, with N examples, in float32 or
@@ -71,7 +74,8 @@ def certify(
             "execution" for margins of the logits that the network gives when it runs (docs/guarantee.md); None for
             margins above 0 as computed.
         results: a file for partial results, written after every batch. A later call with the same arguments continues
-            after the last finished batch (functions inside a method count by their names).
+            after the last finished batch (functions inside a method count by their names). Each of several processes
+            writes a file of its own, with its number in the name.
         progress: show a bar (tqdm, or lines where it is not installed) on the standard error.
 
     Returns:
@@ -96,47 +100,49 @@ def certify(
     _check_certified(method)
     mode = rounding_mode(rounding)
     labels = np.asarray(labels)
-    network = resolve(params, x, apply_fn, activation, certificate="certify")
-    region = host_region(network, x, eps, norm, clip)
+    network = resolve(params, x, apply_fn, activation, certificate="certify", weights=True)
+    inputs = host_inputs(network, x, eps, norm, clip)
     if not network.batched:
-        network, region, labels = network._replace(batched=True), with_batch_axis(region), labels[None]
-    total = regions.leaf_struct(region).shape[0]
+        inputs = regions.with_batch_axis(inputs) if regions.is_region(inputs) else inputs[None]
+        network, labels = network._replace(batched=True), labels[None]
+    if method.searches and (is_several(inputs) or not regions.is_region(inputs)):
+        raise errors.argument("x", "is not one region, over which this method searches", "pass one input with eps")
+    total = batch_of(inputs)
     if total == 0 or labels.shape != (total,):
         raise errors.argument("labels", f"have shape {labels.shape} for {total} examples", "pass one class per example")
-    logits = logits_struct(network, region)
-    forget_stale(network.function, network.variables, example_of(network, region))
+    logits = logits_struct(network, inputs)
+    given = structs(network.variables), example_of(network, inputs)
+    forget_stale(network.function, *given)
     margin_spec(labels, logits.shape[0])  # raises where a label is no class
     if batch_size is None:
-        batch_size = automatic_batch_size(network, region, logits, method, memory_limit)
+        batch_size = automatic_batch_size(network, inputs, logits, method, memory_limit)
     if batch_size < 1:
         raise errors.argument("batch_size", f"is {batch_size}", "pass at least 1")
-    program = Traced(network.function, network.variables, example_of(network, region)).digest
+    program = Traced(network.function, *given).digest
     size = min(batch_size, total)
-    work = Work(network, program, region, labels, logits, method, size, memory_limit, mode)
-    path = None if results is None else Path(results)
-    shape = regions.leaf_struct(region).shape[1:]
-    done, mark = Record.empty(logits, math.prod(shape) if method.searches else 0), ""
-    if path is not None:
-        mark = records.fingerprint(network, region, labels, method, work.batch_size, work.outward)
-        done = records.load(path, mark, done)
-    started, before = time.perf_counter(), done
-    with records.Progress(progress, total, done) as shown:
-        for found in over_devices(work, range(done.examples, total, work.batch_size)):
-            seconds = time.perf_counter() - started
-            margins, error, correct, points = map(np.concatenate, zip(done[:4], found, strict=True))
-            first = seconds if done.examples == 0 else done.first_batch_seconds
-            done = Record(margins, error, correct, points, first, before.seconds + seconds)
-            if path is not None:
-                records.save(path, mark, done)
-            shown.show(done)
+    work = Work(program, inputs, labels, logits, method, memory_limit, mode)
+    shape = struct_of(inputs).shape[1:] if method.searches else ()
+    margins = np.zeros((0, logits.shape[0] - 1), logits.dtype)
+    points = np.zeros((0, math.prod(shape) if method.searches else 0), logits.dtype)
+    empty = Record.empty(margins=margins, rounding=margins, correct=np.zeros(0, bool), points=points)
+    one = functools.partial(one_batch, work)
+    task = Task("certify", network, one, empty, total, size, lambda done: f"{_verified(*done.rows[:2]).sum()} verified")
+    mark = functools.partial(records.fingerprint, network, inputs, labels, method, size, mode)
+    done = run(task, None if results is None else Path(results), mark, progress=progress)
+    margins, error, correct, points = done.rows
     return Report(
-        done.margins, done.rounding, done.verified, done.correct,
-        eps=None if isinstance(region, Box) else np.asarray(region.radius),
-        norm=math.inf if isinstance(region, Box) else region.norm,
-        method=repr(method), batch_size=work.batch_size, first_batch_seconds=done.first_batch_seconds,
-        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, region, done.margins),
-        counterexamples=done.points.reshape(-1, *shape) if method.searches else None,
+        margins, error, _verified(margins, error), correct,
+        eps=np.asarray(inputs.radius) if isinstance(inputs, LpBall) else None,
+        norm=inputs.norm if isinstance(inputs, LpBall) else math.inf,
+        method=repr(method), batch_size=size, first_batch_seconds=done.first_batch_seconds,
+        seconds=done.seconds, labels=labels, remarks=remarks(network.variables, inputs, margins),
+        counterexamples=points.reshape(-1, *shape) if method.searches else None,
     )  # fmt: skip
+
+
+def _verified(margins: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
+    return np.all(np.isfinite(margins) & (margins > error), axis=1)
 
 
 def check_against_attack(report: Report, attack: Attack) -> None:

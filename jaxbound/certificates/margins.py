@@ -24,7 +24,8 @@ from jaxbound import _compat, errors, regions
 from jaxbound.backend.sharding import anywhere
 from jaxbound.methods import Bounded, Method
 from jaxbound.network.bounding import outputs_of
-from jaxbound.network.problems import output_struct, problem_of, region_around, request_of
+from jaxbound.network.inputs import Inputs, batch_of, region_around
+from jaxbound.network.problems import output_struct, problem_of, request_of
 from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import Region
 
@@ -72,7 +73,7 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
 @anywhere
 def margins(
     params,
-    x: ArrayLike | Region,
+    x: ArrayLike | Inputs,
     labels: ArrayLike,
     eps: ArrayLike | None = None,
     *,
@@ -90,10 +91,11 @@ def margins(
 
     Args:
         params: variables dict, bare parameters, `TrainState`, module or Dense layers; see `network.resolve`.
-        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain; or a region, and then no eps; or a
+            tuple, list or dict of them, which apply_fn takes as it is.
         labels: true classes, int (batch,); () for one example.
-        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
-            axes as x.
+        eps: radius in the given norm, shape () or (batch,), or per feature or channel, with as many axes as x: the
+            ball is then `||(x' - x) / eps||_norm <= 1`.
         method: how to bound, e.g. `jaxbound.Crown()`.
         apply_fn: the network, `apply_fn(variables, batch)` -> (batch, classes); not needed for Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
@@ -117,38 +119,37 @@ def margins(
     Array([[0.25]], dtype=float32)
     """
     check_margin_method(method)
-    network = resolve(params, x, apply_fn, activation)
+    network = resolve(params, x, apply_fn, activation, weights=True)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
     logits = logits_struct(network, region)
     return margin_bounds(network, region, labels, logits, method, memory_limit, outward=False).lower
 
 
 def margin_bounds(
-    network: Network, region: Region, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
+    network: Network, inputs: Inputs, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
 ) -> Bounded:
     """Lower bounds of margins, not widened, and their rounding errors; from a search, also points."""
-    batch = regions.leaf_struct(region).shape[:1] if network.batched else ()
+    batch = (batch_of(inputs),) if network.batched else ()
     if np.shape(labels) != batch:
         raise errors.argument("labels", f"have shape {np.shape(labels)}, not {batch}", "pass one class per example")
     spec = margin_spec(labels, logits.shape[0]).astype(logits.dtype)
-    problem = problem_of(network, region, spec, rounding=bool(outward))
+    problem = problem_of(network, inputs, spec, rounding=bool(outward))
     request = request_of(problem, memory_limit, sides="lower", rounding=outward)._replace(target=0.0)
     (found,) = outputs_of(problem, method, request)
-    (leaf,) = problem.leaves
-    return found._replace(lower=_unless_empty(leaf, found.lower, network.batched))
+    return found._replace(lower=_unless_empty(problem.leaves, found.lower, network.batched))
 
 
 @functools.partial(_compat.eager_jit, static_argnums=2)
-def _unless_empty(region: Region, lower: jax.Array, batched: bool) -> jax.Array:
+def _unless_empty(leaves: tuple[Region, ...], lower: jax.Array, batched: bool) -> jax.Array:
     """Bounds over regions, minus infinity over those without a point."""
     if batched:
-        return jax.vmap(lambda region, lower: _unless_empty(region, lower, False))(region, lower)
-    return jnp.where(regions.is_empty(region), -jnp.inf, lower)
+        return jax.vmap(lambda leaves, lower: _unless_empty(leaves, lower, False))(leaves, lower)
+    return jnp.where(functools.reduce(jnp.logical_or, map(regions.is_empty, leaves)), -jnp.inf, lower)
 
 
-def logits_struct(network: Network, region: Region) -> jax.ShapeDtypeStruct:
+def logits_struct(network: Network, inputs: Inputs) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one example's logits."""
-    logits = output_struct(network, region)
+    logits = output_struct(network, inputs)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 1:
         kind = type(logits).__name__ if shape is None else f"an array of shape {shape}"

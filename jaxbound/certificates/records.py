@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,55 +25,52 @@ import numpy as np
 from jaxbound import errors
 from jaxbound.backend.programs import Traced, bits
 from jaxbound.methods import Method
+from jaxbound.network.inputs import Inputs, structs
 from jaxbound.network.problems import example_of
 from jaxbound.network.resolving import Network
-from jaxbound.regions import Region
 
 
 class Record(NamedTuple):
-    """What is known of the first examples, and what it cost; `certify.Report` says what the arrays are.
+    """What is known of the first examples, and what it cost.
 
-    >>> Record.empty(jax.ShapeDtypeStruct((3,), np.float32)).margins.shape
-    (0, 2)
+    >>> Record.empty(margins=np.zeros((0, 2))).extended((np.ones((3, 2)),), 1.0, 1.0).examples
+    3
     """
 
-    margins: np.ndarray
-    rounding: np.ndarray
-    correct: np.ndarray
-    points: np.ndarray
-    """Counterexamples, (N, numbers of an input), NaN where none is known; (N, 0) from methods that do not search."""
+    names: tuple[str, ...]
+    rows: tuple[np.ndarray, ...]
+    """By name, one row per example."""
     first_batch_seconds: float
     seconds: float
 
     @classmethod
-    def empty(cls, logits: jax.ShapeDtypeStruct, inputs: int = 0) -> Record:
-        """The record of no example, for logits of this shape and dtype, and points of so many numbers."""
-        margins = np.zeros((0, logits.shape[0] - 1), logits.dtype)
-        return cls(margins, margins, np.zeros(0, bool), np.zeros((0, inputs), logits.dtype), 0.0, 0.0)
+    def empty(cls, **rows: np.ndarray) -> Record:
+        """The record of no example."""
+        return cls(tuple(rows), tuple(rows.values()), 0.0, 0.0)
+
+    def extended(self, rows: Sequence[np.ndarray], first: float, seconds: float) -> Record:
+        """With the rows of a further batch, and the seconds that the first one and all have taken."""
+        whole = tuple(map(np.concatenate, zip(self.rows, rows, strict=True)))
+        return Record(self.names, whole, self.first_batch_seconds if self.examples else first, seconds)
 
     @property
     def examples(self) -> int:
         """How many examples are done."""
-        return len(self.margins)
-
-    @property
-    def verified(self) -> np.ndarray:
-        """Whether all margins exceed their rounding; False for NaN, 0 and infinities."""
-        return np.all(np.isfinite(self.margins) & (self.margins > self.rounding), axis=1)
+        return len(self.rows[0])
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Method, *options: object) -> str:
+def fingerprint(network: Network, inputs: Inputs, labels: np.ndarray, method: Method, *options: object) -> str:
     """A hash of everything that the numbers depend on: the network's program, all arrays, and the options.
 
     Args:
         network: as resolved, batched.
-        region: the regions of all examples, with a batch axis.
+        inputs: the regions of all examples, with a batch axis.
         labels: true classes, int (batch,).
         method: how to bound; functions inside count by their names.
-        options: anything whose text says what it is.
+        options: arrays, or anything whose text says what it is.
 
     Rounding: exact, every bit of every array counts.
 
@@ -82,10 +80,12 @@ def fingerprint(network: Network, region: Region, labels: np.ndarray, method: Me
     >>> len(one), one == two
     (64, False)
     """
-    program = Traced(network.function, network.variables, example_of(network, region))
-    given = network.variables, region, labels, method, program.arrays
+    example = example_of(network, inputs)
+    program = Traced(network.function, structs(network.variables), example)
+    arrays = [option for option in options if hasattr(option, "dtype")]
+    given = network.variables, inputs, labels, method, program.arrays, arrays
     leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program.text}\n{structure}\n{' '.join(map(str, options))} {example_of(network, region).dtype}"
+    text = f"{program.text}\n{structure}\n{' '.join(str(o) for o in options if not hasattr(o, 'dtype'))} {example}"
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
     for path, leaf in leaves:
         array = bits(leaf)
@@ -113,18 +113,19 @@ def load(path: Path, mark: str, empty: Record) -> Record:
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = str(stored["fingerprint"])
-            parts = {name: stored[name] for name in Record._fields}
+            rows = tuple(stored[name] for name in empty.names)
+            seconds = float(stored["first_batch_seconds"]), float(stored["seconds"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise errors.argument("results", f"is {path}, which certify did not write", "pass another path") from error
+        raise errors.argument(
+            "results", f"is {path}, which this function did not write", "pass another path"
+        ) from error
     if found != mark:
         problem = (
-            f"is {path}, which holds certificates of another computation: params, x, labels, eps, norm, clip, method, "
+            f"is {path}, which holds results of another computation: params, x, labels, eps, norm, clip, method, "
             "batch_size, rounding, the network's code or the version of JAX differ"
         )
         raise errors.argument("results", problem, "pass another path, or delete the file to start again")
-    first, seconds = float(parts["first_batch_seconds"]), float(parts["seconds"])
-    arrays = parts["margins"], parts["rounding"], parts["correct"], parts["points"]
-    return Record(*arrays, first, seconds)
+    return Record(empty.names, rows, *seconds)
 
 
 def save(path: Path, mark: str, record: Record) -> None:
@@ -141,7 +142,9 @@ def save(path: Path, mark: str, record: Record) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, fingerprint=np.array(mark), **record._asdict())
+            rows: dict = dict(zip(record.names, record.rows, strict=True))
+            cost: dict = {"first_batch_seconds": record.first_batch_seconds, "seconds": record.seconds}
+            np.savez(file, fingerprint=np.array(mark), **cost, **rows)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -156,14 +159,15 @@ class Progress:
     """A tqdm bar on the standard error, plain lines where tqdm is not installed, or nothing.
 
     Args:
-        wanted: whether to show anything.
+        name: the function that works, "" to show nothing.
         total: how many examples there are.
         record: what is done before the first batch.
+        summary: what to say of a record.
     """
 
-    def __init__(self, wanted: bool, total: int, record: Record):
-        self.wanted, self.total, self.bar = wanted, total, None
-        if not wanted:
+    def __init__(self, name: str, total: int, record: Record, summary: Callable[[Record], str]):
+        self.name, self.total, self.summary, self.bar = name, total, summary, None
+        if not name:
             return
         try:
             from tqdm import tqdm
@@ -171,7 +175,7 @@ class Progress:
             done = f"{record.examples} of {total} examples done"
             self._line(f"{done}; the first batch compiles (pip install tqdm for a bar)")
             return
-        self.bar = tqdm(total=total, initial=record.examples, unit="example", desc="certify")
+        self.bar = tqdm(total=total, initial=record.examples, unit="example", desc=name)
         note = "the first batch compiles" if record.examples < total else "all done by an earlier run"
         self.bar.set_postfix_str(note)
 
@@ -183,10 +187,10 @@ class Progress:
             self.bar.close()
 
     def show(self, record: Record) -> None:
-        """After a batch: how many are done, how many of them are verified, and how long it took."""
-        if not self.wanted:
+        """After a batch: how many are done, what was found, and how long it took."""
+        if not self.name:
             return
-        text = f"{record.verified.sum()} verified, first batch {record.first_batch_seconds:.1f} s"
+        text = f"{self.summary(record)}, first batch {record.first_batch_seconds:.1f} s"
         if self.bar is None:
             self._line(f"{record.examples} of {self.total} examples, {text}, in all {record.seconds:.1f} s")
             return
@@ -194,4 +198,4 @@ class Progress:
         self.bar.update(record.examples - self.bar.n)
 
     def _line(self, text: str) -> None:
-        print(f"certify: {text}", file=sys.stderr)
+        print(f"{self.name}: {text}", file=sys.stderr)

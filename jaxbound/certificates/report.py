@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.regions import Box, Region
+from jaxbound.network.inputs import Inputs, leaves_of
+from jaxbound.regions import Box, LpBall, enclosing_box, is_region
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,12 +154,12 @@ class Report:
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
 
-def remarks(variables, region: Region, margins: np.ndarray) -> tuple[str, ...]:
+def remarks(variables, inputs: Inputs, margins: np.ndarray) -> tuple[str, ...]:
     """What explains that examples are not verified, though neither network nor method is to blame.
 
     Args:
         variables: the network's.
-        region: the regions of all examples, with a batch axis.
+        inputs: the regions of all examples, with a batch axis.
         margins: (N, classes - 1), their bounds.
 
     >>> box = Box(np.ones((2, 3)), np.zeros((2, 3)))
@@ -170,18 +171,18 @@ def remarks(variables, region: Region, margins: np.ndarray) -> tuple[str, ...]:
         undefined = sum(not np.all(np.isfinite(leaf)) for leaf in map(np.asarray, jax.tree.leaves(variables)))
         if undefined:
             found.append(f"{undefined} arrays of the parameters hold NaN or infinite values")
-        if isinstance(region, Box):
-            low, high, reason = np.asarray(region.lower), np.asarray(region.upper), "lower > upper"
-        else:
-            low, high, reason = _box_of(region)
-        axes = tuple(range(1, low.ndim))
-        lost = np.any(np.isnan(low) | np.isnan(high), axis=axes)
-        empty = np.any(low > high, axis=axes) & ~lost
-        if lost.any():
-            found.append(f"{lost.sum()} of {count} examples hold NaN")
-        if empty.any():
-            found.append(f"{empty.sum()} of {count} regions are empty: {reason}")
-        endless = np.any(~np.isfinite(margins), axis=1) & ~lost & ~empty
+        unbounded = np.any(~np.isfinite(margins), axis=1)
+        for leaf in leaves_of(inputs):
+            low, high, reason = _box_of(leaf)
+            axes = tuple(range(1, low.ndim))
+            lost = np.any(np.isnan(low) | np.isnan(high), axis=axes)
+            empty = np.any(low > high, axis=axes) & ~lost
+            if lost.any():
+                found.append(f"{lost.sum()} of {count} examples hold NaN")
+            if empty.any():
+                found.append(f"{empty.sum()} of {count} regions are empty: {reason}")
+            unbounded = unbounded & ~lost & ~empty
+        endless = unbounded
         if endless.any() and not undefined:
             found.append(
                 f"{endless.sum()} of {count} examples have infinite bounds: the region is empty or endless, or the "
@@ -190,9 +191,17 @@ def remarks(variables, region: Region, margins: np.ndarray) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _box_of(ball: Any) -> tuple[np.ndarray, np.ndarray, str]:
-    """The box around the balls, cut by the clip box, and why it may be empty."""
-    center, radius = np.asarray(ball.center), np.asarray(ball.radius)
+def _box_of(leaf: Any) -> tuple[np.ndarray, np.ndarray, str]:
+    """The box around regions, and why it may be empty."""
+    if isinstance(leaf, Box):
+        return np.asarray(leaf.lower), np.asarray(leaf.upper), "lower > upper"
+    if not is_region(leaf):
+        return np.asarray(leaf), np.asarray(leaf), ""
+    if not isinstance(leaf, LpBall):
+        low, high = map(np.asarray, enclosing_box(leaf))
+        return low, high, "no point satisfies A x <= b"
+    ball, radius = leaf, np.asarray(leaf.radius)
+    center = np.asarray(ball.center)
     radius = radius.reshape(radius.shape + (1,) * (center.ndim - radius.ndim))
     if ball.clip is None:
         return center - radius, center + radius, ""

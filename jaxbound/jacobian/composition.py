@@ -30,7 +30,8 @@ from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac
 from jaxbound.methods import Best, Bounded, Method, better, check_certified
 from jaxbound.network.bounding import outputs_of
 from jaxbound.network.functions import Specified
-from jaxbound.network.problems import example_of, problem_of, region_around, request_of
+from jaxbound.network.inputs import region_around
+from jaxbound.network.problems import example_of, problem_of, request_of
 from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import Region
 from jaxbound.regions.bounds import Interval

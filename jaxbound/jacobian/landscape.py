@@ -3,7 +3,7 @@
 Where one entry of the gradient has a strict sign over a whole ball, the gradient is not zero anywhere in it, and no
 point of it is a local minimum, maximum or saddle point. The bounds cover Clarke's gradient, so this holds at kinks too:
 0 is in Clarke's gradient at every local extremum (Clarke 1983, proposition 2.3.2). The radius is searched as in
-`radius.search`: what comes back was evaluated.
+`bracketing.search`: what comes back was evaluated.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors, regions
 from jaxbound._compat import is_tracer
+from jaxbound.certificates.bracketing import search
 from jaxbound.certificates.margins import logits_struct
-from jaxbound.certificates.radius import search
 from jaxbound.jacobian.composition import differentiated, forget, jacobian_of
 from jaxbound.jacobian.recurjac import RecurJac
 from jaxbound.methods import Method
-from jaxbound.network.problems import region_around
+from jaxbound.network.inputs import region_around
 from jaxbound.network.resolving import resolve
 
 

@@ -22,7 +22,8 @@ from jaxbound.jacobian import norms
 from jaxbound.jacobian.composition import Differentiated, differentiated, forget, jacobian_of
 from jaxbound.jacobian.recurjac import JacobianMethod, RecurJac, absolute_sums
 from jaxbound.methods import Best, Bounded, Method, check_certified
-from jaxbound.network.problems import region_around, request_of
+from jaxbound.network.inputs import region_around
+from jaxbound.network.problems import request_of
 from jaxbound.network.resolving import Network, resolve
 from jaxbound.regions import LpBall, Region
 

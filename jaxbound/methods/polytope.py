@@ -185,11 +185,14 @@ def _start(projections, constants, leaves) -> list[Value]:
         if regions.is_box(region):
             low, high = regions.enclosing_box(region)
             center, reach, exponent = low / 2 + high / 2, high / 2 - low / 2, 1.0
+        elif not isinstance(region, regions.LpBall):
+            raise errors.no_such_answer("ConvexPolytope", f"deviations of a {type(region).__name__}")
         else:
             if region.batch_ndim:
                 raise errors.no_such_answer("ConvexPolytope", "projections of several balls in one leaf")
             exponent = balls.dual_exponent(region.norm)
-            center, reach = region.center, jnp.broadcast_to(region.radius, region.center.shape)
+            center = jnp.asarray(region.center)
+            reach = jnp.broadcast_to(region.radius, center.shape)
         source = _source(number, center.size, exponent, projections)
         values.append(Value(center, {source: _rows(source, reach, constants[0], projections)}))
     return values

@@ -103,7 +103,9 @@ class Quadratic(Method):
 
 def _check(graph: Graph, leaves: Sequence[regions.Region]) -> None:
     ball = leaves[0]
-    if len(leaves) > 1 or not isinstance(ball, regions.LpBall) or ball.norm != 2 or ball.batch_ndim > 0:
+    single = len(leaves) == 1 and isinstance(ball, regions.LpBall) and ball.norm == 2 and ball.batch_ndim == 0
+    batch = 0 if graph.axes is None else 1
+    if not single or not isinstance(ball, regions.LpBall) or jnp.ndim(ball.radius) > batch:
         raise errors.argument("the region", "is not a single l_2 ball, which Quadratic() needs", "use Frown() or LP()")
     for node in graph.nodes:
         if node.op.kind in NONLINEAR:

@@ -18,7 +18,8 @@ from jaxbound.graph.values import Inexact, plain
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request, domains
 from jaxbound.methods.frown import Frown
 from jaxbound.methods.polytope import ConvexPolytope
-from jaxbound.network.problems import problem_of, region_around, request_of
+from jaxbound.network.inputs import region_around
+from jaxbound.network.problems import problem_of, request_of
 from jaxbound.network.resolving import resolve
 from jaxbound.regions.bounds import Estimate, Interval
 from jaxbound.transforms.problems import Problem
@@ -35,10 +36,13 @@ def bound_network(
 
     Args:
         method: how to bound.
-        params: variables dict, bare parameters, `TrainState`, module, `Model` or Dense layers; see `resolve`.
-        x: floating, `(batch, *example shape)`; one example for a Dense chain or `Model`; or a region, and then no eps.
-        eps: radius in the given norm, shape () or (batch,); for norm=inf also per feature or channel, with as many
-            axes as x.
+        params: variables dict, bare parameters, `TrainState`, module, `Model` or Dense layers; see `resolve`. Arrays
+            among variables and layers may be regions; without eps, they alone vary.
+        x: floating, `(batch, *example shape)`; one example for a Dense chain or `Model`; or a region, and then no eps;
+            or a tuple, list or dict of them, which apply_fn takes as it is.
+        eps: radius in the given norm, shape () or (batch,), or per feature or channel, with as many axes as x: the
+            ball is then `||(x' - x) / eps||_norm <= 1`. For several inputs one for all that are floating, or a tree
+            like x with None for those that stay as they are.
         apply_fn: the network, `apply_fn(variables, batch)`; not needed for a chain of Dense layers.
         activation: between Dense layers where there is no apply_fn; ReLU, with a warning, if it is not given.
         norm: p >= 1, `jnp.inf` included.
@@ -58,7 +62,7 @@ def bound_network(
     """
     if sides not in ("both", "lower"):
         raise errors.unknown_option("sides", sides, ("both", "lower"))
-    network = resolve(params, x, apply_fn, activation)
+    network = resolve(params, x, apply_fn, activation, weights=True)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
     problem = problem_of(network, region, spec)
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides=sides))

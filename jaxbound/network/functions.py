@@ -23,7 +23,7 @@ class OfBatch:
 
     def __call__(self, variables, example):
         """The output for one example."""
-        return jax.tree.map(self._only, self.on_batch(variables, example[None]))
+        return jax.tree.map(self._only, self.on_batch(variables, jax.tree.map(lambda part: part[None], example)))
 
     def on_batch(self, variables, batch):
         """The outputs for a batch; what the network raises becomes an `ArgumentError`."""
@@ -33,7 +33,8 @@ class OfBatch:
         except errors.JaxboundError:
             raise
         except Exception as error:
-            raise errors.network_failed(np.shape(batch), error) from error
+            shapes = [np.shape(part) for part in jax.tree.leaves(batch)]
+            raise errors.network_failed(*shapes, error=error) from error
 
     def _outputs(self, variables, batch):
         raise NotImplementedError
@@ -142,7 +143,10 @@ def on_batch(function: Callable) -> Callable:
     def values(variables, batch):
         own = getattr(function, "on_batch", None)
         with contextlib.suppress(errors.ArgumentError):  # made for another size
-            if own is not None and np.shape(found := own(variables, batch))[:1] == np.shape(batch)[:1]:
+            if (
+                own is not None
+                and np.shape(found := own(variables, batch))[:1] == np.shape(jax.tree.leaves(batch)[0])[:1]
+            ):
                 return found
         return jax.vmap(function, in_axes=(None, 0))(variables, batch)
 

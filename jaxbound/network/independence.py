@@ -14,22 +14,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxbound import _compat, errors
 from jaxbound.backend.caches import kept
+from jaxbound.network.inputs import structs
 
 _PRIMES = 1009, 1511  # two, in case that something else has the first one's size
 _RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"})
 
 
-def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
+def check(batched: Callable, variables, example) -> None:
     """Refuse a network that mixes the examples of a batch, and warn of one that draws random numbers.
 
     Args:
         batched: `(variables, batch) -> outputs`, each with the batch as its first axis.
-        variables: arrays or what has their shapes and dtypes.
-        example: the shape and dtype of one example.
+        variables: arrays, regions or what has their shapes and dtypes.
+        example: the shape and dtype of one example, or those of each of its inputs.
 
     Raises:
         ArgumentError: with the operation and its line.
@@ -43,12 +43,11 @@ def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
     ...     print(str(error).partition(" at ")[0])
     the network mixes the examples of a batch by `reduce_sum`
     """
-    leaves, tree = jax.tree.flatten(variables)
-    avals = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    avals, tree = jax.tree.flatten((structs(variables), example))
     try:
-        found = _first_doubt(batched, tree, avals, example)
+        found = _first_doubt(batched, tree, tuple(avals))
     except TypeError:  # an unhashable callable
-        found = _first_doubt.__wrapped__(batched, tree, avals, example)
+        found = _first_doubt.__wrapped__(batched, tree, tuple(avals))
     if found is None:
         return
     name, place, mixes = found
@@ -67,13 +66,14 @@ def check(batched: Callable, variables, example: jax.ShapeDtypeStruct) -> None:
 
 
 @kept(256)
-def _first_doubt(batched: Callable, tree, avals: tuple, example: jax.ShapeDtypeStruct) -> tuple[str, str, bool] | None:
+def _first_doubt(batched: Callable, tree, avals: tuple) -> tuple[str, str, bool] | None:
     """The name and line of the first operation that mixes examples, or else of one that draws random numbers."""
     found, whole = None, getattr(batched, "on_batch", batched)  # a bound method is equal to no other, the function is
+    variables, example = jax.tree.unflatten(tree, avals)
     for size in _PRIMES:
-        batch = jax.ShapeDtypeStruct((size, *example.shape), example.dtype)
+        batch = jax.tree.map(lambda part, size=size: jax.ShapeDtypeStruct((size, *part.shape), part.dtype), example)
         try:
-            closed = jax.make_jaxpr(whole)(jax.tree.unflatten(tree, avals), batch)
+            closed = jax.make_jaxpr(whole)(variables, batch)
         except Exception:  # it takes no batch of this size, or none at all, which its user is told elsewhere
             return None
         if any(aval.shape[:1] != (size,) for aval in closed.out_avals):

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxbound import errors, regions
 from jaxbound.network import independence
 from jaxbound.network.functions import ARRAY, Applied, Chain, Linen, Merged, Rebuilt, Stateless
+from jaxbound.network.inputs import example_structs, is_several, leaves_of, struct_of
 from jaxbound.network.model import Model
 from jaxbound.regions import is_region
 
@@ -49,19 +50,22 @@ def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, obj
     return network.function, network.variables, x if network.batched else jnp.asarray(x)[None]
 
 
-def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, certificate: str = "") -> Network:
+def resolve(
+    params, x, apply_fn, activation: str | Callable | None = None, *, certificate: str = "", weights: bool = False
+) -> Network:
     """Find out what a network is.
 
     Args:
         params: a variables dict, a bare parameter tree, a `TrainState`; a bound Linen module, an NNX module, a callable
             pytree of one example (Equinox), a Keras model, a `Model`; or Dense layers: a list of `(kernel, bias)` or
             `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
-        x: the input, array or region.
+        x: the input, array or region, or several in a tuple, list or dict.
         apply_fn: a Linen module or its `apply` (bare trees are wrapped as `{"params": ...}`), or any
             `f(params, batch)`, to which modules go as they are and a `TrainState` as its variables.
         activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable. None for
             ReLU, which is then an assumption, as the order of the layers by their names is.
         certificate: the function that gives a certificate, which rests on no assumption.
+        weights: whether params may hold regions.
 
     Raises:
         ArgumentError: the parameters are ambiguous, the network cannot be evaluated, or it mixes the examples of a
@@ -70,12 +74,14 @@ def resolve(params, x, apply_fn, activation: str | Callable | None = None, *, ce
     Warns:
         AssumedNetworkWarning: what network the parameters are taken for, or that random numbers are drawn.
     """
-    if any(map(is_region, jax.tree.leaves(params, is_leaf=is_region))):
+    if not weights and any(map(is_region, leaves_of(params))):
         raise errors.argument("params", "hold regions", "bound a function of its weights by jaxbound.bound(fn, method)")
     if isinstance(params, Model):
+        _check_single(x)
         return _of_model(params, regions.leaf_struct(x).shape if is_region(x) else np.shape(x), apply_fn)
     network = _module(params, x, apply_fn)
     if network is None:
+        _check_single(x)
         return _chain(_plain(params), x, activation, certificate)
     struct = _struct(x)
     if struct is not None:
@@ -117,22 +123,27 @@ def _module(params, x, apply_fn) -> Network | None:
     return Network(Applied(_hashable(apply_fn)), params, True)
 
 
-def _struct(x) -> jax.ShapeDtypeStruct | None:
+def _struct(x):
     """One example of a batch; None where x is none, which is refused elsewhere."""
-    if not is_region(x) and not hasattr(x, "dtype"):
+    leaves = leaves_of(x)
+    if not leaves or not all(is_region(leaf) or hasattr(leaf, "dtype") for leaf in leaves):
         return None
-    shape = lambda array: jax.ShapeDtypeStruct(np.shape(array), jnp.result_type(array))  # noqa: E731
-    struct = regions.leaf_struct(x) if is_region(x) else shape(x)
-    if not struct.shape or not jnp.issubdtype(struct.dtype, jnp.floating):
+    found = list(map(struct_of, leaves))
+    if not all(struct.shape for struct in found) or not any(jnp.issubdtype(s.dtype, jnp.floating) for s in found):
         return None
-    return jax.ShapeDtypeStruct(struct.shape[1:], struct.dtype)
+    return example_structs(x, batched=True)
+
+
+def _check_single(x) -> None:
+    if is_several(x):
+        raise errors.argument_type("x", f"is a {type(x).__name__}", "pass one array, or apply_fn(params, x) beside it")
 
 
 def _chain(params, x, activation, certificate: str) -> Network:
     """A chain of Dense layers, assumed or said."""
     names, layers = _dense_chain(params)
     if activation is None:
-        widths = [layers[0][0].shape[0], *(kernel.shape[1] for kernel, _ in layers)]
+        widths = [_shape(layers[0][0])[0], *(_shape(kernel)[1] for kernel, _ in layers)]
         shown = widths if len(widths) < 8 else [*widths[:3], "...", *widths[-3:]]
         shape = f"{' -> '.join(map(str, shown))} with relu between its layers, in the order of their names"
         if certificate:
@@ -143,10 +154,10 @@ def _chain(params, x, activation, certificate: str) -> Network:
         errors.warn_once(
             f"the parameters are taken for a Dense chain {shape}: pass activation=\"relu\" if that is so, and "
             "apply_fn=model.apply if not",
-            errors.AssumedNetworkWarning, (tuple(kernel.shape for kernel, _ in layers), names),
+            errors.AssumedNetworkWarning, (tuple(_shape(kernel) for kernel, _ in layers), names),
         )  # fmt: skip
     function = Chain(_activation("relu" if activation is None else activation))
-    size = layers[0][0].shape[0]
+    size = _shape(layers[0][0])[0]
     shape = regions.leaf_struct(x).shape if is_region(x) else np.shape(x)
     if len(shape) > 1 and int(np.prod(shape[1:])) == size:
         return Network(function, layers, True)
@@ -233,16 +244,18 @@ def _dense_chain(params) -> tuple[tuple, tuple]:
             kernel, bias = layer
         else:
             raise _ambiguous(f"layer {number} is not a kernel and a bias")
-        kernel, bias = jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)
-        if kernel.ndim != 2 or (bias is not None and bias.shape != kernel.shape[1:]):
-            shape = None if bias is None else bias.shape
-            raise _ambiguous(f"layer {number} has kernel {kernel.shape} and bias {shape}")
-        if chain and chain[-1][0].shape[1] != kernel.shape[0]:
-            raise _ambiguous(
-                f"layer {number} takes {kernel.shape[0]} numbers, not the {chain[-1][0].shape[1]} made before"
-            )
+        kernel, bias = (leaf if leaf is None or is_region(leaf) else jnp.asarray(leaf) for leaf in (kernel, bias))
+        shape, own = _shape(kernel), None if bias is None else _shape(bias)
+        if len(shape) != 2 or own not in (None, shape[1:]):
+            raise _ambiguous(f"layer {number} has kernel {shape} and bias {own}")
+        if chain and _shape(chain[-1][0])[1] != shape[0]:
+            raise _ambiguous(f"layer {number} takes {shape[0]} numbers, not the {_shape(chain[-1][0])[1]} made before")
         chain.append((kernel, bias))
     return names, tuple(chain)
+
+
+def _shape(leaf) -> tuple[int, ...]:
+    return struct_of(leaf).shape
 
 
 def _in_order(names: list[str]) -> list[str]:

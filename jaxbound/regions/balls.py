@@ -31,6 +31,37 @@ class Ball(NamedTuple):
     radius: jax.Array  # (*batch)
     low: jax.Array
     high: jax.Array
+    share: jax.Array | None = None
+    """Where radii differ between features, (*batch, features): each as a part of the largest, which `radius` is."""
+
+
+def weighted(radii: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest radius of each ball, and the others as parts of it, rounded up; (*batch, features)."""
+    radius, limits = jnp.max(radii, axis=-1, initial=0), jnp.finfo(radii.dtype)
+    plain = (radius > 0) & jnp.isfinite(radius)  # an endless ball is endless in every direction
+    ratio = radii / jnp.where(plain, radius, 1)[..., None]
+    rounded = jnp.maximum(ratio * (1 + 2 * limits.eps), limits.tiny)
+    part = jnp.where(radii == 0, 0, jnp.minimum(rounded, 1))
+    return jnp.where(jnp.any(jnp.isnan(radii), axis=-1), jnp.nan, radius), jnp.where(plain[..., None], part, 1)
+
+
+def unweighted(ball: Ball, offset: jax.Array) -> jax.Array:
+    """An offset in units in which all radii are the largest; 0 where a radius is 0."""
+    if ball.share is None:
+        return offset
+    return jnp.where(ball.share == 0, 0, offset / jnp.where(ball.share == 0, 1, ball.share))
+
+
+def grown(radius: jax.Array, moved: jax.Array, batch_ndim: int) -> jax.Array:
+    """Radii per feature that still hold the ball when some of its center's coordinates move by subnormal numbers.
+
+    With m of them moved by d_i, and r'_i = (1 + 2 m eps) max(r_i, tiny / eps) there, ||(x - center + d) / r'|| is at
+    most 1 / (1 + 2 m eps) + m eps <= 1.
+    """
+    limits = jnp.finfo(radius.dtype)
+    count = jnp.sum(moved, axis=tuple(range(batch_ndim, moved.ndim)), keepdims=True)
+    wide = jnp.where(moved, jnp.maximum(radius, limits.tiny / limits.eps), radius)
+    return jnp.where(count > 0, wide * (1 + (2 * count + 2) * limits.eps), radius)
 
 
 def dual_exponent(norm: float) -> float:
@@ -74,6 +105,8 @@ def _bisect(outside: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax
 def _unit_limits(ball: Ball) -> tuple[jax.Array, jax.Array]:
     """The clip box seen from the center in units of the radius, cut to [-1, 1] and rounded outward."""
     radius = jnp.where((ball.radius > 0) & jnp.isfinite(ball.radius), ball.radius, 1)[..., None]
+    if ball.share is not None:
+        radius = jnp.where(ball.share > 0, radius * ball.share, 1)
 
     def limit(end: jax.Array, side: int) -> jax.Array:
         cuts = side * (end - ball.center) < radius
@@ -123,7 +156,7 @@ def _multipliers(weights: jax.Array, low: jax.Array, high: jax.Array, norm: floa
 
 def clipped_spread(ball: Ball, slope: jax.Array, norm: float) -> jax.Array:
     """min <slope, u> over the unit ball cut by the clip box seen from the center (module docstring)."""
-    weights, peak = normalised(slope)
+    weights, peak = normalised(slope if ball.share is None else slope * ball.share)
     low, high = _unit_limits(ball)
     near, far = _multipliers(weights, low, high, norm)
     choices = [(multiplier, _step(weights, multiplier, low, high, norm)) for multiplier in (near, far)]
@@ -153,7 +186,7 @@ def underflow(ball: Ball, slope: jax.Array) -> jax.Array:
 
 def least_point(ball: Ball, slope: jax.Array, norm: float) -> jax.Array:
     """A point of the unit ball cut by the clip box, seen from the center, where `<slope, u>` is (nearly) least."""
-    weights, _ = normalised(slope)
+    weights, _ = normalised(slope if ball.share is None else slope * ball.share)
     low, high = _unit_limits(ball)
     near, far = _multipliers(weights, low, high, norm)
     return _meet(_step(weights, near, low, high, norm), _step(weights, far, low, high, norm), norm)
@@ -162,9 +195,11 @@ def least_point(ball: Ball, slope: jax.Array, norm: float) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="norm")
 def into_ball(ball: Ball, points: jax.Array, norm: float) -> jax.Array:
     """`project` on flattened axes: points (*leading, *batch, features)."""
-    offset = points - ball.center
+    offset = unweighted(ball, points - ball.center)
     size = vector_norm(offset, norm)
     inside = (size <= ball.radius * (1 + slack(offset))) & jnp.all(points == jnp.clip(points, ball.low, ball.high), -1)
+    if ball.share is not None:
+        inside = inside & jnp.all((ball.share > 0) | (points == ball.center), axis=-1)
     held, held_size = lax.stop_gradient((offset, size))
     bits = jnp.finfo(offset.dtype).nmant
     # log2 of the threshold over the largest offset for p = 1, else of what the offset is divided by.
@@ -179,10 +214,11 @@ def into_ball(ball: Ball, points: jax.Array, norm: float) -> jax.Array:
             offset = jnp.sign(offset) * jnp.maximum(jnp.abs(offset) - threshold, 0)
         else:
             offset = offset / scale
+        offset = offset if ball.share is None else offset * ball.share
         return jnp.clip(ball.center + offset, ball.low, ball.high)
 
     def outside(exponent: jax.Array) -> jax.Array:
-        return vector_norm(moved(held, exponent) - ball.center, norm) > ball.radius
+        return vector_norm(unweighted(ball, moved(held, exponent) - ball.center), norm) > ball.radius
 
     _, far = _bisect(outside, first, last)
     far = jnp.where(far == last, jnp.inf, far)  # never inside: left is the clip box's nearest point to the center

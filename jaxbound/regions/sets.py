@@ -1,8 +1,9 @@
 """The input sets that bounds hold over: boxes and balls, their enclosing boxes, and whether a point is left.
 
-A region is a `Box`, {x : lower <= x <= upper}, or an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a
-clip box {x : low <= x <= high}. Both are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and
-`eval_shape` build them from things that are not arrays): `validate` checks where bounding starts.
+A region is a `Box`, {x : lower <= x <= upper}, an `LpBall`, {x : ||x - center||_p <= radius}, possibly cut by a clip
+box {x : low <= x <= high}, or one of the classes of SHAPED, which answer by methods what the functions here and in
+`support` ask. All are pytrees of plain data and check nothing when built (`tree.map`, `in_axes` and `eval_shape` build
+them from things that are not arrays): `validate` checks where bounding starts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.regions import balls
-from jaxbound.regions.rounding import cast_to, is_subnormal, next_number, without_subnormals
+from jaxbound.regions.polytopes import Polytope
+from jaxbound.regions.rounding import cast_to, next_number
+from jaxbound.regions.zonotopes import Zonotope
 
 
 @jax.tree_util.register_static
-class _Constants(tuple):
+class Constants(tuple):
     """A clip box given as Python numbers: static, so that a ball can cross `vmap` with the default `in_axes`."""
 
 
@@ -74,12 +77,14 @@ class Box:
 class LpBall:
     """The set of every `x` with `||x - center||_norm <= radius`, and `low <= x <= high` where `clip = (low, high)`.
 
+    With a radius per feature it is `||(x - center) / radius||_norm <= 1`; a feature of radius 0 stays at its center.
+
     The norm is over all axes after the first `batch_ndim`: by default the leaf is one ball, not one per example. A
     center wider than JAX's widest enabled dtype is rounded to it first; radius and clip round outward.
 
     Args:
         center: floating, the shape of the leaf.
-        radius: shape `()` or `center.shape[:batch_ndim]`; for `norm=inf` also `center.shape`, a radius per feature.
+        radius: shape `()` or `center.shape[:batch_ndim]`, or `center.shape`, a radius per feature.
         norm: p >= 1 (static), `jnp.inf` included.
         clip: None, or a pair that broadcasts to `center.shape`; Python numbers beside an array center are static.
         batch_ndim: the number of leading axes that index separate balls (static).
@@ -101,61 +106,30 @@ class LpBall:
         numbers = (int, float) if hasattr(self.center, "shape") else (float,)
         clip = self.clip if isinstance(self.clip, tuple | list) else (None,)
         if all(type(end) in numbers for end in clip):
-            object.__setattr__(self, "clip", _Constants(clip))
+            object.__setattr__(self, "clip", Constants(clip))
 
 
-Region: TypeAlias = Box | LpBall
+SHAPED = (Polytope, Zonotope)
+Region: TypeAlias = Box | LpBall | Polytope | Zonotope
 
 
 def is_region(value: object) -> TypeGuard[Region]:
-    """Whether `value` is a `Box` or an `LpBall`; the `is_leaf` of `jax.tree.map` over arguments."""
-    return isinstance(value, Box | LpBall)
+    """Whether `value` is a region; the `is_leaf` of `jax.tree.map` over arguments."""
+    return isinstance(value, (Box, LpBall, *SHAPED))
 
 
 def is_box(region: Region) -> bool:
     """Whether the region is an axis-aligned box; static, so it may steer Python control flow under `jit`."""
-    return isinstance(region, Box) or region.norm == math.inf
+    return isinstance(region, Box) or (isinstance(region, LpBall) and region.norm == math.inf)
 
 
 def leaf_struct(region: Region) -> jax.ShapeDtypeStruct:
     """The shape and dtype of the array that the region stands for: those of a ball's center, whatever its radius is."""
+    if isinstance(region, SHAPED):
+        return region.struct()
     if isinstance(region, LpBall):
         return jax.ShapeDtypeStruct(np.shape(region.center), jnp.result_type(region.center))
     return jax.ShapeDtypeStruct(np.shape(region.lower), jnp.result_type(region.lower, region.upper))
-
-
-def canonical(region: Region) -> Region:
-    """The region with parts of its own dtype: wider ones are rounded outward, a wider center to nearest.
-
-    It has no subnormal numbers, which processors may take for 0: ends are moved outward, and a ball whose center has
-    some grows by as much as they move.
-
-    >>> canonical(LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
-    dtype('float32')
-    """
-    dtype = leaf_struct(region).dtype
-    if isinstance(region, Box):
-        return _moved(Box(cast_to(region.lower, dtype, -1), cast_to(region.upper, dtype, +1)))
-    center, radius, clip = cast_to(region.center, dtype, 0), cast_to(region.radius, dtype, +1), region.clip
-    if clip is not None and not isinstance(clip, _Constants):
-        clip = cast_to(clip[0], dtype, -1), cast_to(clip[1], dtype, +1)
-    return _moved(dataclasses.replace(region, center=center, radius=radius, clip=clip))
-
-
-@eager_jit
-def _moved(region: Any) -> Any:
-    """A region with parts of its own dtype, without subnormal numbers."""
-    parts: dict[str, Any] = _parts(region)
-    if isinstance(region, Box):
-        return Box(without_subnormals(parts["lower"], -1), without_subnormals(parts["upper"], +1))
-    center, radius, clip = parts["center"], without_subnormals(parts["radius"], +1), region.clip
-    if clip is not None and not isinstance(clip, _Constants):
-        clip = without_subnormals(parts["clip[0]"], -1), without_subnormals(parts["clip[1]"], +1)
-    moved, dtype = is_subnormal(center), center.dtype
-    count = moved if radius.ndim == center.ndim else jnp.sum(moved, axis=tuple(range(radius.ndim, center.ndim)))
-    grown = next_number(radius + count * jnp.finfo(dtype).tiny, +1)
-    radius = jnp.where(count > 0, grown, radius)
-    return dataclasses.replace(region, center=jnp.where(moved, 0, center), radius=radius, clip=clip)
 
 
 def enclosing_box(region: Region, dtype: DTypeLike | None = None) -> tuple[jax.Array, jax.Array]:
@@ -178,35 +152,6 @@ def magnitude(region: Region) -> jax.Array:
     return jnp.maximum(*map(jnp.abs, enclosing_box(region)))
 
 
-def per_example(region: Region) -> Region:
-    """The same set as a stack of one-example regions: the first axis of every array leaf is the batch, for `jax.vmap`.
-
-    Args:
-        region: a `Box`, or an `LpBall` with `batch_ndim >= 1`; the result's is one less.
-
-    Raises:
-        ValueError: for an `LpBall` with `batch_ndim=0`, which couples the examples.
-
-    >>> from jaxbound.regions import minimum
-    >>> balls = LpBall(jnp.zeros((3, 2)), 0.5, 2, batch_ndim=1)
-    >>> jax.vmap(minimum)(per_example(balls), jnp.ones((3, 2))).shape
-    (3,)
-    """
-    if isinstance(region, Box):
-        return Box(*enclosing_box(region))
-    shape, dtype = np.shape(region.center), leaf_struct(region).dtype
-    if region.batch_ndim < 1:
-        raise errors.ArgumentError(
-            f"batch_ndim=0 makes center {shape} one ball over the whole batch: pass batch_ndim=1"
-        )
-    radius, clip = cast_to(region.radius, dtype, +1), region.clip
-    radius = jnp.broadcast_to(radius, shape[: max(radius.ndim, region.batch_ndim)])
-    if clip is not None and not isinstance(clip, _Constants):
-        low, high = cast_to(clip[0], dtype, -1), cast_to(clip[1], dtype, +1)
-        clip = jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape)
-    return LpBall(cast_to(region.center, dtype, 0), radius, region.norm, clip=clip, batch_ndim=region.batch_ndim - 1)
-
-
 def is_empty(region: Region) -> jax.Array:
     """Whether no point is left, or a part is NaN: what is bounded over such a region certifies nothing.
 
@@ -218,6 +163,8 @@ def is_empty(region: Region) -> jax.Array:
     >>> bool(is_empty(LpBall(jnp.array([2.0]), 0.5, 2, clip=(0.0, 1.0))))
     True
     """
+    if isinstance(region, SHAPED):
+        return region.is_empty()
     lower, upper = enclosing_box(region)
     empty = jnp.any(~((lower <= upper) & (lower < jnp.inf) & (upper > -jnp.inf)))
     if isinstance(region, Box):
@@ -230,12 +177,18 @@ def is_empty(region: Region) -> jax.Array:
     gap = nearest - ball.center
     # The ends were rounded when they were written down: 1.1 - 1.0 is not 0.1.
     doubt = jnp.where(gap == 0, 0, 2 * jnp.finfo(gap.dtype).eps * (jnp.abs(nearest) + jnp.abs(ball.center)))
+    if ball.share is not None:
+        still = (ball.share == 0) & (jnp.abs(gap) > doubt)
+        gap, doubt = balls.unweighted(ball, gap), balls.unweighted(ball, doubt)
+        empty = empty | jnp.any(still)
     reach = ball.radius * (1 + balls.slack(gap)) + balls.vector_norm(doubt, region.norm)
     return empty | jnp.any(~(balls.vector_norm(gap, region.norm) <= reach))
 
 
 def box_ends(region: Region, dtype: np.dtype, outward: bool) -> tuple[jax.Array, jax.Array]:
     """The enclosing box; points are taken from the one that is not rounded outward."""
+    if isinstance(region, SHAPED):
+        return region.ends(dtype)
     if isinstance(region, Box):
         return cast_to(region.lower, dtype, -1), cast_to(region.upper, dtype, +1)
     own = leaf_struct(region).dtype
@@ -260,8 +213,11 @@ def flat_ball(region: LpBall) -> balls.Ball:
     low, high = (-math.inf, math.inf) if region.clip is None else region.clip
     low, high = cast_to(low, struct.dtype, -1), cast_to(high, struct.dtype, +1)
     low, high = (jnp.broadcast_to(end, struct.shape).reshape(flat) for end in (low, high))
-    radius = jnp.broadcast_to(cast_to(region.radius, struct.dtype, +1), batch)
-    return balls.Ball(cast_to(region.center, struct.dtype, 0).reshape(flat), radius, low, high)
+    radius, share = cast_to(region.radius, struct.dtype, +1), None
+    if radius.ndim > len(batch):
+        radius, share = balls.weighted(radius.reshape(flat))
+    radius = jnp.broadcast_to(radius, batch)
+    return balls.Ball(cast_to(region.center, struct.dtype, 0).reshape(flat), radius, low, high, share)
 
 
 def validate(region: Region, name: str = "the region") -> None:
@@ -274,7 +230,7 @@ def validate(region: Region, name: str = "the region") -> None:
         ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
             that does not meet its clip box.
     """
-    parts = _parts(region)
+    parts = parts_of(region)
     for part, value in parts.items():
         if not hasattr(value, "dtype") and not isinstance(value, bool | int | float):
             raise errors.argument_type(f"{name}.{part}", f"is a {type(value).__name__}", "pass an array or a number")
@@ -295,17 +251,19 @@ def validate(region: Region, name: str = "the region") -> None:
             raise errors.ArgumentError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
     if "radius" in concrete and np.any(np.asarray(concrete["radius"]) < 0):
         raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
-    if len(concrete) == len(parts) and (isinstance(region, Box) or region.clip is not None):
+    if len(concrete) == len(parts) and (not isinstance(region, LpBall) or region.clip is not None):
         with jax.ensure_compile_time_eval():
             void = bool(_is_empty()(region))
         if void:
-            reason = "the ball does not meet its clip box: is the center in its range?"
-            text = (
-                reason
-                if "center" in parts
-                else "lower > upper somewhere, or no real number lies between: swap the ends"
-            )
-            raise errors.ArgumentError(f"{name}: {text}")
+            raise errors.ArgumentError(f"{name}: {_VOID[type(region)]}")
+
+
+_VOID = {
+    Box: "lower > upper somewhere, or no real number lies between: swap the ends",
+    LpBall: "the ball does not meet its clip box: is the center in its range?",
+    Polytope: "no point of the box satisfies A x <= b (or a part is infinite): check the signs of A and b",
+    Zonotope: "a part is undefined: pass finite numbers",
+}
 
 
 @functools.cache
@@ -314,6 +272,9 @@ def _is_empty() -> Callable:
 
 
 def _check_shapes(region: Region, name: str) -> None:
+    if isinstance(region, SHAPED):
+        region.check_shapes(name)
+        return
     if isinstance(region, Box):
         lower, upper = np.shape(region.lower), np.shape(region.upper)
         if lower != upper:
@@ -328,10 +289,10 @@ def _check_shapes(region: Region, name: str) -> None:
         raise errors.ArgumentError(
             f"{name}: batch_ndim={batch_ndim} must lie in 0..{len(shape)} for center of shape {shape}"
         )
-    if radius not in ((), shape[:batch_ndim]) and not (radius == shape and is_box(region)):
+    if radius not in ((), shape[:batch_ndim], shape):
         raise errors.ArgumentError(
             f"{name}: radius of shape {radius} fits neither () nor center.shape[:batch_ndim] = {shape[:batch_ndim]} "
-            f"(center {shape}, norm={region.norm}); one per example needs batch_ndim=1, one per feature norm=jnp.inf"
+            f"(center {shape}); one per example needs batch_ndim=1, one per feature center's shape"
         )
     for end in map(np.shape, region.clip or ()):
         pairs = zip(end[::-1], shape[::-1], strict=False)
@@ -339,8 +300,10 @@ def _check_shapes(region: Region, name: str) -> None:
             raise errors.ArgumentError(f"{name}: an end of clip has shape {end}, which does not broadcast to {shape}")
 
 
-def _parts(region: Region) -> dict[str, ArrayLike]:
+def parts_of(region: Region) -> dict[str, ArrayLike]:
     """Every array of the region by name."""
+    if isinstance(region, SHAPED):
+        return region.parts()
     if isinstance(region, Box):
         return {"lower": region.lower, "upper": region.upper}
     if region.clip is not None and (not isinstance(region.clip, tuple | list) or len(region.clip) != 2):

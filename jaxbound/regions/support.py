@@ -15,8 +15,10 @@ from jax.typing import ArrayLike
 from jaxbound import errors
 from jaxbound._compat import owned
 from jaxbound.regions import balls
+from jaxbound.regions.polytopes import Polytope
 from jaxbound.regions.rounding import cast_to
-from jaxbound.regions.sets import Box, LpBall, Region, box_ends, enclosing_box, flat_ball, is_box, leaf_struct
+from jaxbound.regions.sets import SHAPED, Box, LpBall, Region, box_ends, enclosing_box, flat_ball, is_box, leaf_struct
+from jaxbound.regions.zonotopes import Zonotope
 
 _REACH = 1000.0  # how far `sample` goes where a region has no end
 
@@ -43,13 +45,17 @@ def minimum(region: Region, slope: ArrayLike) -> jax.Array:
     Array([-3.,  0.], dtype=float32)
     """
     slope, leading = _rows(region, slope)
-    if isinstance(region, Box) or is_box(region):
+    if isinstance(region, SHAPED):
+        return region.minimum(slope)
+    if is_box(region):
         return _box_minimum(*enclosing_box(region), slope, slope.ndim - len(leading))
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     slope = slope.reshape(leading + ball.center.shape)
     finite = jnp.isfinite(ball.radius)
     if region.clip is None:
-        spread = -balls.vector_norm(slope, balls.dual_exponent(region.norm))
+        weights = slope if ball.share is None else slope * ball.share
+        spread = -balls.vector_norm(weights, balls.dual_exponent(region.norm))
         unbounded = jnp.where(spread == 0, 0, -jnp.inf)
     else:
         spread = balls.clipped_spread(ball, slope, region.norm)
@@ -74,12 +80,17 @@ def minimizer(region: Region, slope: ArrayLike) -> jax.Array:
     Array([ 0., -5.], dtype=float32)
     """
     slope, leading = _rows(region, slope)
-    if isinstance(region, Box) or is_box(region):
+    if isinstance(region, Zonotope):
+        return region.minimizer(slope)
+    if is_box(region):
         return _box_end(*box_ends(region, slope.dtype, outward=False), slope)
+    _refuse_points(region)
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     rows = slope.reshape(leading + ball.center.shape)
     unit = balls.least_point(ball, rows, region.norm)
     radius = jnp.where(jnp.isfinite(ball.radius), ball.radius, 0)[..., None]
+    unit = unit if ball.share is None else unit * ball.share
     points = balls.into_ball(ball, jnp.clip(ball.center + radius * unit, ball.low, ball.high), region.norm)
     endless = jnp.isinf(ball.radius)[..., None]
     return jnp.where(endless, _box_end(ball.low, ball.high, rows), points).reshape(slope.shape)
@@ -101,8 +112,10 @@ def project(region: Region, x: ArrayLike) -> jax.Array:
     Array([1., 0.], dtype=float32)
     """
     x, leading = _rows(region, x)
-    if isinstance(region, Box) or is_box(region):
+    _refuse_points(region, Zonotope)
+    if is_box(region):
         return jnp.clip(x, *box_ends(region, x.dtype, outward=False))
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     return balls.into_ball(ball, x.reshape(leading + ball.center.shape), region.norm).reshape(x.shape)
 
@@ -120,6 +133,7 @@ def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extre
     >>> sample(Box(jnp.zeros(3), jnp.ones(3)), jax.random.key(0), (5,)).shape
     (5, 3)
     """
+    _refuse_points(region)
     region, struct = _truncated(region), leaf_struct(region)
     whole = (*shape, *struct.shape)
     if extremes:
@@ -130,14 +144,30 @@ def sample(region: Region, key: jax.Array, shape: tuple[int, ...] = (), *, extre
         largest = jnp.abs(direction) == jnp.max(jnp.abs(direction), axis=axes, keepdims=True)
         dense = jax.random.bernoulli(coin_key, shape=(*shape, *(1,) * len(struct.shape)))
         return minimizer(region, jnp.where(dense | largest, direction, 0))
-    if isinstance(region, Box) or is_box(region):
+    if isinstance(region, Zonotope):
+        return region.sample(key, shape)
+    if is_box(region):
         lower, upper = box_ends(region, struct.dtype, outward=False)
         part = jax.random.uniform(key, whole, struct.dtype)
         return jnp.clip(lower * (1 - part) + upper * part, lower, upper)
+    assert isinstance(region, LpBall)
     ball = flat_ball(region)
     *batch, features = ball.center.shape
     unit = jax.random.ball(key, features, region.norm, (*shape, *batch), struct.dtype)
+    unit = unit if ball.share is None else unit * ball.share
     return balls.into_ball(ball, ball.center + ball.radius[..., None] * unit, region.norm).reshape(whole)
+
+
+def terms(region: Region) -> int:
+    """How many rounded operations an entry of `minimum` passes through; for `gamma` of them."""
+    return region.terms() if isinstance(region, SHAPED) else leaf_struct(region).size + 10
+
+
+def _refuse_points(region: Region, *others: type) -> None:
+    """Refuse regions of which no points are drawn."""
+    if isinstance(region, (Polytope, *others)):
+        kind = type(region).__name__
+        raise errors.argument("the region", f"is a {kind}, of which no points are found", "use a Box or an LpBall")
 
 
 def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
@@ -155,6 +185,8 @@ def _rows(region: Region, values: ArrayLike) -> tuple[jax.Array, tuple[int, ...]
 def _truncated(region: Region) -> Region:
     """The region without its infinite parts, for sampling."""
     dtype = leaf_struct(region).dtype
+    if isinstance(region, Zonotope):
+        return region
     if isinstance(region, LpBall):
         return dataclasses.replace(region, radius=jnp.minimum(cast_to(region.radius, dtype, 0), _REACH))
     lower, upper = enclosing_box(region)

@@ -189,7 +189,7 @@ def concretize(
             continue
         lower = lower + coefficients.minimum(rows, region)
         if rounding is not None:
-            terms = regions.leaf_struct(region).size + 8
+            terms = regions.terms(region)
             room = affine.enlargement(lower.dtype)
             size = coefficients.charge(rows, regions.magnitude(region) + room)
             rounding = rounding + affine.gamma(terms, lower.dtype) * size

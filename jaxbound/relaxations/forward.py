@@ -109,7 +109,7 @@ def interval_of(pair: Pair, leaves: Sequence[regions.Region], *, outward: bool) 
     if not outward:
         return low, high
     sizes = leaf_sizes(leaves)
-    error = pair.error + affine.gamma(sum(size.size for size in sizes) + 8, low.dtype) * _size(pair, sizes)
+    error = pair.error + affine.gamma(sum(map(regions.terms, leaves)), low.dtype) * _size(pair, sizes)
     return interval.certain(low - error, high + error)
 
 

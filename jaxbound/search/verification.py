@@ -195,8 +195,8 @@ def _as_box(region: Region) -> Box:
     """The ends of a box in float64."""
     regions.validate(region, "region")
     if not regions.is_box(region):
-        norm = region.norm if isinstance(region, LpBall) else None
-        raise errors.argument("region", f"is a ball of norm {norm}", "pass a Box, or a ball with norm=jnp.inf")
+        kind = f"a ball of norm {region.norm:g}" if isinstance(region, LpBall) else f"a {type(region).__name__}"
+        raise errors.argument("region", f"is {kind}", "pass a Box, or a ball with norm=jnp.inf")
     low, high = exact_ends(region)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise errors.argument("region", "has an infinite end", "pass a bounded Box")

@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 from jaxbound.certificates.attack import pgd
 from jaxbound.certificates.margins import margins
 from jaxbound.methods import IBP, CrownIBP, Method
-from jaxbound.network.problems import region_around
+from jaxbound.network.inputs import region_around
 from jaxbound.network.resolving import resolve
 from jaxbound.regions import per_example
 from jaxbound.training.modes import train_pass

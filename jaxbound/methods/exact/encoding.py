@@ -1,7 +1,8 @@
 """From a graph's nodes to rows of a program, one example at a time.
 
 * A region leaf is its box; an l_1 ball is `x = center + p - n` with `sum(p + n) <= radius` and p, n >= 0, an l_2 ball
-  is stated as it is.
+  is stated as it is; with a radius per feature both are of `u`, where `x = center + radius * u`. A polytope's rows are
+  rows, a zonotope is `x = center + sum of u_k generators_k`.
 * An affine node is equations, its matrix the one affine rule applied to identity rows. Each of its entries is a
   constant times 1 plus zeros, so it is exact; a quotient's equation is multiplied by the divisor.
 * A nonlinear node lies between planes (`families`).
@@ -43,8 +44,16 @@ class Encoding:
 
     def add_region(self, number: int, region: regions.Region, ends: Ends) -> None:
         """A region leaf."""
-        if isinstance(region, regions.Box) or regions.is_box(region):
+        if not isinstance(region, regions.LpBall) or regions.is_box(region):
             self.columns[number] = self.builder.add_columns(*ends)
+            if isinstance(region, regions.Polytope):
+                self._add_half_spaces(self.columns[number], region)
+            elif isinstance(region, regions.Zonotope):
+                self._add_generators(self.columns[number], region)
+            return
+        if np.ndim(region.radius) == np.ndim(region.center) > region.batch_ndim:
+            self.columns[number] = self.builder.add_columns(*ends)
+            self._add_weighted(self.columns[number], region)
             return
         stated = region.norm != 2 or region.clip is not None or any(radius == 0 for _, _, radius in _balls(region))
         columns = self.columns[number] = self.builder.add_columns(*ends, stated=stated)
@@ -55,6 +64,37 @@ class Encoding:
                 self.builder.add_ball(columns[part], center, radius)
             else:
                 self._add_cross(columns[part], center, radius)
+
+    def _add_half_spaces(self, columns: Array, region: regions.Polytope) -> None:
+        for places, matrix, offsets in _parts_of_batch(region.batch_ndim, columns, region.A, region.b):
+            told = np.flatnonzero(offsets < np.inf)
+            entry = np.broadcast_to(np.arange(len(told))[:, None], (len(told), len(places)))
+            parts = [(entry, np.broadcast_to(places, entry.shape), matrix[told])]
+            self.builder.add_rows(parts, np.full(len(told), -np.inf), offsets[told])
+
+    def _add_generators(self, columns: Array, region: regions.Zonotope) -> None:
+        center = np.asarray(region.center)
+        for places, generators, middle in _parts_of_batch(region.batch_ndim, columns, region.generators, center):
+            own = self.builder.add_columns(-np.ones(len(generators)), np.ones(len(generators)))
+            entry = np.broadcast_to(np.arange(len(places)), generators.shape)
+            parts = [(np.arange(len(places)), places, np.ones(len(places)))]
+            parts.append((entry, np.broadcast_to(own[:, None], entry.shape), -generators))
+            self.builder.add_rows(parts, middle, middle)
+
+    def _add_weighted(self, columns: Array, region: regions.LpBall) -> None:
+        """A ball with a radius per feature."""
+        for places, radius, center in _parts_of_batch(region.batch_ndim, columns, region.radius, region.center):
+            radius, center = radius.reshape(-1), center.reshape(-1)
+            if not np.all(np.isfinite(radius)):
+                continue  # the box says it all
+            size = len(places)
+            unit = self.builder.add_columns(-np.ones(size), np.ones(size))
+            index, ones = np.arange(size), np.ones(size)
+            self.builder.add_rows([(index, places, ones), (index, unit, -radius)], center, center)
+            if region.norm == 2:
+                self.builder.add_ball(unit, np.zeros(size), 1.0)
+            else:
+                self._add_cross(unit, np.zeros(size), 1.0)
 
     def _add_cross(self, columns: Array, center: Array, radius: float) -> None:
         """An l_1 ball."""
@@ -153,6 +193,14 @@ def _balls(region: regions.LpBall) -> Iterator[tuple[Array, Array, float]]:
     places = np.arange(center.size).reshape(count, -1)
     for k in range(count):
         yield places[k], center.reshape(-1)[places[k]], float(radius[k])
+
+
+def _parts_of_batch(batch_ndim: int, columns: Array, rows, rest) -> Iterator[tuple[Array, Array, Array]]:
+    """Per example of a leaf: its columns, `rows` with their last axes flattened to the features, and the rest."""
+    rows, rest = np.asarray(rows, np.float64), np.asarray(rest, np.float64)
+    count = math.prod(rows.shape[:batch_ndim])
+    places = columns.reshape(count, -1)
+    yield from zip(places, rows.reshape(count, -1, places.shape[1]), rest.reshape(count, -1), strict=True)
 
 
 def _entries(op: Op) -> Array:

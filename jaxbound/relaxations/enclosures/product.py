@@ -5,8 +5,12 @@ combination of the two lower McCormick planes is a valid lower plane:
 
     x y  >=  (m_y - t r_y) x + (m_x - t r_x) y - ...,        t in [-1, 1],
 
-t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y).  All have the same
-height at the middle of the box, hence the same gap in total; t = 0 is taken unless t is given (the node's slopes).
+t = 1 being the plane through the lower corner (l_x, l_y) and t = -1 the one through (u_x, u_y). All have the same
+height at the middle of the box, hence the same gap in total. What differs is how steep they are: where x and y move on
+their own, the plane falls by |m_y - t r_y| r_x + |m_x - t r_x| r_y, which is least for every t between m_x / r_x and
+m_y / r_y (cut to [-1, 1]). Of these the one is taken that is flattest in y if the sign of x is the more certain, else
+in x: a gate's value is then multiplied by as little as it must be. Above, x stands for -x. Other t may be given (the
+node's slopes).
 
 Where more is known of the product than its factors say (`Op.reach`: an entry over the norm), the interval is cut to it,
 and a plane that is worse at the middle than that constant is the constant.
@@ -62,7 +66,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)
     boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
     (m_x, r_x), (m_y, r_y) = [((low + high) / 2, (high - low) / 2) for low, high in boxes]
-    below, above = (0.0, 0.0) if slopes is None else [cut(t, -1, 1) for t in slopes]
+    below, above = _flattest(boxes) if slopes is None else [cut(t, -1, 1) for t in slopes]
     low_slopes = tuple(map(_normal, (m_y - below * r_y, m_x - below * r_x)))
     high_slopes = tuple(map(_normal, (m_y - above * r_y, m_x + above * r_x)))
     floor = _extreme(boxes, low_slopes, jnp.less)
@@ -83,8 +87,23 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
 
 def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
     """t from -1 to 1."""
-    zeros = jnp.zeros(op.shape, op.dtype)
-    return Freedom.linear(zeros - 1, zeros + 1, (zeros, zeros))
+    ones = jnp.ones(op.shape, op.dtype)
+    finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)
+    boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
+    return Freedom.linear(-ones, ones, _flattest(boxes))
+
+
+def _flattest(boxes: Sequence[Ends]) -> tuple[jax.Array, jax.Array]:
+    """The parameters of the planes below and above (see the module's head)."""
+    x, y = (_certainty(low / 2 + high / 2, high / 2 - low / 2) for low, high in boxes)
+    first = jnp.abs(x) >= jnp.abs(y)
+    return jnp.where(first, x, y), jnp.where(first, -x, y)
+
+
+def _certainty(middle: jax.Array, radius: jax.Array) -> jax.Array:
+    """The middle over the radius, cut to [-1, 1]; 1 or -1 where the sign is certain."""
+    inner = (jnp.abs(middle) < radius) & (radius > math.sqrt(jnp.finfo(radius.dtype).tiny))
+    return jnp.where(inner, middle / jnp.where(inner, radius, 1), jnp.where(middle < 0, -1, 1))
 
 
 def _extreme(boxes, slopes, better) -> jax.Array:
