@@ -42,6 +42,7 @@ LONG = {  # files that are longer, and why
     "jaxbound.certificates.proofs.reading": "the primitives that the checker knows, each a few lines of NumPy",
     "jaxbound.curvature.jets": "jets and the rules of the primitives are one chain of trust",
     "jaxbound.frontends.vnnlib": "one small language, its reader and its writer",
+    "jaxbound.graph.rewriting.patterns": "one table of patterns, each a few lines",
     "jaxbound.jacobian.recursion": "the recursion, how it is cut into chunks, and its steps; a third is documentation",
     "jaxbound.relaxations.enclosures.scalar": "one rule, whose questions read the same samples, borders and errors",
     "jaxbound.search.passes": "one small program, whose steps share the rows that they pull",

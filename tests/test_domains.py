@@ -27,6 +27,8 @@ DEFINED = {
     "norm": (lambda x: jnp.linalg.norm(x), 0.5, 1.0, 0.0, 1.5 * np.sqrt(2)),
     "deviation": (jnp.std, 0.5, 1.0, 0.0, 1.0),
     "log of softmax": (lambda x: jnp.log(jax.nn.softmax(x)), 0.0, 1.0, -2.1269, -0.1270),
+    "log of an underflowing softmax": (lambda x: jnp.log(jax.nn.softmax(x)), 0.0, 60.0, -120.0, 0.0),
+    "along another axis": (lambda x: jnp.log(jax.nn.softmax(x[:, None] * 60, axis=0)), 0.0, 1.0, -120.0, 0.0),
     "logarithm of a sigmoid": (lambda x: jnp.log(jax.nn.sigmoid(x)), 0.0, 20.0, -20.0, 0.0),
 }  # fmt: skip
 """Function, center and radius in both entries, the range of its values."""

@@ -258,6 +258,26 @@ def test_neurons_of_any_function_are_cut(name):
     assert never.status == "unknown" and never.lower <= -0.01 + 1e-5
 
 
+@pytest.mark.quick(2)
+def test_lines_around_curves_are_tuned():
+    """Without a step of tuning 3,000 domains do not suffice; no value is refuted."""
+    rng = np.random.default_rng(0)
+    first, second, last = (
+        rng.normal(size=(a, b)).astype(np.float32) * 1.5 / a**0.5 for a, b in ((6, 8), (8, 8), (8, 1))
+    )
+    fn = lambda x: jnp.tanh(jnp.tanh(x @ first) @ second) @ last  # noqa: E731
+    box = jb.Box(jnp.full(6, -0.5), jnp.full(6, 0.5))
+    x = rng.uniform(-0.5, 0.5, (20000, 6)).astype(np.float32)
+    least = float(fn(np.concatenate([x, 0.5 * np.sign(x[:5000])])).min())
+    crown = float(jb.bound(fn, jb.Crown())(box).lower[0])
+    goal = crown + 0.4 * (least - crown)
+    how = {"method": jb.BranchAndBound(split="neuron", max_nodes=1000), "attack": False, "progress": False}
+    proved = jb.verify(fn, box, jb.Property.of([([1.0], goal)]), **how)
+    assert proved.status == "verified" and 0 < proved.lower <= least - goal + 1e-5
+    never = jb.verify(fn, box, jb.Property.of([([1.0], least + 0.01)]), **how)
+    assert never.status == "unknown" and never.lower <= -0.01 + 1e-5
+
+
 def test_smooth_functions_are_decided_by_input_splits():
     prop = jb.Property.of([([1.0], -1.1)])
     found = jb.verify(lambda x: jnp.tanh(x[:1]) * 1.0, BOX, prop, method=jb.BranchAndBound(batch=16), progress=False)

@@ -170,6 +170,18 @@ def _log_of_logistic(_params: dict, operands: Sequence) -> Rewrite | None:
     return (lambda x: -jax.nn.softplus(-x), list(inner.operands)) if inner else None
 
 
+def _log_of_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`log(softmax(x))` is defined also where the quotient underflows: of its two forms logarithms are known."""
+    moved = made_by(operands[0], "transpose")
+    met = made_by(moved.operands[0] if moved else operands[0], "meet")
+    ratio, exponential = (*met.operands, None)[:2] if met else (None, None)
+    ratio, exponential = made_by(ratio, "integer_pow"), made_by(exponential, "exp")
+    if ratio is None or exponential is None or ratio.params["y"] != -1:
+        return None
+    order = moved.params["permutation"] if moved else range(len(ratio.shape))
+    return (lambda t, r: operations.meet(-jnp.log(r), t).transpose(order)), [*exponential.operands, *ratio.operands]
+
+
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
     """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))` for any shift that is put back along the same axes."""
     for out, shift in (operands, operands[::-1]):
@@ -333,7 +345,7 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "atan2": [_angle],
     "one_minus_square": [rewrites.one_minus_square],
     "polynomial": [rewrites.polynomial],
-    "log": [_log_of_sum, _log_of_logistic],
+    "log": [_log_of_sum, _log_of_logistic, _log_of_softmax],
     "eq": [definedness.rule("eq"), indicators.equals_larger, choices.equals_index],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
     "mul": [normalisation.scaled("mul"), indicators.shared_product, factors.product],
