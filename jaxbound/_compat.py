@@ -326,9 +326,10 @@ def eager_jit(
 ) -> Callable[P, R]:
     """`jax.jit`, protected from miscompilation where it is the outermost program, and as usual under a trace.
 
-    There it also compiles by the quicker of XLA's two kinds of emitters, and at a level of optimization, if one is given.
-    At 1 large programs of small operations compile up to four times as quickly, and run as fast; at 0 they compile
-    quicker still, and loops take some times as long (products are library calls, and do not): for what runs once.
+    There it also compiles by the quicker of XLA's two kinds of emitters, and at a level of optimization, if one is
+    given. At 1 large programs of small operations compile up to four times as quickly, and run as fast; at 0 they
+    compile quicker still, and loops take some times as long (products are library calls, and do not): for what runs
+    once.
 
     The first call of any such function checks the backend.
     """

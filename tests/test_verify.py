@@ -258,7 +258,6 @@ def test_neurons_of_any_function_are_cut(name):
     assert never.status == "unknown" and never.lower <= -0.01 + 1e-5
 
 
-@pytest.mark.quick(2)
 def test_lines_around_curves_are_tuned():
     """Without a step of tuning 3,000 domains do not suffice; no value is refuted."""
     rng = np.random.default_rng(0)
