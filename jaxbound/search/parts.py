@@ -28,7 +28,7 @@ Array = np.ndarray
 
 _FEW = 20
 """Inputs that are not fixed, up to which a search splits inputs."""
-_WIDE = 1500
+_WIDE = 1024
 """Networks with wider values are bounded over the whole region by `Crown`, which bounds no neuron whose sign intervals
 tell, and knows windows."""
 _ATTACKS = ((20, 64), (60, 128), (120, 256))
