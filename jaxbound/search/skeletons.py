@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from jaxbound.graph import Structure
 from jaxbound.relaxations.enclosures import scalar
 from jaxbound.search.rectifiers import is_rectifier
@@ -43,43 +45,43 @@ class Skeleton:
         ((_, number),) = self.structure.outputs
         return number
 
-    @property
+    @cached_property
     def targets(self) -> tuple[int, ...]:
         """The values that nonlinear nodes read."""
         return tuple(sorted({source for i in self.structure.nonlinear for source in self.nodes[i].inputs}))
 
-    @property
+    @cached_property
     def loose(self) -> tuple[int, ...]:
         """The targets on which interval arithmetic may be improved by a backward pass."""
         return tuple(number for number in self.targets if not self._is_exact(number))
 
-    @property
+    @cached_property
     def rectifiers(self) -> tuple[int, ...]:
         """The ReLUs."""
         return tuple(number for number, node in enumerate(self.nodes) if is_rectifier(node.op))
 
-    @property
+    @cached_property
     def rectified_inputs(self) -> tuple[int, ...]:
         """What the ReLUs read, one for each."""
         return tuple(self.nodes[number].inputs[0] for number in self.rectifiers)
 
-    @property
+    @cached_property
     def places(self) -> tuple[int, ...]:
         """The nodes before which a search may split."""
         curved = tuple(number for number, node in enumerate(self.nodes) if node.op.kind == "scalar")
         return curved if self.everywhere else self.rectifiers
 
-    @property
+    @cached_property
     def curved(self) -> tuple[int, ...]:
         """Those of them that are not ReLUs."""
         return tuple(number for number in self.places if number not in self.rectifiers)
 
-    @property
+    @cached_property
     def place_inputs(self) -> tuple[int, ...]:
         """What they read, one for each."""
         return tuple(self.nodes[number].inputs[0] for number in self.places)
 
-    @property
+    @cached_property
     def turns(self) -> tuple[tuple[tuple[float, ...], bool], ...]:
         """Per place, where its function bends the other way or has a kink, and whether it is linear between."""
         found = []
