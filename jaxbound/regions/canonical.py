@@ -19,7 +19,7 @@ def canonical(region: Region) -> Region:
     It has no subnormal numbers, which processors may take for 0: ends are moved outward, and a ball whose center has
     some grows by as much as they move.
 
-    >>> canonical(LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
+    >>> canonical(jaxbound.LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
     dtype('float32')
     """
     if isinstance(region, SHAPED):
