@@ -19,7 +19,8 @@ def canonical(region: Region) -> Region:
     It has no subnormal numbers, which processors may take for 0: ends are moved outward, and a ball whose center has
     some grows by as much as they move.
 
-    >>> canonical(jaxbound.LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
+    >>> import jax.numpy as jnp, jaxbound as jb, numpy as np
+    >>> canonical(jb.LpBall(jnp.zeros(2), np.float64(0.1), 2)).radius.dtype
     dtype('float32')
     """
     if isinstance(region, SHAPED):
