@@ -278,9 +278,9 @@ def _quick_options() -> dict[str, Any]:
     return {} if chosen else {_QUICK: False}
 
 
-def _at(level: int | None) -> dict[str, Any]:
+def _at(level: int) -> dict[str, Any]:
     """Options that compile at a level of optimization."""
-    return {} if level is None or jax.default_backend() != "cpu" else {"xla_backend_optimization_level": level}
+    return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else {}
 
 
 def _probe(rows: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -322,14 +322,14 @@ def eager_jit(
     *,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Sequence[str] | None = None,
-    level: int | None = None,
+    level: int = 1,
 ) -> Callable[P, R]:
     """`jax.jit`, protected from miscompilation where it is the outermost program, and as usual under a trace.
 
-    There it also compiles by the quicker of XLA's two kinds of emitters, and at a level of optimization, if one is
-    given. At 1 large programs of small operations compile up to four times as quickly, and run as fast; at 0 they
-    compile quicker still, and loops take some times as long (products are library calls, and do not): for what runs
-    once.
+    There it also compiles by the quicker of XLA's two kinds of emitters, and at a level of optimization. At 1 programs
+    compile in .6 to .9 of the time that XLA's own 3 takes, large ones of small operations in a quarter, and run as
+    fast; at 0 they compile quicker still, and loops take some times as long (products are library calls, and do not):
+    for what runs once, or only puts numbers somewhere.
 
     The first call of any such function checks the backend.
     """

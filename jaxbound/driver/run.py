@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ class Run:
             return work(self, static, *args)
         graph = Graph(self.graph.constants, self.graph.structure.shared, self.graph.axes)
         part = stages.program(type(self), self.outward, work, static)
-        found, learned = part(graph, self.regions if over is None else over, self.known_now, *args)
+        found, learned = part(graph, self.regions if over is None else over, self.known_now.packed(), *args)
         self.known_now.learn(learned)
         return found
 
@@ -133,10 +134,14 @@ class Run:
 
     def propagate(self, block: Block) -> None:
         """Bound a block's nodes by interval arithmetic, a nonlinear one also from the best known of its inputs."""
-        known = [self.ends[k] for k in block.outer], [self.base[k] for k in block.outer]
+        best = [self.ends[k] for k in block.outer]
+        base = [self.base[k] for k in block.outer]
+        known = best, None if all(map(operator.is_, best, base)) else base
         first, found = self.call(steps.propagate, (block.template, self.outward), self.constants(block), *known)
         self.base.update(zip(range(block.start, block.stop), found, strict=True))
-        self.ends.update(zip(range(block.start, block.stop), [first, *found[1:]], strict=True))
+        self.ends.update(zip(range(block.start, block.stop), found, strict=True))
+        if first is not None:
+            self.ends[block.start] = first
 
     def enclose(self, block: Block, lower_slope: str, slopes=None) -> None:
         """Relax the nonlinear node that begins a block, from the bounds of its inputs."""

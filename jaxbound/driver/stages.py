@@ -39,7 +39,7 @@ class Knowledge(NamedTuple):
             {number: what for number, what in mine.items() if old.get(number) is not what}
             for mine, old in zip(self[:-1], before[:-1], strict=True)
         ]
-        new[1] = {number: None if what is self.ends[number] else what for number, what in new[1].items()}
+        new[1] = self._apart(new[1])
         return new
 
     def learn(self, new: list[dict[int, Any]]) -> None:
@@ -48,6 +48,17 @@ class Knowledge(NamedTuple):
             mine.update(what)
         self.base.update({number: self.ends[number] for number, what in new[1].items() if what is None})
 
+    def packed(self) -> Knowledge:
+        """To be given to a program, which does not see that two arguments are one: such a base is None, too."""
+        return self._replace(base=self._apart(self.base))
+
+    def unpacked(self) -> Knowledge:
+        """What was packed."""
+        return self._replace(base={k: self.ends[k] if what is None else what for k, what in self.base.items()})
+
+    def _apart(self, base: dict[int, Any]) -> dict[int, Any]:
+        return {number: None if what is self.ends[number] else what for number, what in base.items()}
+
 
 @kept(1024)
 def program(make: Callable, outward: bool | str, work: Callable, static: Hashable) -> Callable:
@@ -55,6 +66,7 @@ def program(make: Callable, outward: bool | str, work: Callable, static: Hashabl
 
     @eager_jit
     def part(graph: Graph, leaves, known: Knowledge, *args):
+        known = known.unpacked()
         run = make(graph, leaves, outward=outward, known=known)
         found = work(run, static, *args)
         return found, run.known_now.beyond(known)

@@ -21,7 +21,7 @@ from jaxbound.relaxations.planes import spread
 @kept(1024)
 def compiled(step: Callable, static: Hashable, axes) -> Callable:
     """The step for a batch, compiled; the same one for equal static facts."""
-    return eager_jit(mapped(step, static, axes))
+    return eager_jit(mapped(step, static, axes), level=0 if step in (begin, joined, unless_void) else 1)
 
 
 def mapped(step: Callable, static: Hashable, axes) -> Callable:
@@ -54,12 +54,13 @@ def unless_void(_static, _constants, ends, void):
 
 
 def propagate(static, constants, ends, base):
-    """Intervals of the nodes of a block."""
+    """Intervals of a block's nodes from `base` (None: from the best ends); its first one's from the best ends, or None
+    if these are no others."""
     template, outward = static
-    found = interval.propagate(template, base, constants, outward=outward)
+    found = interval.propagate(template, ends if base is None else base, constants, outward=outward)
     op, inputs, used = template.nodes[0]
-    if op.kind == "affine":
-        return found[0], found
+    if op.kind == "affine" or base is None:
+        return None, found
     return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
 
 

@@ -122,12 +122,7 @@ class Frown(Method):
         tables = {k: table for k, table in run.tables.items() if k in reached}
         static = graph.structure, number, settings
         slopes, best = run.call(ascent.tuned, static, constants, run.regions, ends, tables, index)
-        own = run.fork({})
-        for block in graph.blocks:
-            if block.start in slopes:
-                own.enclose_rows(block, slopes[block.start], sides, index.shape[-1])
-        found = own.bound_rows(number, index, sides)
-        return run.call(ascent.better, None, ((), ()), found, best), slopes
+        return run.together(_by_slopes, (number, sides), slopes, best, index), slopes
 
     def _plain(self) -> Crown:
         """CROWN, which this never falls behind."""
@@ -151,19 +146,19 @@ class Frown(Method):
         tuned = not isinstance(self.pre_activation, Method)
         max_rows = _rows_that_fit(graph, request)
         run = Run(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
-        for block in graph.blocks:
+        start = 0
+        for position, block in enumerate(graph.blocks):
             node = graph.nodes[block.start]
-            for source in sorted(set(node.inputs) - run.tightened) if node.op.kind in NONLINEAR else ():
+            sources = sorted(set(node.inputs) - run.tightened) if node.op.kind in NONLINEAR else ()
+            if sources:
+                run.tables.update(run.together(_relaxed, (start, position)))
+                start = position
+            for source in sources:
                 run.ends[source] = run.call(_met, None, ((), ()), run.ends[source], plain.ends[source])
                 if tuned and not (run.exact(source) or graph.nodes[source].affine_in_region):
                     self._tighten_node(run, source, skip_exact)
                 run.tightened.add(source)
-            if node.op.kind in NONLINEAR:
-                inputs = [run.ends[k] for k in node.inputs]
-                run.tables[block.start] = run.call(
-                    ascent.table_of, block.template.nodes[0], run.constants(block), inputs
-                )
-            run.propagate(block)
+        run.tables.update(run.together(_relaxed, (start, len(graph.blocks))))
         return run
 
     def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> None:
@@ -174,6 +169,28 @@ class Frown(Method):
             return
         widened = run.call(_widened, None, ((), ()), *found)
         run.ends[number] = run.call(_met, None, ((), ()), run.ends[number], widened)
+
+
+def _relaxed(run: Run, part: tuple[int, int]) -> dict:
+    """Tables of the nonlinear nodes among some blocks, whose nodes it bounds."""
+    tables = {}
+    for block in run.graph.blocks[slice(*part)]:
+        node = run.graph.nodes[block.start]
+        if node.op.kind in NONLINEAR:
+            inputs = [run.ends[k] for k in node.inputs]
+            tables[block.start] = run.call(ascent.table_of, block.template.nodes[0], run.constants(block), inputs)
+        run.propagate(block)
+    return tables
+
+
+def _by_slopes(run: Run, static: tuple[int, str], slopes: ascent.Slopes, best: Rows, index: jax.Array) -> Rows:
+    """The bounds of some rows by tuned slopes with their exact intercepts, or the best that tuning saw."""
+    number, sides = static
+    own = run.fork({})
+    for block in run.graph.blocks:
+        if block.start in slopes:
+            own.enclose_rows(block, slopes[block.start], sides, index.shape[-1])
+    return run.call(ascent.better, None, ((), ()), own.bound_rows(number, index, sides), best)
 
 
 def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:

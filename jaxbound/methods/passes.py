@@ -17,7 +17,18 @@ def tighten_prefix(run: Run, number: int) -> None:
 
 
 def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = False) -> Bounded:
-    """A backward pass from one node, and maybe the better of this and what is known."""
+    """A backward pass from one node, and maybe the better of this and what is known.
+
+    No other pass has as many rows, so that its steps would be compiled for it alone: where they carry all rows at once
+    they are one program.
+    """
+    rows = run.graph.nodes[number].op.size * (2 if request.sides == "both" else 1)
+    static = number, request, run.max_rows, known
+    return run.together(_pass, static) if rows <= run.max_rows else _pass(run, static)
+
+
+def _pass(run: Run, static) -> Bounded:
+    number, request, run.max_rows, known = static
     found, rounding = run.bound_node(number, sides=request.sides)
     return run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def canonical(region: Region) -> Region:
     return _moved(dataclasses.replace(region, center=center, radius=radius, clip=clip))
 
 
-@eager_jit
+@functools.partial(eager_jit, level=0)
 def _moved(region: Any) -> Any:
     """A region with parts of its own dtype, without subnormal numbers."""
     parts: dict[str, Any] = parts_of(region)

@@ -75,9 +75,9 @@ class Windowed:
     def origin(self, axis: int) -> _Start:
         """Where the windows begin along an axis."""
         place = self.place(axis)
-        entries = jnp.unravel_index(self.index, self.root)[place.axis]
-        last = place.offset + place.stride * (self.root[place.axis] - 1)
-        return _Start(entries * place.stride + place.offset, place.offset, last)
+        length, number = self.root[place.axis], self.index.dtype.type
+        entries = jax.lax.rem(jax.lax.div(self.index, number(math.prod(self.root[place.axis + 1 :]))), number(length))
+        return _Start(entries * place.stride + place.offset, place.offset, place.offset + place.stride * (length - 1))
 
 
 class _Start(NamedTuple):

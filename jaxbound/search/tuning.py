@@ -155,7 +155,7 @@ def _lower(skeleton: Skeleton, arrays, cuts: Cuts, rows, ready: Ready, tuned: Tu
 def _batched(function, axes):
     """A step for a batch of domains, compiled for every network and option."""
     return functools.lru_cache(64)(
-        lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes), level=1)
+        lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes))
     )
 
 

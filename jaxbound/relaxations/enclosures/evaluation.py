@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxbound.graph import Program
 from jaxbound.graph.values import Inexact
@@ -68,6 +69,16 @@ _DOMAIN = {
     "log": (0, math.inf), "log1p": (-1, math.inf), "pow": (0, math.inf), "rsqrt": (0, math.inf), "sqrt": (0, math.inf),
 }  # fmt: skip
 """An operand in the domain is in it, moved or not; at its ends some of the functions are infinite."""
+
+
+def makes_error(program: Program, dtype: DTypeLike) -> bool:
+    """Whether a value of the program may differ from the real one; without looking at any number."""
+    tiny = float(jnp.finfo(dtype).tiny)
+    read = [operand for _, _, operands in program.instructions for operand in operands]
+    stored = all(
+        operand[0] != "const" and not (operand[0] == "lit" and _stored(*operand[1:], tiny=tiny)) for operand in read
+    )
+    return not stored or not all(is_exact(name) for name, _, _ in program.instructions)
 
 
 def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:

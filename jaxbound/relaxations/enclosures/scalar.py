@@ -71,6 +71,8 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     curvature = curvature_of(op)
     least = extreme(op, curvature, 1, lower, upper, constants)
     most = extreme(op, curvature, -1, lower, upper, constants)
+    if not evaluation.makes_error(op.program, op.dtype):
+        return least, -most
     low, high = curvature.value_range
     return _at_least(least, rounded(low, least, -1)), -_at_least(most, -rounded(high, most, 1))
 
@@ -93,7 +95,9 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     lower, upper = ends
     linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]
     found = [(lower >= piece.left) & (upper <= piece.right) for piece in linear]
-    if not any(operand[0] == "const" for _, _, operands in op.program.instructions for operand in operands):
+    if not curvature_of(op).is_piecewise_linear and not any(
+        operand[0] == "const" for _, _, operands in op.program.instructions for operand in operands
+    ):
         least, most = interval(op, [ends], ())
         size = jnp.maximum(jnp.abs(least), jnp.abs(most))
         found.append((most - least <= _FLAT * _unit(op) * size) & (size < jnp.inf))
@@ -324,10 +328,13 @@ def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) ->
     points = [lower, upper]
     if not curvature.is_monotone:
         points += [jnp.clip(p, lower, upper) for p in (*_borders(curvature), *curvature.critical)]
-    points = jnp.broadcast_arrays(*points)
-    still = jax.lax.stop_gradient(points)
-    finite = map(jnp.isfinite, _values(op, still, constants))  # an infinite end has no derivative, not NaN
-    held = [jnp.where(which, point, end) for which, point, end in zip(finite, points, still, strict=True)]
+    elif curvature.is_piecewise_linear:
+        points = points[:1] if sign * curvature.is_monotone > 0 else points[1:]
+    held = points = jnp.broadcast_arrays(*points)
+    if not curvature.is_piecewise_linear:  # an infinite end of a curve has no derivative, not NaN
+        still = jax.lax.stop_gradient(points)
+        finite = map(jnp.isfinite, _values(op, still, constants))
+        held = [jnp.where(which, point, end) for which, point, end in zip(finite, points, still, strict=True)]
     least = least_of([sign * value for value in _values(op, held, constants)])
     reach = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
     slack, kinks = (curvature.wobble, curvature.kinks) if curvature.is_monotone else (curvature.slack, ())
@@ -443,8 +450,10 @@ def rounded(value: float, like, direction: int) -> float:
     return float(np.nextafter(rounded, np.asarray(direction * np.inf, limits.dtype)))
 
 
-def _error(op: Op, points, constants: Sequence) -> jax.Array:
+def _error(op: Op, points, constants: Sequence) -> jax.Array | float:
     """A bound on the error of evaluating sigma at any of these points."""
+    if not evaluation.makes_error(op.program, op.dtype):
+        return 0.0
     still, held = jax.lax.stop_gradient((list(points), tuple(constants)))
     return functools.reduce(jnp.maximum, _each(op, lambda z: evaluation.error(op.program, z, held), still))
 
