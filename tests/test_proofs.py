@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -49,6 +50,26 @@ def test_certificates_hold_in_both_arithmetics_and_for_layers(split, written, tm
         assert proof.leaves == (written[split].trees[0].split == LEAF).sum() > 1
         assert proof.arithmetic == arithmetic
         np.testing.assert_array_equal(proof.regions[0].upper, BOX.upper)
+
+
+@pytest.mark.parametrize("split", TREES)
+def test_a_search_goes_on_where_it_was_left(split, written, tmp_path):
+    """As `written`, in two runs, of which the first may be another process: its state is in a file."""
+    path, left = tmp_path / "proof", tmp_path / "proof.search"
+    prop = written[split].prop
+    run = functools.partial(jb.verify, model(1), BOX, prop, progress=False, attack=False, certificate=path)
+    assert run(method=jb.BranchAndBound(split=split, batch=16, max_nodes=2)).status == "unknown"
+    stopped = left.read_bytes()
+    with pytest.raises(jb.ArgumentError, match="another property"):
+        run(method=jb.BranchAndBound(split=split, batch=8))
+    nodes = []
+    assert run(method=jb.BranchAndBound(split=split, batch=16), progress=lambda now: nodes.append(now["nodes"])).status
+    assert not left.exists() and all(count >= 2 for count in nodes)
+    for name, field in files.load(path).trees[0]._asdict().items():
+        np.testing.assert_array_equal(field, getattr(written[split].trees[0], name), name)
+    left.write_bytes(stopped[:-100])
+    with pytest.raises(jb.ArgumentError, match="no search"):
+        run(method=jb.BranchAndBound(split=split, batch=16))
 
 
 @pytest.mark.parametrize("split", TREES)

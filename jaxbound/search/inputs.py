@@ -8,6 +8,7 @@ the region's dtype, so that together they are the whole.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,11 +91,17 @@ class InputSplits(Queue):
         points = np.where(slope > 0, low, high)
         kept = refuted, level.min(axis=1, initial=np.inf), number
         parts = self._split(low, high, steep, clipped, useful, kept, self.left - count)
-        own = self.low, self.high, self.refuted, self.level, self.number
-        self.low, self.high, self.refuted, self.level, self.number = (
-            np.concatenate([old[rest], new]) for old, new in zip(own, parts, strict=True)
-        )
+        self.parts = [np.concatenate([old[rest], new]) for old, new in zip(self.parts, parts, strict=True)]
         return points
+
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        """All arrays over the domains that are left."""
+        return self.low, self.high, self.refuted, self.level, self.number
+
+    @parts.setter
+    def parts(self, parts: Sequence[Array]) -> None:
+        self.low, self.high, self.refuted, self.level, self.number = parts
 
     def _clipped(self, low, high, lower, slopes, refuted):
         """Boxes without what the planes of the rows exclude, and what that refutes.

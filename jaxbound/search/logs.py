@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxbound.certificates.proofs.files import AGAIN, LEAF, Tree
@@ -54,6 +56,37 @@ class Log:
         pairs = zip(numbers[parents].tolist(), places.tolist(), strict=True)
         self.children.update(zip(pairs, fresh.tolist(), strict=True))
         return fresh
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """All of it as arrays, for `restore`."""
+        rows, slopes, multipliers = zip(*self.leaves.values(), strict=True) if self.leaves else ((), (), ())
+        useful, where, possible, points = zip(*self.splits.values(), strict=True) if self.splits else ((),) * 4
+        points = () if points and points[0] is None else points
+        return {
+            "count": np.array(self.count),
+            "bounded": np.array(list(self.slopes), int), "slopes": _stacked(list(self.slopes.values())),
+            "leaves": np.array(list(self.leaves), int), "rows": np.array(rows, int),
+            "leaf_slopes": _stacked(slopes), "multipliers": _stacked(multipliers),
+            "splits": np.array(list(self.splits), int), "useful": np.array(useful, bool),
+            "counts": np.array([len(one) for one in where], int), "where": _joined(where),
+            "possible": _joined(possible), "points": _joined(points),
+            "children": np.array([(*pair, child) for pair, child in self.children.items()], int).reshape(-1, 3),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """What another process noted."""
+        self.count = int(state["count"])
+        self.slopes = dict(zip(state["bounded"].tolist(), state["slopes"], strict=True))
+        leaves = zip(state["rows"].tolist(), state["leaf_slopes"], state["multipliers"], strict=True)
+        self.leaves = dict(zip(state["leaves"].tolist(), leaves, strict=True))
+        ends = np.cumsum(state["counts"])[:-1]
+        cut = {name: np.split(state[name], ends) for name in ("where", "possible", "points") if len(state[name])}
+        nothing = [None] * len(state["splits"])
+        parts = (cut.get(name, nothing) for name in ("where", "possible", "points"))
+        splits = zip(state["useful"].tolist(), *parts, strict=True)
+        self.splits = dict(zip(state["splits"].tolist(), splits, strict=True))
+        self.children = {(parent, place): child for parent, place, child in state["children"].tolist()}
 
     def _preorder(self, root: int):
         """Per node: the domain that begins there (-1 if none), and where it is split (LEAF, AGAIN) at which point."""
@@ -116,6 +149,14 @@ class Log:
             multipliers=np.concatenate(multipliers), unstable=np.packbits(unstable),
             root_slopes=np.packbits(root_slopes),
         )  # fmt: skip
+
+
+def _stacked(arrays: Sequence[Array]) -> Array:
+    return np.stack(arrays) if len(arrays) else np.zeros((0, 0))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate(arrays) if len(arrays) else np.zeros(0)
 
 
 def _tree(split: list[int], slopes: Array, *, clause: int = -1, **given: Array) -> Tree:

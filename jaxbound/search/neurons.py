@@ -14,6 +14,8 @@ Palma et al. 2021).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -113,12 +115,19 @@ class NeuronSplits(Queue):
             times = int(np.clip(np.log2(max(fill, 2)), 1, 5))
             order = self._order(clause, cuts, tuned, scores, open_, times)
             fresh = self._children(clause, cuts, tuned, lower, open_, order, number)
-        parts = self.clause, *self.cuts, *self.tuned, self.level, self.number
-        made = list(zip(*fresh, strict=True)) if fresh else [()] * len(parts)
-        parts = [np.concatenate([old[rest], *new]) for old, new in zip(parts, made, strict=True)]
+        made = list(zip(*fresh, strict=True)) if fresh else [()] * len(self.parts)
+        self.parts = [np.concatenate([old[rest], *new]) for old, new in zip(self.parts, made, strict=True)]
+        return points
+
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        """All arrays over the domains that are left."""
+        return self.clause, *self.cuts, *self.tuned, self.level, self.number
+
+    @parts.setter
+    def parts(self, parts: Sequence[Array]) -> None:
         self.clause, low, high, *tuned, self.level, self.number = parts
         self.cuts, self.tuned = Cuts(low, high), Tuned(*tuned)
-        return points
 
     def _loose(self, cuts: Cuts) -> Array:
         """Where domains may be cut."""

@@ -22,6 +22,7 @@ from jaxbound.search.logs import Log
 from jaxbound.search.neurons import NeuronSplits
 from jaxbound.search.passes import Domain, adaptive_slopes, started
 from jaxbound.search.points import Attack, Counterexample, Ends
+from jaxbound.search.resuming import Kept
 from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
@@ -119,6 +120,7 @@ class Part:
         clock: until when.
         outward: whether bounds count rounding.
         logged: whether to keep what a certificate needs.
+        kept: what another process left of the search, and where to note the state of this one.
     """
 
     def __init__(
@@ -131,9 +133,11 @@ class Part:
         *,
         outward: bool,
         logged: bool = False,
+        kept: Kept | None = None,
+        number: int = 0,
     ):
         self.make, self.fn, self.prop, self.method, self.clock, self.outward = root, fn, prop, method, clock, outward
-        self.logged = logged
+        self.logged, self.kept, self.number = logged, kept, number
         self.splits: InputSplits | NeuronSplits | None = None
         self.attack: Attack | None = None
         self.found: Counterexample | None = None
@@ -169,6 +173,12 @@ class Part:
         """Split domains until the property is proved, refuted, or the time is up."""
         assert self.attack is not None
         self.splits = self._started()
+        left = {} if self.kept is None else self.kept.parts.get(self.number, {})
+        if left:
+            self._before = int(left["before"])
+            if bool(left["by_inputs"]) and isinstance(self.splits, NeuronSplits):
+                self.splits = self._by_inputs()
+            self.splits.restore(left)
         self._search()
         if (
             isinstance(self.splits, NeuronSplits) and self.splits.left == 0 and not self._over()
@@ -182,8 +192,18 @@ class Part:
         most = self.method.max_nodes
         while self.splits.left and not self._over() and (most is None or self.nodes < most):
             points = self.splits.step(self._over)
+            if self.kept is not None:
+                self.kept.keep(self.number, self._state)
             if len(points) and self.attacked and not self._over():
                 self.found = self.attack.among(points) or self.found
+        if self.kept is not None:
+            self.kept.keep(self.number, self._state, now=True)
+
+    def _state(self) -> dict[str, Array]:
+        """What another process needs to go on."""
+        assert self.splits is not None
+        by_inputs = isinstance(self.splits, InputSplits)
+        return {"before": np.array(self._before), "by_inputs": np.array(by_inputs), **self.splits.state}
 
     def descend(self, key: jax.Array) -> None:
         """Attack, ever harder."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from jaxbound.search.logs import Log
 
 Array = np.ndarray
 
 
 class Queue:
     """Bounds of the domains that are left, and of those that are done with."""
+
+    log: Log | None
+    """What was done, where a certificate asks for it."""
 
     level: Array
     """A lower bound of the property's margin on every domain that is left; (domains, ...)."""
@@ -20,6 +27,30 @@ class Queue:
         self.proved = np.inf
         self.given_up = np.inf
         """The least bound of a domain that is not proved and cannot be split any more."""
+
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        """All arrays over the domains that are left."""
+        raise NotImplementedError
+
+    @parts.setter
+    def parts(self, parts: Sequence[Array]) -> None:
+        raise NotImplementedError
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """All that `restore` needs to go on, by name."""
+        own = {f"part{k}": part for k, part in enumerate(self.parts)}
+        logged = {} if self.log is None else {f"log_{name}": array for name, array in self.log.state.items()}
+        return {"counts": np.array([self.nodes, self.proved, self.given_up], np.float64), **own, **logged}
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Go on where another process was."""
+        nodes, self.proved, self.given_up = map(float, state["counts"])
+        self.nodes = int(nodes)
+        self.parts = [state[f"part{k}"] for k in range(len(self.parts))]
+        if self.log is not None:
+            self.log.restore({name.removeprefix("log_"): array for name, array in state.items()})
 
     @property
     def lower(self) -> float:

@@ -21,6 +21,7 @@ from jaxbound.search.branching import BranchAndBound, check_options
 from jaxbound.search.parts import Clock, Part, Root
 from jaxbound.search.points import exact_ends, inward
 from jaxbound.search.race import decide
+from jaxbound.search.resuming import Kept, mark_of
 from jaxbound.search.skeletons import Skeleton
 from jaxbound.transforms.problems import forget_stale, prepare
 
@@ -84,8 +85,9 @@ def verify(
         timeout: seconds, compiling included; None for the method's.
         key: a PRNG key of the attack; None for key 0.
         attack: whether to look for counterexamples.
-        certificate: where to write what proves a verdict of "verified", for `check_certificate`; nothing is written
-            for another verdict.
+        certificate: where to write what proves a verdict of "verified", for `check_certificate`; for another
+            verdict there is none. Until there is one, `NAME.search` beside it holds what is left of the search, written
+            every ten seconds and in the end: the same call goes on there, also after its process was killed.
         progress: show the domains bounded and left on the standard error; or a function that is told of them twice a
             second, as a dictionary with "seconds", "nodes", "left" and "lower" (see `jaxbound.plots.search_progress`).
         rounding: whether bounds count rounding. Without it "verified" holds up to rounding.
@@ -115,17 +117,18 @@ def verify(
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
-    sizes = None
+    sizes = kept = None
     if certificate is not None:
         if not rounding:
             raise errors.argument("certificate", "is given with rounding=False", "certificates hold in real arithmetic")
         sizes = proofs.read(fn, np.shape(boxes[0].lower), np.float32).sizes
+        kept = Kept(certificate, mark_of(fn, boxes, prop, method.split, method.steps, method.batch))
     parts = [
         Part(
             functools.partial(_root, fn, box, sizes, outward=rounding), fn, part, method, clock, outward=rounding,
-            logged=certificate is not None,
+            logged=certificate is not None, kept=kept, number=number,
         )
-        for box, part in own
+        for number, (box, part) in enumerate(own)
     ]  # fmt: skip
     key = jax.random.key(0) if key is None else key
     proved = 0
@@ -133,13 +136,16 @@ def verify(
         own_key = jax.random.fold_in(key, number) if attack else None
         interrupted = decide(part, own_key, clock, progress=progress)
         if part.found is not None:
+            if kept is not None:
+                kept.remove()
             return _verdict("falsified", parts, clock, EXECUTED if part.root.ends.inside else NEAREST, part.found)
         proved += part.lower > 0
         if interrupted:
             break
-    if proved == len(parts) and certificate is not None:
+    if proved == len(parts) and certificate is not None and kept is not None:
         trees = [tree for part in parts for tree in part.trees()]
         proofs.save(certificate, proofs.Certificate(boxes, prop, trees))
+        kept.remove()
     if proved == len(parts):
         return _verdict("verified", parts, clock, PROVED if rounding else UNROUNDED)
     return _verdict("unknown", parts, clock, NOTHING)

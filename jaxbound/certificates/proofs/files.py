@@ -78,6 +78,11 @@ class Certificate(NamedTuple):
 
 def save(path: str | os.PathLike, certificate: Certificate) -> None:
     """Write a file in one step."""
+    write(Path(path), arrays_of(certificate))
+
+
+def arrays_of(certificate: Certificate) -> dict[str, np.ndarray]:
+    """What a file holds, by name."""
     arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
     for k, box in enumerate(certificate.regions):
         arrays[f"region{k}/lower"], arrays[f"region{k}/upper"] = np.asarray(box.lower), np.asarray(box.upper)
@@ -89,7 +94,11 @@ def save(path: str | os.PathLike, certificate: Certificate) -> None:
             arrays[f"clause{k}/box"] = np.stack(clause.box)
     for k, tree in enumerate(certificate.trees):
         arrays |= {f"tree{k}/{name}": array for name, array in tree._asdict().items()}
-    path = Path(path)
+    return arrays
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an archive of arrays; whoever kills the process finds the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:

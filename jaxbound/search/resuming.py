@@ -1,0 +1,95 @@
+"""Searches on disk: a run that was killed, or whose time was up, goes on with the domains that it had left.
+
+Beside the file of a certificate, `NAME.search` holds the domains and the log of every part of a call, and a mark: a
+hash of the network, the regions, the property and the options. It is replaced in one step, now and then, and goes when
+the property is decided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxbound import errors
+from jaxbound.backend.programs import Traced
+from jaxbound.certificates.proofs import files
+from jaxbound.certificates.properties import Property
+from jaxbound.regions import Box
+
+Array = np.ndarray
+
+EVERY = 10.0
+"""Seconds between two files."""
+
+
+def mark_of(fn: Callable, boxes: list[Box], prop: Property, *options: object) -> str:
+    """A hash of all that a search depends on."""
+    arrays = files.arrays_of(files.Certificate(boxes, prop, []))
+    digest = hashlib.sha256(f"{Traced(fn, np.zeros(np.shape(boxes[0].lower), np.float32)).digest} {options}".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Kept:
+    """The file of one call.
+
+    Args:
+        certificate: the path of the certificate that the call is to write.
+        mark: what `mark_of` gives.
+
+    Raises:
+        ArgumentError: the file is there, and another search's, or none.
+    """
+
+    def __init__(self, certificate: str | os.PathLike, mark: str):
+        path = Path(certificate)
+        self.path, self.mark = path.with_name(f"{path.name}.search"), mark
+        self.parts: dict[int, dict[str, Array]] = {}
+        self.due = time.monotonic() + EVERY
+        self.lock, self.decided = threading.Lock(), False
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                found = str(stored["mark"])
+                for name in stored.files:
+                    part, _, field = name.partition("/")
+                    if field:
+                        self.parts.setdefault(int(part), {})[field] = stored[name]
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+            raise errors.argument(
+                "certificate", f"has {self.path} beside it, which is no search", "delete it, or pass another path"
+            ) from fault
+        if found != self.mark:
+            raise errors.argument(
+                "certificate", f"has {self.path} beside it, the search for another property, region, network or method",
+                "delete it to start anew, or pass another path",
+            )  # fmt: skip
+
+    def keep(self, part: int, state: Callable[[], dict[str, Array]], *, now: bool = False) -> None:
+        """Note the state of a part's search, if it is time."""
+        if not now and time.monotonic() < self.due:
+            return
+        self.parts[part] = state()
+        arrays = {f"{k}/{name}": array for k, own in self.parts.items() for name, array in own.items()}
+        with self.lock:
+            if not self.decided:
+                files.write(self.path, {"mark": np.array(self.mark), **arrays})
+        self.due = time.monotonic() + EVERY
+
+    def remove(self) -> None:
+        """All is decided; a step that is still under way leaves nothing any more."""
+        with self.lock:
+            self.decided = True
+            self.path.unlink(missing_ok=True)
