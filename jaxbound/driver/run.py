@@ -26,7 +26,8 @@ from jaxbound.driver.stages import Knowledge
 from jaxbound.graph import NONLINEAR, Block, Constants, Graph
 from jaxbound.relaxations import backward, coefficients, execution, forward
 from jaxbound.relaxations.coefficients import Coefficients
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import Freedom, Given, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -138,17 +139,17 @@ class Run:
         self.base.update(zip(range(block.start, block.stop), found, strict=True))
         self.ends.update(zip(range(block.start, block.stop), [first, *found[1:]], strict=True))
 
-    def enclose(self, block: Block, lower_slope: str, slopes=None) -> None:
+    def enclose(self, block: Block, rule: SlopeRule) -> None:
         """Relax the nonlinear node that begins a block, from the bounds of its inputs."""
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
-        static = block.template.nodes[0], lower_slope
-        self.planes[block.start] = self.call(steps.enclose, static, self.constants(block), inputs, slopes)
+        node = block.template.nodes[0]
+        self.planes[block.start] = self.call(steps.enclose, node, self.constants(block), inputs, rule)
 
-    def enclose_rows(self, block: Block, slopes, sides: str, count: int) -> None:
+    def enclose_rows(self, block: Block, rules: Given, sides: str, count: int) -> None:
         """The same for `count` rows on every side, from slopes with an axis of groups of rows before their own."""
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
         static = block.template.nodes[0], 2 if sides == "both" else 1, count
-        self.planes[block.start] = self.call(steps.enclose_rows, static, self.constants(block), inputs, slopes)
+        self.planes[block.start] = self.call(steps.enclose_rows, static, self.constants(block), inputs, rules)
 
     def exact(self, number: int) -> bool:
         """Whether a backward pass cannot improve on interval arithmetic.

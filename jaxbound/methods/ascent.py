@@ -21,7 +21,8 @@ from jaxbound.backend.caches import kept
 from jaxbound.driver import Rows, Run
 from jaxbound.graph import Graph, Op, Structure
 from jaxbound.relaxations import enclosures, windows
-from jaxbound.relaxations.planes import Freedom, Planes, between, spread, times
+from jaxbound.relaxations.planes import Planes, between, spread, times
+from jaxbound.relaxations.slopes import Freedom, Given
 from jaxbound.relaxations.windows import Windowed
 
 Shares = dict[int, tuple[jax.Array | None, jax.Array | None]]
@@ -306,10 +307,10 @@ def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
     """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]
-    freedom = enclosure.freedom(op, inputs, own, "adaptive")
+    freedom = enclosure.freedom(op, inputs, own)
     counts = [len(side) for side in freedom.slopes]
     pairs = [jnp.broadcast_to(side, (max(counts), *side.shape[1:])) for side in freedom.slopes]
-    table = jax.vmap(lambda pair: enclosure.planes(op, inputs, own, "adaptive", pair))(tuple(pairs))
+    table = jax.vmap(lambda pair: enclosure.planes(op, inputs, own, Given(*pair)))(tuple(pairs))
     below = jax.tree.map(lambda leaf: leaf[: counts[0]], (table.lower_slopes, table.lower_intercept))
     above = jax.tree.map(lambda leaf: leaf[: counts[1]], (table.upper_slopes, table.upper_intercept))
     reaches = [jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in inputs]

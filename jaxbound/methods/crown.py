@@ -18,18 +18,18 @@ from jaxbound.methods.base import (
     Method,
     Request,
     check_certified,
-    checked_slope_rule,
     output_nodes,
     targets,
 )
 from jaxbound.methods.ibp import IBP
 from jaxbound.methods.passes import bound_by_pass, linear_functions
+from jaxbound.relaxations.slopes import Given, SlopeRule, rule_of
 
 
 class _Part(NamedTuple):
     """What happens between two choices of rows: the blocks `start <= position < stop`, and the nodes at both ends."""
 
-    lower_slope: str
+    rule: SlopeRule
     intersect: bool
     start: int = 0
     stop: int = 0
@@ -41,7 +41,9 @@ class _Part(NamedTuple):
     propagate: bool = True
 
 
-def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=None, needed=None) -> jax.Array | None:
+def _go_on(
+    run: Run, part: _Part, rules: dict[int, SlopeRule], given: dict[int, Ends], found=None, needed=None
+) -> jax.Array | None:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
         run.keep(part.bounded, found, needed, intersect=part.intersect)
@@ -49,7 +51,7 @@ def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=No
         node = run.graph.nodes[block.start]
         if node.op.kind != "affine":
             run.ends.update({source: given[source] for source in node.inputs if source in given})
-            run.enclose(block, part.lower_slope, slopes.get(block.start))
+            run.enclose(block, rules.get(block.start, part.rule))
         if part.propagate:
             run.propagate(block)
     return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
@@ -73,7 +75,8 @@ class Crown(Method):
     Args:
         pre_activation: the method that bounds the inputs of nonlinearities; None for CROWN itself, at every one.
         lower_slope: "adaptive" (the slope with the smallest gap; for ReLU 1 if u > -l else 0), "parallel" (the upper
-            line's slope), "zero" or "one" (as near as the graph's convex hull allows). Static.
+            line's slope), "zero" or "one" (as near as the graph's convex hull allows), or a rule of your own
+            (`relaxations.slopes`). Static.
         slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound. With the node's shape,
             they hold for every bound; with a first axis more, as `tune` returns them (a list for several outputs),
             they belong to groups of the result's rows, and inputs of nonlinearities are bounded with CROWN's own.
@@ -93,7 +96,7 @@ class Crown(Method):
     """
 
     pre_activation: Method | None = None
-    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="adaptive", metadata={"static": True})
     slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
     intersect: bool = field(default=True, metadata={"static": True})
     budget: float | None = field(default=None, metadata={"static": True})
@@ -110,7 +113,7 @@ class Crown(Method):
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""
-        checked_slope_rule(self.lower_slope)
+        rule = rule_of(self.lower_slope)
         if self.pre_activation is not None:
             check_certified("pre_activation", self.pre_activation)
         if self.budget is not None and not 0 <= self.budget <= 1:
@@ -119,7 +122,7 @@ class Crown(Method):
         skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
-        part = _Part(checked_slope_rule(self.lower_slope), self.intersect)
+        part = _Part(rule, self.intersect)
         if given is not None:
             if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
                 run.ends.update(given)
@@ -131,8 +134,9 @@ class Crown(Method):
         return run
 
     def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> jax.Array | None:
-        slopes = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
-        return run.together(_go_on, part, slopes, given, *found, over=())
+        rules = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
+        chosen = {start: rule for start, rule in rules.items() if rule is not None}
+        return run.together(_go_on, part, chosen, given, *found, over=())
 
     def _relax_in_parts(self, run: Run, part: _Part) -> None:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
@@ -185,25 +189,25 @@ class Crown(Method):
         rows, sides = run.graph.nodes[output_nodes(run.graph)[position]].op.size, 2 if request.sides == "both" else 1
         blocks = [block for block in run.graph.blocks if run.graph.nodes[block.start].op.kind in NONLINEAR]
         given = {block: self._given(run, block, position, grouped=True) for block in blocks}
-        if all(slopes is None for slopes in given.values()):
+        if all(rule is None for rule in given.values()):
             return run
         run = run.fork({})
         run.max_rows = sides * rows
-        for block, slopes in given.items():
-            if slopes is not None:  # those of lower bounds are the first half
-                groups = slopes[0].shape[run.batch is not None] * sides // 2
-                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], slopes)
+        for block, rule in given.items():
+            if rule is not None:  # those of lower bounds are the first half
+                groups = rule.below.shape[run.batch is not None] * sides // 2
+                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], rule)
                 run.enclose_rows(block, own, request.sides, rows)
         return run
 
-    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> tuple | None:
+    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> Given | None:
         """The slopes given for a node and an output, if they are (or are not) by groups."""
         if self.slopes is None:
             return None
         node = run.graph.nodes[block.start]
         slopes = (self.slopes if isinstance(self.slopes, dict) else self.slopes[position]).get(node.name)
         ndim = len(node.op.shape) + (run.batch is not None)
-        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else slopes
+        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else Given(*slopes)
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The linear functions of each output."""
@@ -220,7 +224,7 @@ class FastLin(Crown):
     Reference: Weng et al., "Towards fast computation of certified robustness for ReLU networks", 2018, section 3.3.
     """
 
-    lower_slope: str = field(default="parallel", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="parallel", metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

@@ -9,9 +9,10 @@ import jax
 
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
-from jaxbound.methods.base import Bounded, Ends, Method, Request, checked_slope_rule, output_nodes, targets
+from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes, targets
 from jaxbound.methods.passes import bound_by_pass, linear_functions
 from jaxbound.relaxations import forward
+from jaxbound.relaxations.slopes import SlopeRule, rule_of
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +25,7 @@ class Forward(Method):
     Reference: Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond", 2020, app. A.
     """
 
-    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="adaptive", metadata={"static": True})
 
     @property
     def charges_constants(self) -> bool:
@@ -36,7 +37,7 @@ class Forward(Method):
         pairs = run.call(_forward_start, None, ((), ()), run.regions)
         known = {k: (pair, run.ends[k]) for k, pair in enumerate(pairs)}
         for block in graph.blocks:
-            static = block.template, checked_slope_rule(self.lower_slope), request.rounding
+            static = block.template, rule_of(self.lower_slope), request.rounding
             outer = [known[k] for k in block.outer]
             found = run.call(_forward_block, static, run.constants(block), outer, run.regions)
             known.update(zip(range(block.start, block.stop), found, strict=True))
@@ -65,5 +66,5 @@ def _forward_start(_static, _constants, leaves):
 
 
 def _forward_block(static, constants, outer, leaves):
-    template, lower_slope, outward = static
-    return forward.propagate(template, constants, outer, leaves, lower_slope, outward=outward)
+    template, rule, outward = static
+    return forward.propagate(template, constants, outer, leaves, rule, outward=outward)

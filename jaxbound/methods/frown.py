@@ -27,6 +27,7 @@ from jaxbound.methods import ascent
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes, targets
 from jaxbound.methods.crown import Crown
 from jaxbound.relaxations import interval
+from jaxbound.relaxations.slopes import Given
 
 _COPIES = 10
 """Arrays of the size of all slopes that one tuning step holds: shares, moments, gradients, lines."""
@@ -125,7 +126,7 @@ class Frown(Method):
         own = run.fork({})
         for block in graph.blocks:
             if block.start in slopes:
-                own.enclose_rows(block, slopes[block.start], sides, index.shape[-1])
+                own.enclose_rows(block, Given(*slopes[block.start]), sides, index.shape[-1])
         found = own.bound_rows(number, index, sides)
         return run.call(ascent.better, None, ((), ()), found, best), slopes
 

@@ -37,6 +37,7 @@ from jaxbound.methods.crown import FastLin
 from jaxbound.regions import balls
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.slopes import PARALLEL
 
 
 @jax.tree_util.register_dataclass
@@ -114,7 +115,7 @@ class ConvexPolytope(Method):
                         if graph.nodes[source].affine_in_region:  # as `Run.tighten` does
                             run.base[source] = run.ends[source]
                     run.tightened.add(source)
-                run.enclose(block, "parallel")
+                run.enclose(block, PARALLEL)
                 planes, ends = run.planes[block.start], [run.ends[k] for k in node.inputs]
             run.propagate(block)
             if block is graph.blocks[-1]:

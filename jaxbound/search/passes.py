@@ -40,6 +40,7 @@ from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.enclosures import scalar
 from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.slopes import ADAPTIVE, Given
 from jaxbound.search.rectifiers import is_rectifier, rectifier_planes
 from jaxbound.search.skeletons import Skeleton
 
@@ -251,7 +252,7 @@ def _relax(static, constants, inputs, behind, slopes, room):
     if is_rectifier(op):
         planes = rectifier_planes(*inputs[0], *(slopes or ()))
     else:
-        planes = enclosures.of(op).planes(op, inputs, constants, "adaptive", slopes)
+        planes = enclosures.of(op).planes(op, inputs, constants, Given(*slopes) if slopes else ADAPTIVE)
     if not outward:
         return planes, room
     planes, charge = _widened(op, planes, inputs, behind, terms)
@@ -261,18 +262,13 @@ def _relax(static, constants, inputs, behind, slopes, room):
 def _table(op: Op, constants, inputs):
     """Lines with slopes from one end of the graph's hull to the other, and the places of those highest in the middle.
 
-    Evenly spaced are roots of slopes: contact moves fast where the function is flat. First come those below.
+    First come the places below.
     """
     ((low, high),) = inputs
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     low, high = jnp.where(finite, low, 0), jnp.where(finite, high, 0)
-    steps = jnp.linspace(0, 1, _LINES, dtype=op.dtype).reshape(-1, *[1] * low.ndim)
-    slopes = []
-    for sign in (1, -1):
-        first, last = (jnp.sign(s) * jnp.sqrt(jnp.abs(s)) for s in scalar.support_range(op, low, high, constants, sign))
-        root = first + steps * (last - first)
-        slopes.append(root * jnp.abs(root))
-    table = jax.vmap(lambda *pair: scalar.planes(op, inputs, constants, "adaptive", pair))(*slopes)
+    slopes = scalar.tabulated(op, low, high, constants, _LINES)
+    table = jax.vmap(lambda *pair: scalar.planes(op, inputs, constants, Given(*pair)))(*slopes)
     middle = low / 2 + high / 2
     below = jnp.argmax(table.lower_slopes[0] * middle + table.lower_intercept, axis=0)
     above = jnp.argmin(table.upper_slopes[0] * middle + table.upper_intercept, axis=0)
