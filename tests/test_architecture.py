@@ -40,7 +40,6 @@ LONG = {  # files that are longer, and why
     "jaxbound.certificates.attack": "one attack; the checks of its arguments are a fifth of it",
     "jaxbound.certificates.proofs.checking": "one checker, to be read from end to end by who does not trust the search",
     "jaxbound.certificates.proofs.reading": "the primitives that the checker knows, each a few lines of NumPy",
-    "jaxbound.curvature.jets": "jets and the rules of the primitives are one chain of trust",
     "jaxbound.frontends.vnnlib": "one small language, its reader and its writer",
     "jaxbound.graph.rewriting.patterns": "one table of patterns, each a few lines",
     "jaxbound.jacobian.recursion": "the recursion, how it is cut into chunks, and its steps; a third is documentation",

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.curvature.analysis import Cell, Curvature, analyse
-from jaxbound.curvature.jets import enclose
+from jaxbound.curvature.enclosing import enclose
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
 from jaxbound.relaxations.planes import Planes, is_wide, least_of, picked
