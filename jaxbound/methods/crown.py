@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
-from jaxbound.driver import Run, stretches
+from jaxbound.driver import Run, stretches, sweep, walks
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.methods.base import (
     Bounded,
@@ -43,26 +44,19 @@ class _Part(NamedTuple):
 
 def _go_on(
     run: Run, part: _Part, rules: dict[int, SlopeRule], given: dict[int, Ends], found=None, needed=None
-) -> jax.Array | None:
+) -> tuple[Run, jax.Array | None]:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
-        run.keep(part.bounded, found, needed, intersect=part.intersect)
-    for block in run.graph.blocks[part.start : part.stop]:
-        node = run.graph.nodes[block.start]
-        if node.op.kind != "affine":
-            run.ends.update({source: given[source] for source in node.inputs if source in given})
-            run.enclose(block, rules.get(block.start, part.rule))
-        if part.propagate:
-            run.propagate(block)
-    return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
-
-
-def _to_tighten(run: Run, block: Block) -> list[int]:
-    """What a block's nonlinear node reads and no pass has bounded yet, but might."""
-    node = run.graph.nodes[block.start]
-    sources = sorted(set(node.inputs) - run.tightened) if node.op.kind != "affine" else []
-    run.tightened.update(sources)
-    return [source for source in sources if not run.exact(source)]
+        run = run.keep(part.bounded, found, needed, intersect=part.intersect)
+    run = sweep(
+        run,
+        lambda run, source: run.learn(ends={source: given[source]}) if source in given else run,
+        lambda run, block: run.enclose(block, rules.get(block.start, part.rule)),
+        blocks=run.graph.blocks[part.start : part.stop],
+        propagate=part.propagate,
+    )
+    following = None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
+    return run, following
 
 
 @jax.tree_util.register_dataclass
@@ -118,54 +112,58 @@ class Crown(Method):
             check_certified("pre_activation", self.pre_activation)
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
         skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
         part = _Part(rule, self.intersect)
         if given is not None:
             if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
-                run.ends.update(given)
-            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)
-        elif run.eager:
-            self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
-        else:
+                run = run.learn(ends=given)
+            return self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)[0]
+        return self._relax_in_parts(run, part._replace(skip_exact=skip_exact)) if run.eager else (
             self._relax_traced(run, part, skip_exact)
-        return run
+        )  # fmt: skip
 
-    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> jax.Array | None:
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> tuple[Run, jax.Array | None]:
         rules = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
         chosen = {start: rule for start, rule in rules.items() if rule is not None}
         return run.together(_go_on, part, chosen, given, *found, over=())
 
-    def _relax_in_parts(self, run: Run, part: _Part) -> None:
+    def _relax_in_parts(self, run: Run, part: _Part) -> Run:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
         found = needed = None
         for position, block in enumerate(run.graph.blocks):
-            for source in _to_tighten(run, block):
+            sources = walks.to_bound(run, block)
+            for source in filterfalse(run.exact, sources):
                 part = part._replace(stop=position, following=source)
-                needed = self._go_on(run, part, {}, found, needed)
+                run, needed = self._go_on(run, part, {}, found, needed)
                 found = run.bound_needed(source, needed, run.bound_node)
                 part = part._replace(start=position, bounded=source)
-        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)
+            run = walks.visited(run, *sources)
+        return self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)[0]
 
-    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> None:
+    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> Run:
         """Without knowing values; equal blocks in loops."""
-        places = {block.start: k for k, block in enumerate(run.graph.blocks)}
 
-        def relax_block(run: Run, block: Block) -> None:
-            for source in _to_tighten(run, block):
-                run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
-            place = places[block.start]
-            self._go_on(run, part._replace(start=place, stop=place + 1), {})
+        def tighten(run: Run, source: int) -> Run:
+            exact = run.exact(source)
+            return run if exact else run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
 
-        run.segments = []
+        def enclose(run: Run, block: Block) -> Run:
+            return run.enclose(block, self._given(run, block, 0, grouped=False) or part.rule)
+
+        def relax_block(run: Run, block: Block) -> Run:
+            return sweep(run, tighten, enclose, blocks=[block])
+
+        run = replace(run, segments=())
         for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
             if isinstance(segment, Block):
-                relax_block(run, segment)
-                run.segments.append(segment)
+                run = relax_block(run, segment)
+                run = replace(run, segments=(*run.segments, segment))
             else:
-                stretches.relax(run, segment, relax_block)
+                run = stretches.relax(run, segment, relax_block)
+        return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -191,13 +189,13 @@ class Crown(Method):
         given = {block: self._given(run, block, position, grouped=True) for block in blocks}
         if all(rule is None for rule in given.values()):
             return run
-        run = run.fork({})
-        run.max_rows = sides * rows
+        run = replace(run, max_rows=sides * rows)
         for block, rule in given.items():
             if rule is not None:  # those of lower bounds are the first half
-                groups = rule.below.shape[run.batch is not None] * sides // 2
-                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], rule)
-                run.enclose_rows(block, own, request.sides, rows)
+                axis = 0 if run.batch is None else 1
+                groups = rule.below.shape[axis] * sides // 2
+                own = jax.tree.map(lambda leaf, cut=(slice(None),) * axis + (slice(groups),): leaf[cut], rule)
+                run = run.enclose_rows(block, own, request.sides, rows)
         return run
 
     def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> Given | None:

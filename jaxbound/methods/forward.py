@@ -33,7 +33,7 @@ class Forward(Method):
         return True
 
     def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         pairs = run.call(_forward_start, None, ((), ()), run.regions)
         known = {k: (pair, run.ends[k]) for k, pair in enumerate(pairs)}
         for block in graph.blocks:
@@ -41,9 +41,10 @@ class Forward(Method):
             outer = [known[k] for k in block.outer]
             found = run.call(_forward_block, static, run.constants(block), outer, run.regions)
             known.update(zip(range(block.start, block.stop), found, strict=True))
-        run.ends = {number: ends for number, (_, ends) in known.items()}
-        run.pairs = {number: known[number][0] for number in graph.structure.nonlinear}
-        return run
+        return run.learn(
+            ends={number: ends for number, (_, ends) in known.items()},
+            pairs={number: known[number][0] for number in graph.structure.nonlinear},
+        )
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxbound import errors
-from jaxbound.driver import Rows, Run
-from jaxbound.graph import NONLINEAR, Graph
+from jaxbound.driver import Rows, Run, sweep
+from jaxbound.graph import Block, Graph
 from jaxbound.methods import ascent
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes, targets
 from jaxbound.methods.crown import Crown
@@ -123,10 +123,10 @@ class Frown(Method):
         tables = {k: table for k, table in run.tables.items() if k in reached}
         static = graph.structure, number, settings
         slopes, best = run.call(ascent.tuned, static, constants, run.regions, ends, tables, index)
-        own = run.fork({})
+        own = run
         for block in graph.blocks:
             if block.start in slopes:
-                own.enclose_rows(block, Given(*slopes[block.start]), sides, index.shape[-1])
+                own = own.enclose_rows(block, Given(*slopes[block.start]), sides, index.shape[-1])
         found = own.bound_rows(number, index, sides)
         return run.call(ascent.better, None, ((), ()), found, best), slopes
 
@@ -151,30 +151,28 @@ class Frown(Method):
         """The bounds of every node, with those of the inputs of nonlinearities tuned."""
         tuned = not isinstance(self.pre_activation, Method)
         max_rows = _rows_that_fit(graph, request)
-        run = Run(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
-        for block in graph.blocks:
-            node = graph.nodes[block.start]
-            for source in sorted(set(node.inputs) - run.tightened) if node.op.kind in NONLINEAR else ():
-                run.ends[source] = run.call(_met, None, ((), ()), run.ends[source], plain.ends[source])
-                if tuned and not (run.exact(source) or graph.nodes[source].affine_in_region):
-                    self._tighten_node(run, source, skip_exact)
-                run.tightened.add(source)
-            if node.op.kind in NONLINEAR:
-                inputs = [run.ends[k] for k in node.inputs]
-                run.tables[block.start] = run.call(
-                    ascent.table_of, block.template.nodes[0], run.constants(block), inputs
-                )
-            run.propagate(block)
-        return run
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
 
-    def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> None:
+        def bound(run: Run, source: int) -> Run:
+            run = run.learn(ends={source: run.call(_met, None, ((), ()), run.ends[source], plain.ends[source])})
+            settled = not tuned or run.exact(source) or graph.nodes[source].affine_in_region
+            return run if settled else self._tighten_node(run, source, skip_exact)
+
+        def tabulate(run: Run, block: Block) -> Run:
+            inputs, node = [run.ends[k] for k in graph.nodes[block.start].inputs], block.template.nodes[0]
+            table = run.call(ascent.table_of, node, run.constants(block), inputs)
+            return replace(run, tables={**run.tables, block.start: table})
+
+        return sweep(run, bound, tabulate)
+
+    def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> Run:
         """Tune what still matters of a node's bounds."""
-        needed = run.open_entries(number) if skip_exact else None
+        needed = run.unstable_entries(number) if skip_exact else None
         found = run.bound_needed(number, needed, functools.partial(self.bound_node, run))
         if found is None:
-            return
+            return run
         widened = run.call(_widened, None, ((), ()), *found)
-        run.ends[number] = run.call(_met, None, ((), ()), run.ends[number], widened)
+        return run.learn(ends={number: run.call(_met, None, ((), ()), run.ends[number], widened)})
 
 
 def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:

@@ -10,10 +10,11 @@ from jaxbound.methods.base import Bounded, Request, better, of_ends
 from jaxbound.relaxations import coefficients
 
 
-def tighten_prefix(run: Run, number: int) -> None:
+def tighten_prefix(run: Run, number: int) -> Run:
     """An affine image of the region is bounded by its dual norm."""
     if run.graph.nodes[number].affine_in_region and not run.exact(number):
-        run.tighten(number, skip_exact=False)
+        return run.tighten(number, skip_exact=False)
+    return run
 
 
 def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = False) -> Bounded:
