@@ -15,6 +15,7 @@ import jaxbound as jb
 from jaxbound import regions
 from jaxbound.graph import tracing
 from jaxbound.relaxations.enclosures import maximum, product, scalar
+from jaxbound.relaxations.slopes import ADAPTIVE, Given
 
 _W1 = np.array([[1.0, -2.0, 0.5], [0.75, 1.0, -1.5]])
 _B1 = np.array([0.25, -0.5, 0.125])
@@ -136,8 +137,8 @@ def check_scalar_lines():
         op = tracing.build(function, [jax.ShapeDtypeStruct((5,), jnp.float64)], [True]).nodes[1].op
         values, ends = reference(z), [(jnp.asarray(low), jnp.asarray(high))]
         least, most = scalar.interval(op, ends, [])
-        given = scalar.planes(op, ends, [], "adaptive", (jnp.asarray(slopes), jnp.asarray(slopes)))
-        own = scalar.planes(op, ends, [], "adaptive")
+        given = scalar.planes(op, ends, [], Given(jnp.asarray(slopes), jnp.asarray(slopes)))
+        own = scalar.planes(op, ends, [])
         for planes in (given, own):
             below = values - planes.lower_slopes[0] * z - planes.lower_intercept
             above = planes.upper_slopes[0] * z + planes.upper_intercept - values
@@ -168,7 +169,7 @@ def check_products():
     assert np.allclose(least, (x * y).min(axis=0))
     assert np.allclose(most, (x * y).max(axis=0))
     for given in (None, (jnp.array([0.5, -1.0, 1.0]), jnp.array([-0.5, 1.0, 0.25]))):
-        planes = product.planes(op, ends, [], "adaptive", given)
+        planes = product.planes(op, ends, [], Given(*given) if given else ADAPTIVE)
         below = x * y - planes.lower_slopes[0] * x - planes.lower_slopes[1] * y - planes.lower_intercept
         above = planes.upper_slopes[0] * x + planes.upper_slopes[1] * y + planes.upper_intercept - x * y
         for gap in (below, above):
@@ -184,7 +185,7 @@ def check_maxima():
     rng = np.random.default_rng(2)
     share = np.where(rng.random((3000, 3, 3)) < 0.6, rng.integers(0, 2, (3000, 3, 3)), rng.random((3000, 3, 3)))
     x = np.asarray(low) + (np.asarray(high) - np.asarray(low)) * share
-    planes = maximum.planes(op, [(low, high)], [], "adaptive")
+    planes = maximum.planes(op, [(low, high)], [])
     below = x.max(2) - (planes.lower_slopes[0] * x).sum(2) - planes.lower_intercept
     above = (planes.upper_slopes[0] * x).sum(2) + planes.upper_intercept - x.max(2)
     assert np.all(below >= -1e-12)
@@ -236,7 +237,7 @@ def check_rounding():
         assert np.all(np.asarray(found.upper, float) - np.asarray(found.lower, float) > 0.9 * widest)
     op = tracing.build(jnp.tanh, [jax.ShapeDtypeStruct((200,), jnp.float32)], [True]).nodes[1].op
     low = jnp.asarray(rng.uniform(-3, 2, 200), jnp.float32)
-    planes = scalar.planes(op, [(low, low + 1)], [], "adaptive")
+    planes = scalar.planes(op, [(low, low + 1)], [])
     z = np.asarray(low, float) + np.linspace(0, 1, 301)[:, None]
     z = np.minimum(z, np.asarray(low + 1, float))
     assert np.all(

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import pytest  # noqa: E402
 
 _MOST_MAPS = 20_000
 """Of 65,530 that Linux allows by default; one test may make a few thousand."""
+_TESTS = itertools.count()
 
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -101,6 +103,8 @@ def _few_programs():
     """Thousands of compiled programs would reach the system's limit on memory maps of a process: then XLA crashes."""
     yield
     maps = Path("/proc/self/maps")
+    if next(_TESTS) % 4:  # to read them takes a while
+        return
     if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
         jax.clear_caches()
         gc.collect()

@@ -11,6 +11,7 @@ import numpy as np
 from jaxbound.graph import Op, tracing
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import ADAPTIVE, Given
 
 Array = np.ndarray
 Ends = tuple[Array, Array]
@@ -67,7 +68,7 @@ def check(
     values = function(*at)
     size = 1 + np.abs(values).max(axis=0)
     low, high = (np.asarray(end, np.float64) for end in enclosure.interval(op, inputs, constants))
-    planes = enclosure.planes(op, inputs, constants, "adaptive", slopes)
+    planes = enclosure.planes(op, inputs, constants, Given(*slopes) if slopes else ADAPTIVE)
     assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves((low, high, planes)))
     assert np.all(low - slack * np.finfo(np.float64).eps * size <= values)
     assert np.all(values <= high + slack * np.finfo(np.float64).eps * size)

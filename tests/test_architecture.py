@@ -40,15 +40,30 @@ LONG = {  # files that are longer, and why
     "jaxbound.certificates.attack": "one attack; the checks of its arguments are a fifth of it",
     "jaxbound.certificates.proofs.checking": "one checker, to be read from end to end by who does not trust the search",
     "jaxbound.certificates.proofs.reading": "the primitives that the checker knows, each a few lines of NumPy",
-    "jaxbound.curvature.jets": "jets and the rules of the primitives are one chain of trust",
     "jaxbound.frontends.vnnlib": "one small language, its reader and its writer",
     "jaxbound.graph.rewriting.patterns": "one table of patterns, each a few lines",
     "jaxbound.jacobian.recursion": "the recursion, how it is cut into chunks, and its steps; a third is documentation",
     "jaxbound.relaxations.enclosures.scalar": "one rule, whose questions read the same samples, borders and errors",
-    "jaxbound.search.passes": "one small program, whose steps share the rows that they pull",
     "jaxbound.training.losses": "the losses and the objective that adds them up; each is short, their documentation is not",
     "jaxbound.training.step": "one step, whose phases, parts of a batch and devices meet in one sum",
 }
+WRITERS = {  # modules that write into an object which they may not have made, and why
+    "jaxbound.backend.compilation": "JAX's own configuration, when a user asks for it",
+    "jaxbound.certificates.proofs.reading": "layers of its own, while it reads them",
+    "jaxbound.cli.bounding": "options, which were parsed for it",
+    "jaxbound.cli.main": "how warnings look in a terminal",
+    "jaxbound.curvature.elementary": "arrays that it has just made",
+    "jaxbound.curvature.jets": "arrays that it has just made; the decisions of cells are noted in them",
+    "jaxbound.frontends.onnx": "a copy of the file's model",
+    "jaxbound.graph.reading": "lists of the program of constants that it builds",
+    "jaxbound.graph.rewriting.factors": "a rewrite that it has just made",
+    "jaxbound.graph.tracing": "the builder and its values, while they become nodes",
+    "jaxbound.methods.exact.solvers": "settings of a solver",
+    "jaxbound.network.bounding": "the name and the documentation of functions that it makes",
+    "jaxbound.training.models": "variables of Flax modules",
+    "jaxbound.training.modes": "copies of Flax modules",
+}
+MUTATING = {"add", "append", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax"}
 SOLVERS = {"scipy", "highspy", "clarabel", "cvxpy"}
 DATA = {"tensorflow", "tensorflow_datasets", "array_record", "sklearn", "torch", "torchvision"}
@@ -70,6 +85,11 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@functools.cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(_tree(path)))
+
+
 def _imported(node: ast.AST, module: str) -> Iterator[str]:
     """What an import statement names: modules of jaxbound by file, anything else as written."""
     if isinstance(node, ast.Import):
@@ -85,8 +105,9 @@ def _imported(node: ast.AST, module: str) -> Iterator[str]:
             yield full if full in FILES or not base.startswith("jaxbound") else base
 
 
+@functools.cache
 def _imports(module: str) -> set[str]:
-    return {name for node in ast.walk(_tree(FILES[module])) for name in _imported(node, module)}
+    return {name for node in _nodes(FILES[module]) for name in _imported(node, module)}
 
 
 def _own_imports(module: str) -> set[str]:
@@ -127,11 +148,9 @@ def _source_files() -> Iterator[Path]:
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_point_to_earlier_rooms(module):
-    room = _room(module)
-    for other in _own_imports(module):
-        assert _room(other) <= room, f"{module} imports {other}, which stands after it"
+def test_imports_point_to_earlier_rooms():
+    found = [(module, other) for module in FILES for other in _own_imports(module) if _room(other) > _room(module)]
+    assert not found, "\n".join(f"{module} imports {other}, which stands after it" for module, other in found)
 
 
 def test_no_import_cycle():
@@ -148,48 +167,79 @@ def test_no_import_cycle():
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [name for name in FILES if name not in ("jaxbound._compat", "jaxbound._flags")])
-def test_only_compat_knows_jax_internals(module):
+def test_only_compat_knows_jax_internals():
     internal = re.compile(r"jax\.(extend|_src|core|interpreters)(\.|$)|jaxlib(\.|$)")
-    uses = _imports(module) | {_dotted(node) for node in ast.walk(_tree(FILES[module]))}
-    found = sorted(filter(internal.match, uses))
-    assert not found, f"{module} uses {found}: put a name for it into _compat.py"
+    for module in FILES.keys() - {"jaxbound._compat", "jaxbound._flags"}:
+        found = sorted(filter(internal.match, _imports(module) | {_dotted(node) for node in _nodes(FILES[module])}))
+        assert not found, f"{module} uses {found}: put a name for it into _compat.py"
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_only_network_and_after_know_flax(module):
-    if _room(module) < NETWORK:
-        assert "flax" not in set(map(_top, _imports(module)))
+def test_only_network_and_after_know_flax():
+    found = [module for module in FILES if _room(module) < NETWORK and "flax" in map(_top, _imports(module))]
+    assert not found
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_importing_needs_core_dependencies_only(module):
-    statements = [node for node in _tree(FILES[module]).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {_top(name) for node in statements for name in _imported(node, module)}
-    allowed = (
-        CORE | {"jaxbound"} | ({"tyro"} if module == "jaxbound.cli.options" else set())
-    )  # what `main` imports last
-    extra = {name for name in names if name not in allowed and name not in sys.stdlib_module_names}
-    assert not extra, f"{module} needs {sorted(extra)} at import: import it where it is used, and name the extra"
+def test_importing_needs_core_dependencies_only():
+    for module, file in FILES.items():
+        statements = [node for node in _tree(file).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {_top(name) for node in statements for name in _imported(node, module)}
+        allowed = CORE | {"jaxbound"} | ({"tyro"} if module == "jaxbound.cli.options" else set())  # imported last
+        extra = {name for name in names if name not in allowed and name not in sys.stdlib_module_names}
+        assert not extra, f"{module} needs {sorted(extra)} at import: import it where it is used, and name the extra"
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_solvers_and_data_sets_stay_in_their_rooms(module):
-    names = set(map(_top, _imports(module)))
-    if not module.startswith("jaxbound.methods.exact"):
-        assert not names & SOLVERS, f"{module} imports a solver; only methods/exact does"
-    assert not names & DATA or module.startswith("jaxbound.training"), f"{module} knows a data set"
+def test_solvers_and_data_sets_stay_in_their_rooms():
+    for module in FILES:
+        names = set(map(_top, _imports(module)))
+        if not module.startswith("jaxbound.methods.exact"):
+            assert not names & SOLVERS, f"{module} imports a solver; only methods/exact does"
+        assert not names & DATA or module.startswith("jaxbound.training"), f"{module} knows a data set"
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def _written(node: ast.AST) -> Iterator[ast.AST]:
+    """What a statement writes into: targets of assignments, and what a mutating method is called on."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield from target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+    elif isinstance(node, ast.AugAssign):
+        yield node.target
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):  # whose result is not used
+        called = node.value.func
+        if isinstance(called, ast.Attribute) and called.attr in MUTATING:
+            yield called.value
+
+
+def _foreign_writes(module: str) -> list[str]:
+    """Writes into attributes of an object that is not the method's own."""
+    found = []
+    for target in (target for node in _nodes(FILES[module]) for target in _written(node)):
+        owner, depth = target, 0
+        while isinstance(owner, ast.Attribute | ast.Subscript):
+            depth += isinstance(owner, ast.Attribute)
+            owner = owner.value
+        if isinstance(owner, ast.Name) and depth > (owner.id in ("self", "cls")):
+            found.append(f"{ast.unparse(target)}")
+    return [text for text in found if not text.startswith(("os.environ", "sys.path"))]
+
+
+def test_no_module_writes_into_anothers_object():
+    for module in FILES:
+        found = _foreign_writes(module)
+        assert bool(found) == (module in WRITERS), (
+            f"{module} writes into {found}: return a new object or give its class a method, or say why not in WRITERS"
+        )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_file_length(module):
-    length = len(FILES[module].read_text(encoding="utf-8").splitlines())
-    assert (length > MOST_LINES) == (module in LONG), (
-        f"{module} has {length} lines: split it, or say in LONG why it is one file; or take it from that list"
-    )
+def test_file_length():
+    lengths = {module: len(file.read_text(encoding="utf-8").splitlines()) for module, file in FILES.items()}
+    wrong = {module: length for module, length in lengths.items() if (length > MOST_LINES) != (module in LONG)}
+    assert not wrong, f"split these, or say in LONG why each is one file; or take them from that list: {wrong}"
 
 
 def test_every_room_says_what_it_is():
@@ -213,7 +263,7 @@ def test_no_global_random_state():
     found = []
     for file in _source_files():
         if file.suffix == ".py":
-            names = {_dotted(node) for node in ast.walk(_tree(file)) if isinstance(node, ast.Attribute)}
+            names = {_dotted(node) for node in _nodes(file) if isinstance(node, ast.Attribute)}
             drawn = [re.match(r"(?:np|numpy)\.random\.(\w+)", name) for name in names]
             found += [f"{file.name}: {m[0]}" for m in drawn if m and m[1] not in RANDOM_OBJECTS]
     assert not found, f"pass a generator or a key instead: {found}"

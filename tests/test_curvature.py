@@ -15,8 +15,9 @@ import scipy.special as special
 
 from jaxbound.curvature.analysis import Cell, Curvature, Piece, analyse
 from jaxbound.curvature.elementary import ELEMENTARY
+from jaxbound.curvature.enclosing import enclose
 from jaxbound.curvature.intervals import Interval
-from jaxbound.curvature.jets import UnsupportedError, enclose
+from jaxbound.curvature.jets import UnsupportedError
 
 pytestmark = pytest.mark.x64
 

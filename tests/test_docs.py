@@ -17,4 +17,4 @@ PAGES += [DOCS.parent / "README.md"]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent).with_suffix("")))
 def test_examples_run(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": page.stem})
+    exec(compile("\n".join(blocks), str(page), "exec", dont_inherit=True), {"__name__": page.stem})

@@ -19,6 +19,7 @@ import jaxbound as jb
 from jaxbound.driver import Run
 from jaxbound.graph import tracing
 from jaxbound.relaxations.enclosures import maximum, product, scalar
+from jaxbound.relaxations.slopes import ADAPTIVE, Given, rule_of
 
 INTERVALS, SAMPLES = 1000, 1000
 FLUSHED = {np.float32: 2.0**-125, np.float64: 2.0**-1021}  # subnormal numbers count as 0
@@ -133,10 +134,10 @@ def _check_lines(name: str, dtype, seed: int, options: dict, rules=()) -> None:
 
     def given(lower, upper, below, above):
         interval = scalar.interval(_op(name, dtype), [(lower, upper)], [])
-        return interval, scalar.planes(_op(name, dtype), [(lower, upper)], [], "adaptive", (below, above))
+        return interval, scalar.planes(_op(name, dtype), [(lower, upper)], [], Given(below, above))
 
     def chosen(rule, lower, upper):
-        return scalar.planes(_op(name, dtype), [(lower, upper)], [], rule)
+        return scalar.planes(_op(name, dtype), [(lower, upper)], [], rule_of(rule))
 
     # the reference itself is a few units of float64 off
     rounding = 4 * np.finfo(np.float64).eps
@@ -196,7 +197,7 @@ def test_infinite_ends(name, lower, upper):
     op = _op(name, np.float32, (1,))
     ends = [(jnp.array([lower], jnp.float32), jnp.array([upper], jnp.float32))]
     interval = scalar.interval(op, ends, [])
-    planes = scalar.planes(op, ends, [], "adaptive")
+    planes = scalar.planes(op, ends, [])
     low, high = (-100.0, 100.0) if np.isnan(lower) else np.clip([lower, upper], -100, 100)
     z = np.linspace(low, high, 2001)
     values = ACTIVATIONS[name].reference(z)
@@ -268,9 +269,7 @@ def test_intercepts_and_intervals_are_exact(name):
     op = _op(name, np.float64, (TIGHT,))
 
     def run(lower, upper, slope):
-        return scalar.interval(op, [(lower, upper)], []), scalar.planes(
-            op, [(lower, upper)], [], "zero", (slope, slope)
-        )
+        return scalar.interval(op, [(lower, upper)], []), scalar.planes(op, [(lower, upper)], [], Given(slope, slope))
 
     interval, planes = jax.jit(run).lower(lower, upper, slopes).compile(FAST_COMPILE)(lower, upper, slopes)
     least = functools.partial(_least_gap, activation.reference, activation.kinks, lower, upper)
@@ -289,7 +288,7 @@ def test_intercepts_and_intervals_are_exact(name):
 )
 def test_adaptive_lines_touch_the_convex_hull_at_the_midpoint(name):
     activation, lower, upper, _ = _moderate(name, 4)
-    planes = jax.jit(lambda *ends: scalar.planes(_op(name, np.float64, (TIGHT,)), [ends], [], "adaptive"))(lower, upper)
+    planes = jax.jit(lambda *ends: scalar.planes(_op(name, np.float64, (TIGHT,)), [ends], []))(lower, upper)
     middle = lower / 2 + upper / 2
     share = np.linspace(0, 1, 301)[1:, None]
     kinks = np.array(activation.kinks)[:, None]
@@ -312,7 +311,7 @@ def test_exact_entries_are_lines():
     op = _op("relu6", np.float64, (6,))
     ends = jnp.array([-2.0, -1.0, 0.0, 1.0, 5.0, 6.0]), jnp.array([-1.0, 0.5, 6.0, 2.0, 6.5, 7.0])
     assert scalar.is_exact(op, 0, ends).tolist() == [True, False, True, True, False, True]
-    planes = scalar.planes(op, [ends], [], "adaptive")
+    planes = scalar.planes(op, [ends], [])
     exact = np.asarray(scalar.is_exact(op, 0, ends))
     assert np.allclose(np.asarray(planes.lower_slopes[0] - planes.upper_slopes[0])[exact], 0, atol=1e-12)
     assert np.allclose(np.asarray(planes.lower_intercept - planes.upper_intercept)[exact], 0, atol=1e-12)
@@ -388,7 +387,7 @@ def test_planes_around_products(dtype):
     assert np.all(np.asarray(low, float) <= x * y)
     assert np.all(x * y <= np.asarray(high, float))
     for given in (None, tuple(jnp.asarray(rng.uniform(-1, 1, count), dtype) for _ in range(2))):
-        planes = product.planes(op, inputs, [], "adaptive", given)
+        planes = product.planes(op, inputs, [], Given(*given) if given else ADAPTIVE)
         below = sum(np.asarray(s, float) * v for s, v in zip(planes.lower_slopes, (x, y), strict=True)) + np.asarray(
             planes.lower_intercept, float
         )
@@ -429,7 +428,7 @@ def test_planes_around_maxima(dtype, shape, axes):
     low, high = maximum.interval(op, inputs, [])
     assert np.all(np.asarray(low, float) <= values)
     assert np.all(values <= np.asarray(high, float))
-    planes = maximum.planes(op, inputs, [], "adaptive")
+    planes = maximum.planes(op, inputs, [])
     below = (np.asarray(planes.lower_slopes[0], float) * x).sum(axis=inner) + np.asarray(planes.lower_intercept, float)
     above = (np.asarray(planes.upper_slopes[0], float) * x).sum(axis=inner) + np.asarray(planes.upper_intercept, float)
     slack = 64 * np.finfo(np.float64).eps * size
@@ -471,7 +470,7 @@ def test_derivatives_of_intercepts(name):
 
     @jax.jit
     def floor(lower, upper, slope):
-        return scalar.planes(op, [(lower, upper)], [], "adaptive", (slope, slope)).lower_intercept
+        return scalar.planes(op, [(lower, upper)], [], Given(slope, slope)).lower_intercept
 
     @jax.jit
     def slopes_of(*arguments):
@@ -512,7 +511,7 @@ def test_derivatives_at_single_points_are_finite():
         ends = jnp.array([0.0, -1.0, 2.0])
 
         def total(lower, upper, op=op):
-            planes = scalar.planes(op, [(lower, upper)], [], "adaptive")
+            planes = scalar.planes(op, [(lower, upper)], [])
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(planes))
 
         for part in jax.grad(total, (0, 1))(ends, ends):

@@ -14,6 +14,7 @@ from jaxbound.graph import operations
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.enclosures import logsumexp, meet, product, select, sort, staircase
 from jaxbound.relaxations.planes import least_of
+from jaxbound.relaxations.slopes import ADAPTIVE, Given
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.x64)])
 COUNT, SAMPLES = 600, 400
@@ -69,7 +70,7 @@ def test_a_step_times_a_value_lies_between_chords():
     op = dense.node(lambda s, y: operations.select(s, jnp.zeros_like(y), y), [(5,)] * 2, np.float64, "select")
     low, high = np.array([-1.0, -3.0, -0.5, 0.5, -2.0]), np.array([2.0, 1.0, 0.5, 2.0, -0.5])
     share = np.zeros(5), np.ones(5)
-    planes = select.planes(op, [tuple(map(jnp.asarray, ends)) for ends in (share, (low, high))], [], "adaptive")
+    planes = select.planes(op, [tuple(map(jnp.asarray, ends)) for ends in (share, (low, high))], [])
     l, u = low[:3], high[:3]  # noqa: E741
     assert np.allclose(planes.upper_slopes[1][:3], u / (u - l), rtol=1e-14)
     assert np.allclose(planes.upper_intercept[:3], -u * l / (u - l), rtol=1e-13)
@@ -92,7 +93,7 @@ def test_decided_choices_are_exact():
     low, high = select.interval(op, [share, a, b], [])
     assert np.array_equal(low, [-1.0, 6.0])
     assert np.array_equal(high, [1.0, np.inf])
-    planes = select.planes(op, [share, a, b], [], "adaptive")
+    planes = select.planes(op, [share, a, b], [])
     for slopes in (planes.lower_slopes, planes.upper_slopes):
         assert np.array_equal(slopes[1], [1.0, 0.0])
         assert np.array_equal(slopes[2], [0.0, 1.0])
@@ -118,7 +119,9 @@ def test_planes_of_a_meet_hold_for_every_expression(dtype):
     )
     places = [jnp.asarray(rng.random(COUNT), dtype) for _ in range(2)]
     for slopes in (None, places):
-        planes = meet.planes(op, [tuple(map(jnp.asarray, ends)) for ends in (first, second)], [], "adaptive", slopes)
+        planes = meet.planes(
+            op, [tuple(map(jnp.asarray, ends)) for ends in (first, second)], [], Given(*slopes) if slopes else ADAPTIVE
+        )
         below, above = dense.heights(op, planes, [at, at])
         assert np.all(below <= at + 1e-6 * np.abs(at))
         assert np.all(above >= at - 1e-6 * np.abs(at))
@@ -232,7 +235,7 @@ def test_lines_around_roundings(dtype, name):
 def test_roundings_choose_the_closer_line():
     op = dense.node(jnp.floor, [(3,)], np.float64, "staircase")
     ends = jnp.array([0.25, 0.5, -5.0]), jnp.array([0.75, 1.25, 5.0])
-    planes = staircase.planes(op, [ends], [], "adaptive")
+    planes = staircase.planes(op, [ends], [])
     assert np.array_equal(planes.lower_slopes[0], [0, 0, 1])
     assert np.array_equal(planes.upper_slopes[0], [0, 1, 1])
     assert np.array_equal(planes.lower_intercept, [0, 0, -1])
@@ -256,7 +259,7 @@ def test_derivatives_are_finite_at_single_points_and_ties():
 
         def total(lower, upper, op=op, count=count):
             ends = [(lower, upper)] * count
-            planes = enclosures.of(op).planes(op, ends, [], "adaptive")
+            planes = enclosures.of(op).planes(op, ends, [])
             return sum(jnp.sum(leaf) for leaf in jax.tree.leaves((planes, enclosures.of(op).interval(op, ends, []))))
 
         low, high = jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, 1.0])

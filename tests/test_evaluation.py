@@ -11,7 +11,9 @@ from jax import lax
 
 import jaxbound as jb
 from jaxbound import _compat
-from jaxbound.graph import Program, primitives, tracing
+from jaxbound.curvature import functions
+from jaxbound.curvature.elementary import Elementary
+from jaxbound.graph import Program, tracing
 from jaxbound.relaxations.enclosures import evaluation
 
 POINTS = 2000
@@ -59,8 +61,7 @@ def _points(dtype, low: float, high: float) -> np.ndarray:
 
 
 def test_every_elementwise_primitive_has_its_error():
-    assert set(evaluation._UNITS) == primitives.ELEMENTWISE
-    assert {name for name, units in evaluation._UNITS.items() if max(units)} <= {
+    assert {name for name, row in functions.FUNCTIONS.items() if max(row.units)} <= {
         *FUNCTIONS, "add", "add_any", "mul", "sub",
     }  # fmt: skip
 
@@ -69,6 +70,23 @@ def test_an_unlisted_primitive_is_refused():
     program = Program((("lgamma", (), (("z",),)),), (lax.lgamma_p,))
     with pytest.raises(KeyError, match="lgamma"):
         evaluation.error(program, jnp.ones(1), ())
+
+
+def test_a_new_primitive_is_one_row(monkeypatch):
+    """`lgamma`: nothing but its row is needed for it to be fused, proved, relaxed and charged for rounding."""
+    box, bound = jb.Box(jnp.array([0.5, 1.2, 2.5]), jnp.array([1.5, 3.0, 4.0])), jb.bound
+    with pytest.raises(jb.UnsupportedError, match="lgamma"):
+        bound(lambda x: 2 * lax.lgamma(x) + x, jb.Crown())(box)
+    orders = special.gammaln, special.digamma, lambda x: special.polygamma(1, x)
+    formulas = Elementary(orders, ((1.4616321449683623,), (), ()), domain=(0.0, np.inf), errors=(1e-9, 1e-9, 1e-9))
+    monkeypatch.setitem(functions.FUNCTIONS, "lgamma", functions.elementary((64, 256), formulas))
+    convex = lambda x: 2 * lax.lgamma(x) + x  # noqa: E731
+    assert "convex" in str(jb.explain(convex, jb.Crown())(box))
+    found, points = bound(convex, jb.Crown(), rounding=True)(box), np.linspace(box.lower, box.upper, 1001)
+    values = 2 * special.gammaln(points) + points
+    assert np.all(found.lower <= values.min(axis=0)) and np.all(values.max(axis=0) <= found.upper)
+    assert np.allclose(found.upper, values.max(axis=0), atol=1e-4)
+    assert np.isinf(bound(convex, jb.Crown())(jb.Box(-jnp.ones(1), jnp.ones(1))).upper)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

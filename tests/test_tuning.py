@@ -91,7 +91,7 @@ def test_the_default_is_in_its_table(kind):
     """Scalars: up to where between two lines of the table their average lies."""
     op, _, inputs = _nodes(np.float64)[kind]
     inputs = [tuple(map(jnp.asarray, ends)) for ends in inputs]
-    own = jax.jit(lambda inputs: enclosures.of(op).planes(op, inputs, (), "adaptive"))(inputs)
+    own = jax.jit(lambda inputs: enclosures.of(op).planes(op, inputs, ()))(inputs)
     table, freedom = jax.jit(lambda inputs: ascent.table_of((op, (), ()), (), inputs))(inputs)
     shares = jax.tree.leaves(freedom.shares)
     assert all(np.all((share >= -1e-12) & (share <= 1 + 1e-12)) for share in shares)

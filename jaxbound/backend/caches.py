@@ -55,6 +55,10 @@ class Recent:
         if len(self.entries) > self.size:
             del self.entries[next(iter(self.entries))]
 
+    def drop(self, key) -> None:
+        """Forget one entry."""
+        self.entries.pop(key, None)
+
     def cache_clear(self) -> None:
         """Drop all entries."""
         self.entries.clear()

@@ -35,7 +35,9 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxbound.curvature.jets import Array, Interval, UnsupportedError, enclose
+from jaxbound.curvature.enclosing import enclose
+from jaxbound.curvature.intervals import Array, Interval
+from jaxbound.curvature.jets import UnsupportedError
 from jaxbound.curvature.partition import (
     LINEAR,
     OPEN,

@@ -24,8 +24,6 @@ it is made of. What a decided choice throws away does not count; limits say noth
 import dataclasses
 import functools
 import math
-import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -183,7 +181,7 @@ class Truth(NamedTuple):
         return Truth(self.true | other.true, self.false & other.false, self.defined & other.defined)
 
 
-def _elementary(function: Elementary, x: Jet) -> Jet:
+def elementary(function: Elementary, x: Jet) -> Jet:
     """The jet of an elementary function of x."""
     argument = x.orders[0]
     outside, singular = function.leaves(argument), function.touches(argument)
@@ -197,14 +195,14 @@ def _elementary(function: Elementary, x: Jet) -> Jet:
     return dataclasses.replace(jet, orders=orders, defined=x.defined & defined)
 
 
-def _sine(x: Jet, quarter: int) -> Jet:
+def sine(x: Jet, quarter: int) -> Jet:
     """The jet of `sin(x + quarter * pi / 2)`."""
     return x.compose(stack(*(sine_range(x.orders[0], quarter + k) for k in range(3))))
 
 
-def _square_root(x: Jet) -> Jet:
+def square_root(x: Jet) -> Jet:
     """`s'' = (2uu'' - u'^2) / (4 u^(3/2))`, whose numerator is constant on a cell where u'' is."""
-    root, count, value, second = _elementary(ROOT, x), x.cells.left.size, x.orders[0], x.orders[2]
+    root, count, value, second = elementary(ROOT, x), x.cells.left.size, x.orders[0], x.orders[2]
     numerator = (value * second).twice() - x.orders[1].squared()
     quadratic = (second.lower == second.upper)[:count] & x.smooth[:count]
     limits = numerator[(x.cells.tracks - 2) * count :][:count] & numerator[-count:]
@@ -228,7 +226,7 @@ def _difference(x: Jet, y: Jet) -> Jet:
     return difference
 
 
-def _compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
+def compare(x: Jet, y: Jet) -> tuple[Truth, Truth]:
     """Whether x is greater than y, and whether they are equal, on the open cells."""
     difference = _difference(x, y)
     lower, upper = difference.orders[0, : x.cells.left.size]
@@ -249,151 +247,70 @@ def _choose(yes: Array, no: Array, x: Jet, y: Jet, *, jumps: bool) -> Jet:
     return Jet(cells, orders, continuous, np.where(yes, x.smooth, no & y.smooth), defined)
 
 
-def _select(predicate: Any, on_false: Any, on_true: Any) -> Any:
+def select(predicate: Any, on_false: Any, on_true: Any) -> Any:
+    """A choice between two jets, or two booleans; where it is not decided a jet may jump."""
     if isinstance(on_true, Truth):
         return ~predicate & on_false | predicate & on_true
     jet = _choose(~predicate.false, ~predicate.true, on_true, on_false, jumps=True)
     return dataclasses.replace(jet, defined=jet.defined & predicate.defined)
 
 
-def _maximum(x: Jet, y: Jet) -> Jet:
+def maximum(x: Jet, y: Jet) -> Jet:
+    """The larger of two; at least as large as both where it is not decided which."""
     orders = _difference(x, y).orders[0, : x.cells.left.size]
     jet = _choose(orders.lower >= 0, orders.upper <= 0, x, y, jumps=False)
     jet.orders.lower[0] = np.maximum(jet.orders.lower[0], np.maximum(x.orders.lower[0], y.orders.lower[0]))
     return dataclasses.replace(jet, defined=x.defined & y.defined)
 
 
-def _absolute(x: Jet) -> Jet:
-    jet = _maximum(x, -x)
+def absolute(x: Jet) -> Jet:
+    """The larger of x and -x."""
+    jet = maximum(x, -x)
     jet.orders.lower[0] = np.maximum(jet.orders.lower[0], 0.0)
     return jet
 
 
-def _sign(x: Jet) -> Jet:
+def sign(x: Jet) -> Jet:
+    """-1, 0 or 1."""
     zero, one = x.cells.constant(0.0, 0.0), x.cells.constant(1.0, 1.0)
-    return _select(_compare(x, zero)[0], _select(_compare(zero, x)[0], zero, -one), one)
+    return select(compare(x, zero)[0], select(compare(zero, x)[0], zero, -one), one)
 
 
-def _convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
+def convert(cells: Cells, x: Jet | Truth, new_dtype: object) -> Jet | Truth:
     """The identity from real to floating point; a boolean becomes 0 or 1."""
     kind = getattr(new_dtype, "__name__", None) or str(new_dtype)
     if isinstance(x, Truth):
-        return x if kind == "bool" else _select(x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
+        return x if kind == "bool" else select(x, cells.constant(0.0, 0.0), cells.constant(1.0, 1.0))
     if not kind.startswith(("float", "bfloat")):
         raise UnsupportedError(f"convert_element_type to {kind}")
     return x
 
 
-def _raise_to(x: Jet, y: float) -> Jet:
+def raised_to(x: Jet, y: float) -> Jet:
     """`x ** y` for a literal y."""
     if y in (-1, 0, 1, 2):
         one = x.cells.constant(1.0, 1.0)
         return one / x if y == -1 else (one, x, x.squared())[int(y)]
     if y < 0 and y == int(y):
         if y % 2 == 0:
-            return _elementary(power(y), _absolute(x))
-        return _sign(x) * _elementary(power(y), _absolute(x))
-    return _square_root(x) if y == 0.5 else _elementary(power(y), x)
+            return elementary(power(y), absolute(x))
+        return sign(x) * elementary(power(y), absolute(x))
+    return square_root(x) if y == 0.5 else elementary(power(y), x)
 
 
-def _general_power(x: Jet, y: Jet) -> Jet:
+def general_power(x: Jet, y: Jet) -> Jet:
+    """`x ** y`, one of them a literal."""
     literal = [(np.ptp([*u.orders], axis=(0, 2)) == 0).all() and not u.orders.lower[1:].any() for u in (x, y)]
     base, exponent = (float(u.orders.lower[0, 0]) for u in (x, y))
     if literal[1] and math.isfinite(exponent):
-        return _raise_to(x, exponent)
+        return raised_to(x, exponent)
     if not (literal[0] and 0 < base < math.inf):
         raise UnsupportedError("pow of two variables")
     margin = abs(math.log(base)) * FINE + TINY
     rate = y.cells.constant(math.log(base) - margin, math.log(base) + margin)
-    return _elementary(ELEMENTARY["exp"], y * rate)
+    return elementary(ELEMENTARY["exp"], y * rate)
 
 
-def _cube_root(x: Jet) -> Jet:
-    return _sign(x) * _elementary(CUBE_ROOT, _absolute(x))
-
-
-# fmt: off
-_REAL: dict[str, Callable] = {name: functools.partial(_elementary, rule) for name, rule in ELEMENTARY.items()} | {
-    "add": operator.add, "add_any": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-    "neg": operator.neg, "abs": _absolute, "sign": _sign, "copy": lambda x: x,
-    "max": _maximum, "min": lambda x, y: -_maximum(-x, -y),
-    "clamp": lambda lower, x, upper: -_maximum(-_maximum(x, lower), -upper),
-    "square": Jet.squared, "sqrt": _square_root, "cbrt": _cube_root, "pow": _general_power, "integer_pow": _raise_to,
-    "one_minus_square": lambda x: x.cells.constant(1.0, 1.0) - x.squared(),
-    "sin": lambda x: _sine(x, 0), "cos": lambda x: _sine(x, 1), "tan": lambda x: _sine(x, 0) / _sine(x, 1),
-    "gt": lambda x, y: _compare(x, y)[0], "le": lambda x, y: ~_compare(x, y)[0],
-    "lt": lambda x, y: _compare(y, x)[0], "ge": lambda x, y: ~_compare(y, x)[0],
-    "eq": lambda x, y: _compare(x, y)[1], "ne": lambda x, y: ~_compare(x, y)[1],
-    "is_finite": lambda x: _compare(x, x)[1],
-}
-_LOGICAL: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "not": operator.invert, "copy": lambda x: x}
-# fmt: on
-
-
-def _apply(cells: Cells, name: str, params: dict, operands: list[Jet | Truth]) -> Jet | Truth:
-    real = tuple(isinstance(operand, Jet) for operand in operands)
-    if name == "convert_element_type":
-        return _convert(cells, operands[0], params["new_dtype"])
-    rule = (_REAL if all(real) else _LOGICAL if not any(real) else {}).get(name)
-    if name == "select_n" and real in ((False, True, True), (False, False, False)):
-        rule = _select
-    if rule is None:
-        raise UnsupportedError(name)
-    return rule(*operands, **({"y": params["y"]} if name == "integer_pow" else {}))
-
-
-class Enclosure(NamedTuple):
-    """What is proved on n cells: `orders` (3 orders, 3 tracks, n), or 1 track for points; the rest is per cell."""
-
-    orders: Interval
-    continuous: Array
-    smooth: Array
-    defined: Array
-    decisions: Array
-
-
-def enclose(instructions: tuple, left: Array, right: Array, *, within: bool = False) -> Enclosure:
-    """Value, first and second derivative of a program on the cells `[left, right]`.
-
-    For every z in the open cell `orders.lower[k, 0] <= sigma^(k)(z) <= orders.upper[k, 0]`, and the one-sided limits
-    at the ends lie in `orders[k, 1]` and `orders[k, 2]`; k = 1 holds almost everywhere where a decision is open.
-
-    Args:
-        instructions: `(name, params, operands)` in order; the last one is the result.
-        left, right: (n,) float64; infinite ends are allowed, `left == right` encloses a point.
-        within: values, and no derivatives, are wanted for those z alone for which sigma is defined.
-
-    Raises:
-        UnsupportedError: an instruction has no rule here.
-
-    Rounding: outward, in float64 on the host.
-
-    >>> enclose((("mul", (), (("z",), ("z",))),), np.array([1.0]), np.array([2.0])).orders.upper[:, 0, 0].tolist()
-    [4.0, 4.0, 2.0]
-    """
-    cells = Cells(left, right, within)
-    variable, results = cells.variable(), []
-
-    def read(kind: str, number: Any = None, real: tuple[float, float] | None = None) -> Jet | Truth:
-        if kind != "lit":
-            return (
-                results[number] if kind == "var" else variable if kind == "z" else cells.constant(-math.inf, math.inf)
-            )
-        if isinstance(number, (bool, np.bool_)):
-            return Truth(np.full(left.shape, bool(number)), np.full(left.shape, not number), np.ones(left.shape, bool))
-        if real is not None:
-            return cells.constant(*real)
-        if float(number) != number:
-            raise UnsupportedError("a literal that is not a number, or a whole number beyond float64")
-        return cells.constant(float(number), float(number))
-
-    with np.errstate(all="ignore"):
-        for name, params, operands in instructions:
-            results.append(_apply(cells, name, dict(params), [read(*operand) for operand in operands]))
-    result, count = results[-1], left.size
-    if isinstance(result, Truth):
-        raise UnsupportedError("a boolean result")
-    tracks = Interval(*(end.reshape(3, cells.tracks, count) for end in result.orders))
-    tracks &= tracks[:, :1]  # limits of what is between
-    decisions = np.stack(cells.decisions) if cells.decisions else np.zeros((0, count), np.int8)
-    return Enclosure(tracks, result.continuous[:count], result.smooth[:count], result.defined, decisions)
+def cube_root(x: Jet) -> Jet:
+    """By that of the absolute value."""
+    return sign(x) * elementary(CUBE_ROOT, absolute(x))

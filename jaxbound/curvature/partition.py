@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from jaxbound.curvature.jets import Array, Enclosure, Interval, enclose
+from jaxbound.curvature.enclosing import Enclosure, enclose
+from jaxbound.curvature.intervals import Array, Interval
 
 OPEN, LINEAR, CONVEX, CONCAVE, FLAT = range(5)
 _FLATNESS = 1e-14  # by how much the slopes on a flat cell may differ

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from jaxbound.curvature.jets import Interval, enclose
+from jaxbound.curvature.enclosing import enclose
+from jaxbound.curvature.intervals import Interval
 from jaxbound.curvature.partition import (
     CONCAVE,
     CONVEX,

@@ -1,9 +1,12 @@
 """One run over a graph: what is known of each node, and the compiled steps that learn more.
 
-In: a `Graph` and regions. Out: `Run`, on which methods call `propagate`, `enclose`, `tighten` and `bound_node`.
+In: a `Graph` and regions. Out: `Run`, a record that never changes: `propagate`, `enclose` and `tighten` return one that
+knows more, `bound_node` bounds. `sweep` is the walk over all nodes.
 `stretches` scans equal parts of a graph under `jit`. It imports the interpreters of `relaxations`.
 """
 
-from jaxbound.driver.run import ROWS, Rows, Run
+from jaxbound.driver.chunks import ROWS
+from jaxbound.driver.run import Rows, Run
+from jaxbound.driver.walks import sweep
 
-__all__ = ["ROWS", "Rows", "Run"]
+__all__ = ["ROWS", "Rows", "Run", "sweep"]

@@ -9,10 +9,9 @@ happens between passes is one program (`stages`). Under a trace (`jit`, `grad`, 
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import regions
-from jaxbound._compat import check_backend, is_tracer
-from jaxbound.driver import chunks, stages, steps
-from jaxbound.driver.chunks import ROWS
-from jaxbound.driver.stages import Knowledge
-from jaxbound.graph import NONLINEAR, Block, Constants, Graph
-from jaxbound.relaxations import backward, coefficients, execution, forward
+from jaxbound.driver import chunks, steps
+from jaxbound.driver.state import NOTHING, State
+from jaxbound.graph import NONLINEAR, Block
+from jaxbound.relaxations import backward, coefficients, execution
 from jaxbound.relaxations.coefficients import Coefficients
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import Given, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -39,121 +37,32 @@ class Rows(NamedTuple):
     rounding: jax.Array | None
 
 
-class Run:
-    """One call: a graph, its regions, and what is known so far.
-
-    `ends[i]` bounds node i, `base[i]` is what interval arithmetic alone says of it, `planes[i]` relaxes it, `tables[i]`
-    holds planes to choose from, and `pairs[i]` are linear functions of the region around it, at which a pass may stop
-    instead. `outward` asks for intervals that hold in exact arithmetic and for the rounding of each pass; "execution"
-    for the same of the network as it runs.
-    `void` says whether a region is empty, malformed or NaN, or a constant is not finite: then nothing is certified.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        leaves: Sequence[regions.Region],
-        *,
-        outward: bool | str = False,
-        max_rows: int = ROWS,
-        budget: float | None = None,
-        known: Knowledge | None = None,
-    ):
-        check_backend()
-        self.graph = graph
-        self.regions = tuple(leaves)
-        self.outward = outward
-        self.max_rows = max_rows
-        self.budget = budget
-        arrays = jax.tree.leaves((graph.constants, self.regions))
-        self.eager = not any(map(is_tracer, arrays))
-        arrays = known.void if known is not None else self.regions
-        self.batch = None if graph.axes is None else jax.tree.leaves(arrays)[0].shape[0]
-        if known is None:
-            boxes, void, self.regions = self.call(steps.boxes, None, graph.doubtful, self.regions)
-            ends = dict(enumerate(boxes))
-            known = Knowledge(ends, ends, {}, {}, void)
-        self.void = known.void
-        self.ends: dict[int, Ends] = dict(known.ends)
-        self.base: dict[int, Ends] = dict(known.base)
-        self.planes: dict[int, Planes] = dict(known.planes)
-        self.pairs: dict[int, forward.Pair] = dict(known.pairs)
-        self.tables: dict[int, tuple[Planes, Freedom]] = {}
-        self.tightened: set[int] = set()
-        self.segments: list = list(graph.blocks)
-        self._given: dict[int, Constants] = {}
-
-    def fork(self, constants: dict[int, Constants]) -> Run:
-        """The same call with other constants for some blocks (by their first node), apart from this one."""
-        other = copy.copy(self)
-        other.ends, other.base, other.planes = dict(self.ends), dict(self.base), dict(self.planes)
-        other.segments = list(self.segments)
-        other.tightened = set()
-        other._given = {**self._given, **constants}
-        return other
-
-    def call(self, step: Callable, static: Hashable, constants: Constants, *state):
-        """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
-        arrays, axes = constants
-        return (steps.compiled if self.eager else steps.mapped)(step, static, None if self.batch is None else axes)(
-            arrays, *state
-        )
-
-    @property
-    def known_now(self) -> Knowledge:
-        """What it knows at this moment."""
-        return Knowledge(self.ends, self.base, self.planes, self.pairs, self.void)
-
-    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None):
-        """`work(self, static, *args)`; eagerly as one program where few blocks equal others (see `stages`).
-
-        `work` is a function of a module, not made for the call; `static` is all that is no array. What the run learns
-        is kept. `over` is () for work that looks at no region, which those of all kinds then share.
-        """
-        if not self.eager or self.graph.structure.repeats > stages.REPEATS:
-            return work(self, static, *args)
-        graph = Graph(self.graph.constants, self.graph.structure.shared, self.graph.axes)
-        part = stages.program(type(self), self.outward, work, static)
-        found, learned = part(graph, self.regions if over is None else over, self.known_now.packed(), *args)
-        self.known_now.learn(learned)
-        return found
-
-    def constants(self, block: Block) -> Constants:
-        """A block's constants and their batch axes."""
-        if block.start in self._given:
-            return self._given[block.start]
-        axes = self.graph.axes
-        arrays = tuple(self.graph.constants[k] for k in block.constants)
-        return arrays, None if axes is None else tuple(axes[k] for k in block.constants)
-
-    def known(self, number: int) -> Ends:
-        """What is known of a node; nothing if a region is empty."""
-        return self.call(steps.unless_void, None, ((), ()), self.ends[number], self.void)
+class Run(State):
+    """What a run can do: bound nodes by intervals and by passes, and relax them."""
 
     # --- intervals and planes ---------------------------------------------------------------------------------------
 
-    def propagate(self, block: Block) -> None:
+    def propagate(self, block: Block) -> Run:
         """Bound a block's nodes by interval arithmetic, a nonlinear one also from the best known of its inputs."""
         best = [self.ends[k] for k in block.outer]
         base = [self.base[k] for k in block.outer]
         known = best, None if all(map(operator.is_, best, base)) else base
         first, found = self.call(steps.propagate, (block.template, self.outward), self.constants(block), *known)
-        self.base.update(zip(range(block.start, block.stop), found, strict=True))
-        self.ends.update(zip(range(block.start, block.stop), found, strict=True))
-        if first is not None:
-            self.ends[block.start] = first
+        inside = range(block.start, block.stop)
+        of_block = dict(zip(inside, found, strict=True))
+        return self.learn(ends=of_block if first is None else {**of_block, block.start: first}, base=of_block)
 
-    def enclose(self, block: Block, lower_slope: str, slopes=None) -> None:
+    def enclose(self, block: Block, rule: SlopeRule) -> Run:
         """Relax the nonlinear node that begins a block, from the bounds of its inputs."""
-        inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
-        static = block.template.nodes[0], lower_slope
-        self.planes[block.start] = self.call(steps.enclose, static, self.constants(block), inputs, slopes)
+        inputs, node = [self.ends[k] for k in self.graph.nodes[block.start].inputs], block.template.nodes[0]
+        return self.learn(planes={block.start: self.call(steps.enclose, node, self.constants(block), inputs, rule)})
 
-    def enclose_rows(self, block: Block, slopes, sides: str, count: int) -> None:
+    def enclose_rows(self, block: Block, rules: Given, sides: str, count: int) -> Run:
         """The same for `count` rows on every side, from slopes with an axis of groups of rows before their own."""
         inputs = [self.ends[k] for k in self.graph.nodes[block.start].inputs]
         static = block.template.nodes[0], 2 if sides == "both" else 1, count
-        self.planes[block.start] = self.call(steps.enclose_rows, static, self.constants(block), inputs, slopes)
+        found = self.call(steps.enclose_rows, static, self.constants(block), inputs, rules)
+        return self.learn(planes={block.start: found})
 
     def exact(self, number: int) -> bool:
         """Whether a backward pass cannot improve on interval arithmetic.
@@ -167,30 +76,29 @@ class Run:
         boxes = all(regions.is_box(self.regions[leaf]) for leaf in node.leaves)
         return node.affine_in_region and boxes and self.graph.structure.exact_on_boxes[number]
 
-    def tighten(self, number: int, *, skip_exact: bool = True, intersect: bool = True) -> None:
+    def tighten(self, number: int, *, skip_exact: bool = True, intersect: bool = True) -> Run:
         """Bound a node by a backward pass, and keep the better of this and what interval arithmetic says.
 
         Entries whose relaxation is exact already keep what was known; with concrete values they cost nothing. An affine
         image of the region is bounded by the region itself, not by its enclosing box, also for interval arithmetic.
         """
         needed = self.needed_entries(number, skip_exact=skip_exact)
-        self.keep(number, self.bound_needed(number, needed, self.bound_node), needed, intersect=intersect)
+        return self.keep(number, self.bound_needed(number, needed, self.bound_node), needed, intersect=intersect)
 
     def needed_entries(self, number: int, *, skip_exact: bool) -> jax.Array | None:
         """The entries of a node that a backward pass is to bound; None for all."""
         prefix = self.graph.nodes[number].affine_in_region
-        return self.open_entries(number) if skip_exact and not prefix else None
+        return self.unstable_entries(number) if skip_exact and not prefix else None
 
-    def keep(self, number: int, found: tuple[Ends, Ends] | None, needed: jax.Array | None, *, intersect: bool) -> None:
+    def keep(self, number: int, found: tuple[Ends, Ends] | None, needed: jax.Array | None, *, intersect: bool) -> Run:
         """Keep what passes found of the needed entries of a node, if they found anything."""
         if found is None:
-            return
-        self.ends[number] = self.call(steps.merge, intersect, ((), ()), self.ends[number], *found, needed)
-        if self.graph.nodes[number].affine_in_region:
-            self.base[number] = self.ends[number]
+            return self
+        ends = {number: self.call(steps.merge, intersect, ((), ()), self.ends[number], *found, needed)}
+        return self.learn(ends=ends, base=ends if self.graph.nodes[number].affine_in_region else NOTHING)
 
-    def open_entries(self, number: int) -> jax.Array:
-        """Entries of a node for which some reader's relaxation could still gain.
+    def unstable_entries(self, number: int) -> jax.Array:
+        """The unstable entries of a node: those for which some reader's relaxation could still gain.
 
         All of them where a nonlinear node reads such a reader's own bounds.
         """
@@ -302,15 +210,29 @@ class Run:
 
     def pull_to_inputs(self, rows: dict[int, Coefficients], carry: backward.Carry):
         """Coefficients of the region leaves, and what the pass collected."""
-        for segment in reversed(self.segments):
-            rows, carry = self.pull(segment, rows, carry)
+        rows, carry = self.walk_back(rows, carry)
         leaves = range(self.graph.structure.num_inputs)
         for number in [number for number in rows if number not in leaves]:
-            state = rows.pop(number), self.pairs[number], carry, self.regions
+            state = rows.pop(number), self.knowledge.pairs[number], carry, self.regions
             parts, carry = self.call(steps.substitute, None, ((), ()), *state)
             for leaf, part in zip(leaves, parts, strict=True):
                 carry = self.deliver(rows, leaf, part, carry)
         return tuple(rows.get(leaf) for leaf in leaves), carry
+
+    def walk_back(
+        self,
+        rows: dict[int, Coefficients],
+        carry: backward.Carry,
+        relax: Callable[[Block, Coefficients], Planes | None] = lambda block, rows: None,
+    ) -> tuple[dict[int, Coefficients], backward.Carry]:
+        """Move rows back over all segments. On a nonlinear node without planes they stop, unless `relax` makes some."""
+        for segment in reversed(self.segments):
+            rows, carry = self.pull(segment, rows, carry)
+            if isinstance(segment, Block) and segment.start in rows and segment.start not in self.planes:
+                planes = relax(segment, rows[segment.start])
+                if planes is not None:
+                    rows, carry = self.learn(planes={segment.start: planes}).pull(segment, rows, carry)
+        return rows, carry
 
     def pull(self, block: Any, rows: dict[int, Coefficients], carry: backward.Carry):
         """Move rows back over one segment: a block, or a scanned stretch of them."""

@@ -11,10 +11,8 @@ rearranged result of a strided convolution's transpose three times: CROWN of `cn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
-
-import jax
 
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
@@ -25,13 +23,23 @@ REPEATS = 8
 
 
 class Knowledge(NamedTuple):
-    """What a run knows, by node: see `Run`."""
+    """What a run knows, by node: an immutable record, which steps return anew."""
 
-    ends: dict[int, Any]
-    base: dict[int, Any]
-    planes: dict[int, Any]
-    pairs: dict[int, Any]
-    void: jax.Array
+    ends: Mapping[int, Any]
+    """The best bounds of nodes."""
+    base: Mapping[int, Any]
+    """What interval arithmetic alone says of them."""
+    planes: Mapping[int, Any]
+    """The relaxations of nonlinear nodes."""
+    pairs: Mapping[int, Any]
+    """Linear functions of the region around nodes, at which a pass may stop."""
+    void: Any
+    """Whether nothing can be certified."""
+
+    def with_(self, *new: Mapping[int, Any]) -> Knowledge:
+        """The record with new facts of each kind, in order."""
+        facts = [{**mine, **what} if what else mine for mine, what in zip(self[:-1], new, strict=True)]
+        return Knowledge._make((*facts, self.void))
 
     def beyond(self, before: Knowledge) -> list[dict[int, Any]]:
         """What is new; a base that is the ends themselves is None, since a program would copy it."""
@@ -42,11 +50,11 @@ class Knowledge(NamedTuple):
         new[1] = self._apart(new[1])
         return new
 
-    def learn(self, new: list[dict[int, Any]]) -> None:
-        """Add what `beyond` gave."""
-        for mine, what in zip(self[:-1], new, strict=True):
-            mine.update(what)
-        self.base.update({number: self.ends[number] for number, what in new[1].items() if what is None})
+    def after(self, new: list[dict[int, Any]]) -> Knowledge:
+        """The record with what `beyond` gave."""
+        ends = {**self.ends, **new[0]}
+        base = {number: ends[number] if what is None else what for number, what in new[1].items()}
+        return self.with_(new[0], base, *new[2:])
 
     def packed(self) -> Knowledge:
         """To be given to a program, which does not see that two arguments are one: such a base is None, too."""
@@ -56,19 +64,18 @@ class Knowledge(NamedTuple):
         """What was packed."""
         return self._replace(base={k: self.ends[k] if what is None else what for k, what in self.base.items()})
 
-    def _apart(self, base: dict[int, Any]) -> dict[int, Any]:
+    def _apart(self, base: Mapping[int, Any]) -> dict[int, Any]:
         return {number: None if what is self.ends[number] else what for number, what in base.items()}
 
 
 @kept(1024)
 def program(make: Callable, outward: bool | str, work: Callable, static: Hashable) -> Callable:
-    """What `work(run, static, *args)` returns and what the run learns by it, as one program; `make` makes the run."""
+    """What `work(run, static, *args)` answers and what its run has learned, as one program; `make` makes the run."""
 
     @eager_jit
     def part(graph: Graph, leaves, known: Knowledge, *args):
         known = known.unpacked()
-        run = make(graph, leaves, outward=outward, known=known)
-        found = work(run, static, *args)
-        return found, run.known_now.beyond(known)
+        run, found = work(make(graph, leaves, outward=outward, known=known), static, *args)
+        return found, run.knowledge.beyond(known)
 
     return part

@@ -64,17 +64,17 @@ def propagate(static, constants, ends, base):
     return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
 
 
-def enclose(static, constants, inputs, slopes):
-    """The planes of a nonlinear node."""
-    (op, _, used), lower_slope = static
-    return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], lower_slope, slopes)
+def enclose(node, constants, inputs, rule):
+    """The planes of a nonlinear node, by a rule."""
+    op, _, used = node
+    return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], rule)
 
 
-def enclose_rows(static, constants, inputs, slopes):
-    """The planes of a nonlinear node with slopes of groups of rows."""
+def enclose_rows(static, constants, inputs, rules):
+    """The planes of a nonlinear node, by rules for groups of rows."""
     (op, _, used), sides, count = static
     own = [constants[k] for k in used]
-    made = jax.vmap(lambda pair: enclosures.of(op).planes(op, inputs, own, "adaptive", pair))(slopes)
+    made = jax.vmap(lambda rule: enclosures.of(op).planes(op, inputs, own, rule))(rules)
     return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
 
 

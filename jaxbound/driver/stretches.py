@@ -10,7 +10,7 @@ counters only, so it stays a branch under `vmap`, and both loops can be differen
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,8 @@ def plan(graph: Graph) -> list[Block | Stretch]:
     return segments
 
 
-def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], None]) -> None:
-    """Bound and relax every super-block of a stretch, and leave one scanned segment in the run.
+def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) -> Run:
+    """Bound and relax every super-block of a stretch; the run has one scanned segment more.
 
     `relax_block(run, block)` tightens and relaxes the node that begins a block, and bounds the block's nodes.
     """
@@ -70,17 +70,18 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], None])
     numbers = range(first[0].start, first[-1].stop)
     constants = [_stacked(run, [group[p] for group in stretch.blocks]) for p in range(len(first))]
     axes = [run.constants(block)[1] for block in first]
-    before = list(run.segments)
+    read = stretch.read
 
     def one(known, index, buffers, arrays):
-        inner = run.fork({block.start: pair for block, pair in zip(first, zip(arrays, axes, strict=True), strict=True)})
-        inner.ends[stretch.read], inner.base[stretch.read] = known
-        inner.segments = before
+        pairs = zip(first, zip(arrays, axes, strict=True), strict=True)
+        inner = run.with_constants({block.start: pair for block, pair in pairs})
+        inner = replace(inner.learn(ends={read: known[0]}, base={read: known[1]}), visited=frozenset())
         if buffers is not None:
-            inner.segments = [*before, Scanned(stretch, constants, axes, *buffers, entry=stretch.read, count=index)]
+            before = Scanned(stretch, constants, axes, *buffers, entry=read, count=index)
+            inner = replace(inner, segments=(*inner.segments, before))
         for block in first:
-            relax_block(inner, block)
-            inner.segments.append(block)
+            inner = relax_block(inner, block)
+            inner = replace(inner, segments=(*inner.segments, block))
         planes = tuple(inner.planes[block.start] for block in first)
         ends = tuple(inner.ends[number] for number in numbers)
         return (planes, ends), (inner.ends[stretch.made], inner.base[stretch.made])
@@ -92,16 +93,19 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], None])
         buffers = jax.tree.map(lambda buffer, new: buffer.at[index].set(new), buffers, made)
         return (known, buffers), None
 
-    count, known = len(stretch.blocks), (run.ends[stretch.read], run.base[stretch.read])
+    count, known = len(stretch.blocks), (run.ends[read], run.base[read])
     shapes, _ = jax.eval_shape(lambda known, arrays: one(known, 0, None, arrays), known, _at(constants, 0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
     scanned = jnp.arange(count), tuple(constants)
     (known, buffers), _ = jax.lax.scan(step, (known, empty), scanned)
-    for repeat in range(count):
-        for offset, ends in enumerate(_at(buffers[1], repeat)):
-            run.ends[numbers.start + repeat * stretch.span + offset] = ends
-    run.ends[stretch.last_made], run.base[stretch.last_made] = known
-    run.segments.append(Scanned(stretch, constants, axes, *buffers, entry=stretch.last_made, count=None))
+    found = {
+        numbers.start + repeat * stretch.span + offset: ends
+        for repeat in range(count)
+        for offset, ends in enumerate(_at(buffers[1], repeat))
+    }
+    last = stretch.last_made
+    run = run.learn(ends={**found, last: known[0]}, base={last: known[1]})
+    return replace(run, segments=(*run.segments, Scanned(stretch, constants, axes, *buffers, entry=last, count=None)))
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,10 @@ class Scanned:
 
         def back(state, arrays, planes, ends):
             pairs = zip(first, zip(arrays, self.axes, strict=True), strict=True)
-            inner = run.fork({block.start: pair for block, pair in pairs})
-            inner.planes.update(zip((block.start for block in first), planes, strict=True))
-            inner.ends.update(zip(numbers, ends, strict=True))
+            inner = run.with_constants({block.start: pair for block, pair in pairs}).learn(
+                ends=dict(zip(numbers, ends, strict=True)),
+                planes=dict(zip((block.start for block in first), planes, strict=True)),
+            )
             pulled: dict[int, Coefficients] = {self.stretch.made: coefficients.Dense(state[0])}
             carry = state[1]
             for block in reversed(first):

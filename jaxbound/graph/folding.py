@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound._compat import bind, is_tracer
-from jaxbound.curvature import jets
+from jaxbound.curvature import enclosing
+from jaxbound.curvature.jets import UnsupportedError
 from jaxbound.graph.primitives import ELEMENTWISE
 from jaxbound.graph.values import Computed, Literal
 
@@ -67,8 +68,8 @@ def _proved(name: str, params: dict, operands: Sequence, value) -> tuple[float, 
         return None
     reads = tuple(("lit", o.value, o.real) if isinstance(o, Computed) else ("lit", o.value) for o in operands)
     try:
-        orders = jets.enclose(((name, tuple(params.items()), reads),), _POINT, _POINT).orders
-    except jets.UnsupportedError:
+        orders = enclosing.enclose(((name, tuple(params.items()), reads),), _POINT, _POINT).orders
+    except UnsupportedError:
         return -np.inf, np.inf
     ends = float(orders.lower[0, 0, 0]), float(orders.upper[0, 0, 0])
     return None if exact and ends == (float(value), float(value)) else ends

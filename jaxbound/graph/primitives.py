@@ -8,7 +8,8 @@ Nothing here bounds anything. A fact says what a primitive *is*; the interpreter
 * `NONLINEAR`: relaxed as a whole, by the enclosure of that kind.
 * `REFUSED`: primitives that cannot be bounded, with the reason and the way out.
 
-To add a structural, linear or monotone primitive: one line here and one row in `tests/test_primitives.py`.
+To add a structural or linear primitive: one line here and one row in `tests/test_primitives.py`. Elementwise ones have
+their table in `curvature.functions`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from jaxbound.curvature.functions import FUNCTIONS
 
 Shape = tuple[int, ...]
 Count = Callable[[Sequence[Shape], Shape, dict], int]
@@ -157,23 +160,8 @@ NONLINEAR: dict[str, str] = {
 }
 """Primitive name -> the kind of node that it is where it is neither affine nor one scalar function."""
 
-# fmt: off
-ELEMENTWISE = frozenset({
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "clamp",
-    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2",
-    "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
-    "min", "mul", "ne", "neg", "not", "or", "pow", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
-    "square", "stop_gradient", "sub", "tan", "tanh", "xor",
-})
-# fmt: on
-"""Applied entry by entry (operands are scalars or of one shape)."""
-
-# fmt: off
-PARTIAL = frozenset({
-    "acos", "acosh", "asin", "atanh", "div", "erf_inv", "integer_pow", "log", "log1p", "pow", "rsqrt", "sqrt", "tan",
-})
-# fmt: on
-"""Elementwise, and not defined everywhere: whatever is made of their results may be undefined on a part of a region."""
+ELEMENTWISE = FUNCTIONS.keys()
+"""Applied entry by entry (operands are scalars or of one shape): one row each in `curvature.functions`."""
 
 REFUSED: dict[str, tuple[str, str]] = {
     "while": ("its number of iterations may depend on the region", "use a loop of fixed length (jax.lax.scan)"),

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 from jaxbound import errors
 from jaxbound._compat import eager_jit
 from jaxbound.driver import Run
-from jaxbound.driver.run import Constants
-from jaxbound.graph import Block, Graph, Op, Template
+from jaxbound.graph import Block, Constants, Graph, Op, Template
 from jaxbound.graph.values import Inexact, plain
 from jaxbound.jacobian import slopes
 from jaxbound.relaxations import affine

@@ -148,7 +148,7 @@ def _problem(
     method: Method, pre_activation: Method, graph: Graph, leaves: Sequence, request: Request
 ) -> Problem | None:
     check_certified("pre_activation", pre_activation)
-    run = Run(graph, leaves, outward=request.rounding)
+    run = Run.over(graph, leaves, outward=request.rounding)
     chain = chain_of(run, type(method).__name__)
     if chain is None:
         return None
@@ -188,7 +188,7 @@ def _slopes(static, constants, ends):
 
 def _constant(graph: Graph, leaves: Sequence, request: Request) -> Bounded:
     """The Jacobian of a function that does not depend on the region."""
-    run = Run(graph, leaves, outward=request.rounding)
+    run = Run.over(graph, leaves, outward=request.rounding)
     ((_, number),) = graph.structure.outputs
     value = plain(graph.constants[number])
     batched = graph.axes is not None and graph.axes[number] is not None

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxbound import errors
 from jaxbound.backend.caches import kept
-from jaxbound.curvature import jets
+from jaxbound.curvature import enclosing
 from jaxbound.curvature.analysis import Cell, Curvature, Program, analyse
 from jaxbound.graph import Node, Op, tracing
 from jaxbound.relaxations import interval
@@ -106,7 +106,7 @@ def _extent(program: Program) -> tuple[float, float, float, float]:
             ends[side] = infinity
             continue
         tail = sorted((ends[side], infinity))
-        proof = jets.enclose(program.instructions, np.array(tail[:1]), np.array(tail[1:]))
+        proof = enclosing.enclose(program.instructions, np.array(tail[:1]), np.array(tail[1:]))
         if proof.continuous[0]:
             ends[side] = infinity
             slopes.append((float(proof.orders.lower[1, 0, 0]), float(proof.orders.upper[1, 0, 0])))
@@ -126,7 +126,7 @@ def _refined(program: Program, derivative: Program) -> Curvature:
 def _hull_of_slopes(program: Program, cell: Cell, joints: Sequence[float]) -> Cell:
     """A cell with sigma' in place of what is known of its program, where that is less."""
     points = np.array([cell.left, *(point for point in joints if cell.left < point < cell.right), cell.right])
-    proof = jets.enclose(program.instructions, points[:-1], points[1:])
+    proof = enclosing.enclose(program.instructions, points[:-1], points[1:])
     if not proof.continuous.all():
         return cell
     low, high = float(proof.orders.lower[1, 0].min()), float(proof.orders.upper[1, 0].max())
@@ -140,7 +140,7 @@ def _lines(program: Program) -> tuple[tuple[float, float, float], ...]:
     pieces = [piece for piece in curvature.pieces if piece.kind == "linear"] if curvature else []
     found = []
     for piece in pieces:
-        proof = jets.enclose(program.instructions, np.array([piece.left]), np.array([piece.right]))
+        proof = enclosing.enclose(program.instructions, np.array([piece.left]), np.array([piece.right]))
         low, high = float(proof.orders.lower[1, 0, 0]), float(proof.orders.upper[1, 0, 0])
         if low == high == float(np.float32(low)) and proof.continuous[0]:
             found.append((piece.left, piece.right, low))

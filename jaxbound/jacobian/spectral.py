@@ -80,7 +80,7 @@ def spectral_lipschitz(
     dtype = jnp.result_type(*jax.tree.leaves(network.variables), x)
     example = jnp.zeros(np.shape(x)[1:] if network.batched else np.shape(x), dtype)
     problem = problem_of(network._replace(batched=False), regions.canonical(Box(example, example)), spec, rounding=True)
-    chain = chain_of(Run(problem.graph, problem.leaves), "spectral_lipschitz", dense=False)
+    chain = chain_of(Run.over(problem.graph, problem.leaves), "spectral_lipschitz", dense=False)
     if chain is None:
         outputs = sum(plain(value).size for value in problem.graph.constants[:1])
         return jnp.zeros((outputs,) if of == "outputs" else (), dtype)

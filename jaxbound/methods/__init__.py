@@ -20,8 +20,9 @@ from jaxbound.methods.best import Best
 from jaxbound.methods.crown import Crown, CrownIBP, FastLin
 from jaxbound.methods.forward import Forward
 from jaxbound.methods.ibp import IBP
+from jaxbound.relaxations.slopes import SlopeRule
 
 __all__ = [
-    "IBP", "Best", "Bounded", "Crown", "CrownIBP", "FastLin", "Forward", "Method", "Request", "better",
+    "IBP", "Best", "Bounded", "Crown", "CrownIBP", "FastLin", "Forward", "Method", "Request", "SlopeRule", "better",
     "check_certified", "check_method", "output_nodes", "rounding_mode", "targets",
 ]  # fmt: skip

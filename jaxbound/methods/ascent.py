@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -19,9 +20,11 @@ import optax
 
 from jaxbound.backend.caches import kept
 from jaxbound.driver import Rows, Run
-from jaxbound.graph import Graph, Op, Structure
+from jaxbound.graph import Block, Graph, Op, Structure
 from jaxbound.relaxations import enclosures, windows
-from jaxbound.relaxations.planes import Freedom, Planes, between, spread, times
+from jaxbound.relaxations.coefficients import Coefficients
+from jaxbound.relaxations.planes import Planes, between, spread, times
+from jaxbound.relaxations.slopes import Freedom, Given
 from jaxbound.relaxations.windows import Windowed
 
 Shares = dict[int, tuple[jax.Array | None, jax.Array | None]]
@@ -134,8 +137,8 @@ class _Problem:
     def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index):
         structure, self.number, self.how = static
         self.index = index
-        self.run = Run(Graph(constants, structure, None), leaves, outward=self.how.outward)
-        self.run.ends = dict(ends)
+        run = Run.over(Graph(constants, structure, None), leaves, outward=self.how.outward)
+        self.run = replace(run, knowledge=run.knowledge._replace(ends=dict(ends)))
         self.blocks = [block for block in structure.blocks if block.start in tables]
         self.windows = self._windows(tables) if self.how.shared == 1 else {}
         self.tables: dict[int, tuple[Planes, Freedom]] = dict(tables)
@@ -161,18 +164,18 @@ class _Problem:
 
     def _windows(self, tables) -> dict[int, Windowed]:
         """The nodes of which each row reads a window, and the rows that arrive there."""
-        run, found = self.run.fork({}), {}
-        rows, carry = run.start(self.number, self.index, self.how.sides)
-        for block in reversed(self.run.graph.blocks):
-            rows, carry = run.pull(block, rows, carry)
-            if block.start in tables and block.start in rows:  # where they stopped, without planes
-                op, (table, freedom) = block.template.nodes[0][0], tables[block.start]
-                if isinstance(rows[block.start], Windowed) and all(
-                    leaf.shape[1:] == op.shape for leaf in jax.tree.leaves((table, freedom.slopes))
-                ):
-                    found[block.start] = rows[block.start]
-                run.planes[block.start] = jax.tree.map(lambda leaf: leaf[0], table)
-                rows, carry = run.pull(block, rows, carry)
+        found: dict[int, Windowed] = {}
+
+        def note(block: Block, rows: Coefficients) -> Planes | None:
+            if block.start not in tables:
+                return None
+            op, (table, freedom) = block.template.nodes[0][0], tables[block.start]
+            leaves = jax.tree.leaves((table, freedom.slopes))
+            if isinstance(rows, Windowed) and all(leaf.shape[1:] == op.shape for leaf in leaves):
+                found[block.start] = rows
+            return jax.tree.map(lambda leaf: leaf[0], table)
+
+        self.run.walk_back(*self.run.start(self.number, self.index, self.how.sides), note)
         return found
 
     def _in_groups(self, k: int, values):
@@ -184,16 +187,15 @@ class _Problem:
 
     def rows(self, shares: Shares) -> Rows:
         """The lower bounds, from averages of the tables' lines."""
-        run = self.run.fork({})
-        run.planes.update({
+        planes = {
             block.start: mixed(
                 block.template.nodes[0][0],
                 self.tables[block.start][0],
                 jax.tree.map(self.per_row, shares[block.start]),
             )
             for block in self.blocks
-        })  # fmt: skip
-        return run.bound_rows(self.number, self.index, self.how.sides)
+        }
+        return self.run.learn(planes=planes).bound_rows(self.number, self.index, self.how.sides)
 
     @property
     def sides(self) -> int:
@@ -306,10 +308,10 @@ def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
     """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]
-    freedom = enclosure.freedom(op, inputs, own, "adaptive")
+    freedom = enclosure.freedom(op, inputs, own)
     counts = [len(side) for side in freedom.slopes]
     pairs = [jnp.broadcast_to(side, (max(counts), *side.shape[1:])) for side in freedom.slopes]
-    table = jax.vmap(lambda pair: enclosure.planes(op, inputs, own, "adaptive", pair))(tuple(pairs))
+    table = jax.vmap(lambda pair: enclosure.planes(op, inputs, own, Given(*pair)))(tuple(pairs))
     below = jax.tree.map(lambda leaf: leaf[: counts[0]], (table.lower_slopes, table.lower_intercept))
     above = jax.tree.map(lambda leaf: leaf[: counts[1]], (table.upper_slopes, table.upper_intercept))
     reaches = [jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in inputs]

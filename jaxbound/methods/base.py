@@ -22,7 +22,6 @@ from jaxbound import errors
 from jaxbound.driver import ROWS
 from jaxbound.graph import Graph
 from jaxbound.regions.bounds import Estimate, Interval
-from jaxbound.relaxations import enclosures
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -119,13 +118,6 @@ def targets(graph: Graph) -> list[int]:
 def output_nodes(graph: Graph) -> list[int]:
     """The nodes that are outputs, in order."""
     return [number for kind, number in graph.structure.outputs if kind == "node"]
-
-
-def checked_slope_rule(lower_slope: str) -> str:
-    """The name of a rule for lower slopes, or the error that lists them."""
-    if lower_slope not in enclosures.LOWER_SLOPES:
-        raise errors.unknown_option("lower_slope", lower_slope, enclosures.LOWER_SLOPES)
-    return lower_slope
 
 
 def check_method(name: str, method: object) -> None:

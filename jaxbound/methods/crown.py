@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
-from jaxbound.driver import Run, stretches
+from jaxbound.driver import Run, stretches, sweep, walks
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.methods.base import (
     Bounded,
@@ -18,18 +19,18 @@ from jaxbound.methods.base import (
     Method,
     Request,
     check_certified,
-    checked_slope_rule,
     output_nodes,
     targets,
 )
 from jaxbound.methods.ibp import IBP
 from jaxbound.methods.passes import bound_by_pass, linear_functions
+from jaxbound.relaxations.slopes import Given, SlopeRule, rule_of
 
 
 class _Part(NamedTuple):
     """What happens between two choices of rows: the blocks `start <= position < stop`, and the nodes at both ends."""
 
-    lower_slope: str
+    rule: SlopeRule
     intersect: bool
     start: int = 0
     stop: int = 0
@@ -41,26 +42,21 @@ class _Part(NamedTuple):
     propagate: bool = True
 
 
-def _go_on(run: Run, part: _Part, slopes: dict, given: dict[int, Ends], found=None, needed=None) -> jax.Array | None:
+def _go_on(
+    run: Run, part: _Part, rules: dict[int, SlopeRule], given: dict[int, Ends], found=None, needed=None
+) -> tuple[Run, jax.Array | None]:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
-        run.keep(part.bounded, found, needed, intersect=part.intersect)
-    for block in run.graph.blocks[part.start : part.stop]:
-        node = run.graph.nodes[block.start]
-        if node.op.kind != "affine":
-            run.ends.update({source: given[source] for source in node.inputs if source in given})
-            run.enclose(block, part.lower_slope, slopes.get(block.start))
-        if part.propagate:
-            run.propagate(block)
-    return None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
-
-
-def _to_tighten(run: Run, block: Block) -> list[int]:
-    """What a block's nonlinear node reads and no pass has bounded yet, but might."""
-    node = run.graph.nodes[block.start]
-    sources = sorted(set(node.inputs) - run.tightened) if node.op.kind != "affine" else []
-    run.tightened.update(sources)
-    return [source for source in sources if not run.exact(source)]
+        run = run.keep(part.bounded, found, needed, intersect=part.intersect)
+    run = sweep(
+        run,
+        lambda run, source: run.learn(ends={source: given[source]}) if source in given else run,
+        lambda run, block: run.enclose(block, rules.get(block.start, part.rule)),
+        blocks=run.graph.blocks[part.start : part.stop],
+        propagate=part.propagate,
+    )
+    following = None if part.following is None else run.needed_entries(part.following, skip_exact=part.skip_exact)
+    return run, following
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +69,8 @@ class Crown(Method):
     Args:
         pre_activation: the method that bounds the inputs of nonlinearities; None for CROWN itself, at every one.
         lower_slope: "adaptive" (the slope with the smallest gap; for ReLU 1 if u > -l else 0), "parallel" (the upper
-            line's slope), "zero" or "one" (as near as the graph's convex hull allows). Static.
+            line's slope), "zero" or "one" (as near as the graph's convex hull allows), or a rule of your own
+            (`relaxations.slopes`). Static.
         slopes: `{node name: (lower, upper)}` to use given slopes instead; every slope is sound. With the node's shape,
             they hold for every bound; with a first axis more, as `tune` returns them (a list for several outputs),
             they belong to groups of the result's rows, and inputs of nonlinearities are bounded with CROWN's own.
@@ -93,7 +90,7 @@ class Crown(Method):
     """
 
     pre_activation: Method | None = None
-    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="adaptive", metadata={"static": True})
     slopes: dict[str, tuple] | list[dict[str, tuple]] | None = None
     intersect: bool = field(default=True, metadata={"static": True})
     budget: float | None = field(default=None, metadata={"static": True})
@@ -110,58 +107,63 @@ class Crown(Method):
 
     def relax(self, graph: Graph, leaves: Sequence, request: Request, *, skip_exact: bool = True) -> Run:
         """Bound the inputs of every nonlinear node and relax it."""
-        checked_slope_rule(self.lower_slope)
+        rule = rule_of(self.lower_slope)
         if self.pre_activation is not None:
             check_certified("pre_activation", self.pre_activation)
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise errors.argument("budget", f"is {self.budget!r}", "pass a part of each layer, from 0 to 1, or None")
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows, budget=self.budget)
         skip_exact, given = skip_exact and self.intersect, None
         if self.pre_activation is not None:
             given = self.pre_activation.pre_activations(graph, leaves, request)
-        part = _Part(checked_slope_rule(self.lower_slope), self.intersect)
+        part = _Part(rule, self.intersect)
         if given is not None:
             if whole := len(given) == len(graph.nodes):  # then there is nothing to propagate
-                run.ends.update(given)
-            self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)
-        elif run.eager:
-            self._relax_in_parts(run, part._replace(skip_exact=skip_exact))
-        else:
+                run = run.learn(ends=given)
+            return self._go_on(run, part._replace(stop=len(graph.blocks), propagate=not whole), given)[0]
+        return self._relax_in_parts(run, part._replace(skip_exact=skip_exact)) if run.eager else (
             self._relax_traced(run, part, skip_exact)
-        return run
+        )  # fmt: skip
 
-    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> jax.Array | None:
-        slopes = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
-        return run.together(_go_on, part, slopes, given, *found, over=())
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> tuple[Run, jax.Array | None]:
+        rules = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
+        chosen = {start: rule for start, rule in rules.items() if rule is not None}
+        return run.together(_go_on, part, chosen, given, *found, over=())
 
-    def _relax_in_parts(self, run: Run, part: _Part) -> None:
+    def _relax_in_parts(self, run: Run, part: _Part) -> Run:
         """By the values of bounds: between two choices of rows is a part of the blocks."""
         found = needed = None
         for position, block in enumerate(run.graph.blocks):
-            for source in _to_tighten(run, block):
+            sources = walks.to_bound(run, block)
+            for source in filterfalse(run.exact, sources):
                 part = part._replace(stop=position, following=source)
-                needed = self._go_on(run, part, {}, found, needed)
+                run, needed = self._go_on(run, part, {}, found, needed)
                 found = run.bound_needed(source, needed, run.bound_node)
                 part = part._replace(start=position, bounded=source)
-        self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)
+            run = walks.visited(run, *sources)
+        return self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)[0]
 
-    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> None:
+    def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> Run:
         """Without knowing values; equal blocks in loops."""
-        places = {block.start: k for k, block in enumerate(run.graph.blocks)}
 
-        def relax_block(run: Run, block: Block) -> None:
-            for source in _to_tighten(run, block):
-                run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
-            place = places[block.start]
-            self._go_on(run, part._replace(start=place, stop=place + 1), {})
+        def tighten(run: Run, source: int) -> Run:
+            exact = run.exact(source)
+            return run if exact else run.tighten(source, skip_exact=skip_exact, intersect=self.intersect)
 
-        run.segments = []
+        def enclose(run: Run, block: Block) -> Run:
+            return run.enclose(block, self._given(run, block, 0, grouped=False) or part.rule)
+
+        def relax_block(run: Run, block: Block) -> Run:
+            return sweep(run, tighten, enclose, blocks=[block])
+
+        run = replace(run, segments=())
         for segment in stretches.plan(run.graph) if self.slopes is None else run.graph.blocks:
             if isinstance(segment, Block):
-                relax_block(run, segment)
-                run.segments.append(segment)
+                run = relax_block(run, segment)
+                run = replace(run, segments=(*run.segments, segment))
             else:
-                stretches.relax(run, segment, relax_block)
+                run = stretches.relax(run, segment, relax_block)
+        return run
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -185,25 +187,25 @@ class Crown(Method):
         rows, sides = run.graph.nodes[output_nodes(run.graph)[position]].op.size, 2 if request.sides == "both" else 1
         blocks = [block for block in run.graph.blocks if run.graph.nodes[block.start].op.kind in NONLINEAR]
         given = {block: self._given(run, block, position, grouped=True) for block in blocks}
-        if all(slopes is None for slopes in given.values()):
+        if all(rule is None for rule in given.values()):
             return run
-        run = run.fork({})
-        run.max_rows = sides * rows
-        for block, slopes in given.items():
-            if slopes is not None:  # those of lower bounds are the first half
-                groups = slopes[0].shape[run.batch is not None] * sides // 2
-                own = jax.tree.map(lambda leaf, n=groups: leaf[:n] if run.batch is None else leaf[:, :n], slopes)
-                run.enclose_rows(block, own, request.sides, rows)
+        run = replace(run, max_rows=sides * rows)
+        for block, rule in given.items():
+            if rule is not None:  # those of lower bounds are the first half
+                axis = 0 if run.batch is None else 1
+                groups = rule.below.shape[axis] * sides // 2
+                own = jax.tree.map(lambda leaf, cut=(slice(None),) * axis + (slice(groups),): leaf[cut], rule)
+                run = run.enclose_rows(block, own, request.sides, rows)
         return run
 
-    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> tuple | None:
+    def _given(self, run: Run, block: Block, position: int, *, grouped: bool) -> Given | None:
         """The slopes given for a node and an output, if they are (or are not) by groups."""
         if self.slopes is None:
             return None
         node = run.graph.nodes[block.start]
         slopes = (self.slopes if isinstance(self.slopes, dict) else self.slopes[position]).get(node.name)
         ndim = len(node.op.shape) + (run.batch is not None)
-        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else slopes
+        return None if slopes is None or grouped != (jnp.ndim(slopes[0]) > ndim) else Given(*slopes)
 
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """The linear functions of each output."""
@@ -220,7 +222,7 @@ class FastLin(Crown):
     Reference: Weng et al., "Towards fast computation of certified robustness for ReLU networks", 2018, section 3.3.
     """
 
-    lower_slope: str = field(default="parallel", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="parallel", metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

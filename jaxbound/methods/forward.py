@@ -9,9 +9,10 @@ import jax
 
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
-from jaxbound.methods.base import Bounded, Ends, Method, Request, checked_slope_rule, output_nodes, targets
+from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes, targets
 from jaxbound.methods.passes import bound_by_pass, linear_functions
 from jaxbound.relaxations import forward
+from jaxbound.relaxations.slopes import SlopeRule, rule_of
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +25,7 @@ class Forward(Method):
     Reference: Xu et al., "Automatic perturbation analysis for scalable certified robustness and beyond", 2020, app. A.
     """
 
-    lower_slope: str = field(default="adaptive", metadata={"static": True})
+    lower_slope: str | SlopeRule = field(default="adaptive", metadata={"static": True})
 
     @property
     def charges_constants(self) -> bool:
@@ -32,17 +33,18 @@ class Forward(Method):
         return True
 
     def _run(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         pairs = run.call(_forward_start, None, ((), ()), run.regions)
         known = {k: (pair, run.ends[k]) for k, pair in enumerate(pairs)}
         for block in graph.blocks:
-            static = block.template, checked_slope_rule(self.lower_slope), request.rounding
+            static = block.template, rule_of(self.lower_slope), request.rounding
             outer = [known[k] for k in block.outer]
             found = run.call(_forward_block, static, run.constants(block), outer, run.regions)
             known.update(zip(range(block.start, block.stop), found, strict=True))
-        run.ends = {number: ends for number, (_, ends) in known.items()}
-        run.pairs = {number: known[number][0] for number in graph.structure.nonlinear}
-        return run
+        return run.learn(
+            ends={number: ends for number, (_, ends) in known.items()},
+            pairs={number: known[number][0] for number in graph.structure.nonlinear},
+        )
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every input of a nonlinear node."""
@@ -65,5 +67,5 @@ def _forward_start(_static, _constants, leaves):
 
 
 def _forward_block(static, constants, outer, leaves):
-    template, lower_slope, outward = static
-    return forward.propagate(template, constants, outer, leaves, lower_slope, outward=outward)
+    template, rule, outward = static
+    return forward.propagate(template, constants, outer, leaves, rule, outward=outward)

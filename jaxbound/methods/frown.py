@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxbound import errors
-from jaxbound.driver import Rows, Run
-from jaxbound.graph import NONLINEAR, Graph
+from jaxbound.driver import Rows, Run, sweep, walks
+from jaxbound.graph import Block, Graph
 from jaxbound.methods import ascent
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes, targets
 from jaxbound.methods.crown import Crown
 from jaxbound.relaxations import interval
+from jaxbound.relaxations.slopes import Given
 
 _COPIES = 10
 """Arrays of the size of all slopes that one tuning step holds: shares, moments, gradients, lines."""
@@ -122,7 +123,7 @@ class Frown(Method):
         tables = {k: table for k, table in run.tables.items() if k in reached}
         static = graph.structure, number, settings
         slopes, best = run.call(ascent.tuned, static, constants, run.regions, ends, tables, index)
-        return run.together(_by_slopes, (number, sides), slopes, best, index), slopes
+        return run.together(_by_slopes, (number, sides), slopes, best, index)[1], slopes
 
     def _plain(self) -> Crown:
         """CROWN, which this never falls behind."""
@@ -145,52 +146,54 @@ class Frown(Method):
         """The bounds of every node, with those of the inputs of nonlinearities tuned."""
         tuned = not isinstance(self.pre_activation, Method)
         max_rows = _rows_that_fit(graph, request)
-        run = Run(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=max_rows, budget=self.budget)
+
+        def bound(run: Run, source: int) -> Run:
+            run = run.learn(ends={source: run.call(_met, None, ((), ()), run.ends[source], plain.ends[source])})
+            settled = not tuned or run.exact(source) or graph.nodes[source].affine_in_region
+            return run if settled else self._tighten_node(run, source, skip_exact)
+
+        def relaxed(run: Run, start: int, stop: int) -> Run:
+            run, tables = run.together(_relaxed, (start, stop))
+            return replace(run, tables={**run.tables, **tables})
+
         start = 0
         for position, block in enumerate(graph.blocks):
-            node = graph.nodes[block.start]
-            sources = sorted(set(node.inputs) - run.tightened) if node.op.kind in NONLINEAR else ()
-            if sources:
-                run.tables.update(run.together(_relaxed, (start, position)))
-                start = position
+            if sources := walks.to_bound(run, block):
+                run, start = relaxed(run, start, position), position
             for source in sources:
-                run.ends[source] = run.call(_met, None, ((), ()), run.ends[source], plain.ends[source])
-                if tuned and not (run.exact(source) or graph.nodes[source].affine_in_region):
-                    self._tighten_node(run, source, skip_exact)
-                run.tightened.add(source)
-        run.tables.update(run.together(_relaxed, (start, len(graph.blocks))))
-        return run
+                run = walks.visited(bound(run, source), source)
+        return relaxed(run, start, len(graph.blocks))
 
-    def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> None:
+    def _tighten_node(self, run: Run, number: int, skip_exact: bool) -> Run:
         """Tune what still matters of a node's bounds."""
-        needed = run.open_entries(number) if skip_exact else None
+        needed = run.unstable_entries(number) if skip_exact else None
         found = run.bound_needed(number, needed, functools.partial(self.bound_node, run))
         if found is None:
-            return
+            return run
         widened = run.call(_widened, None, ((), ()), *found)
-        run.ends[number] = run.call(_met, None, ((), ()), run.ends[number], widened)
+        return run.learn(ends={number: run.call(_met, None, ((), ()), run.ends[number], widened)})
 
 
-def _relaxed(run: Run, part: tuple[int, int]) -> dict:
-    """Tables of the nonlinear nodes among some blocks, whose nodes it bounds."""
+def _relaxed(run: Run, part: tuple[int, int]) -> tuple[Run, dict]:
+    """Bounds of the nodes of some blocks, and tables of the nonlinear ones."""
     tables = {}
-    for block in run.graph.blocks[slice(*part)]:
-        node = run.graph.nodes[block.start]
-        if node.op.kind in NONLINEAR:
-            inputs = [run.ends[k] for k in node.inputs]
-            tables[block.start] = run.call(ascent.table_of, block.template.nodes[0], run.constants(block), inputs)
-        run.propagate(block)
-    return tables
+
+    def tabulate(run: Run, block: Block) -> Run:
+        inputs, node = [run.ends[k] for k in run.graph.nodes[block.start].inputs], block.template.nodes[0]
+        tables[block.start] = run.call(ascent.table_of, node, run.constants(block), inputs)
+        return run
+
+    return sweep(run, lambda run, _: run, tabulate, blocks=run.graph.blocks[slice(*part)]), tables
 
 
-def _by_slopes(run: Run, static: tuple[int, str], slopes: ascent.Slopes, best: Rows, index: jax.Array) -> Rows:
+def _by_slopes(run: Run, static: tuple[int, str], slopes: ascent.Slopes, best: Rows, index: jax.Array):
     """The bounds of some rows by tuned slopes with their exact intercepts, or the best that tuning saw."""
-    number, sides = static
-    own = run.fork({})
+    (number, sides), own = static, run
     for block in run.graph.blocks:
         if block.start in slopes:
-            own.enclose_rows(block, slopes[block.start], sides, index.shape[-1])
-    return run.call(ascent.better, None, ((), ()), own.bound_rows(number, index, sides), best)
+            own = own.enclose_rows(block, Given(*slopes[block.start]), sides, index.shape[-1])
+    return run, run.call(ascent.better, None, ((), ()), own.bound_rows(number, index, sides), best)
 
 
 def best_of(run: Run, untuned: Bounded, ends: Ends, rounding: Ends) -> Bounded:

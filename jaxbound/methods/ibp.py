@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -41,34 +41,32 @@ class IBP(Method):
 
     def pre_activations(self, graph: Graph, leaves: Sequence, request: Request) -> dict[int, Ends]:
         """Bounds of every node."""
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        run.together(_propagate, request.max_rows)
-        return run.ends
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        return dict(run.together(_propagate, request.max_rows)[0].ends)
 
     def bound(self, graph: Graph, leaves: Sequence, request: Request) -> list[Bounded]:
         """Bounds of the outputs that depend on a region."""
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
-        return run.together(_bounded, request)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        return run.together(_bounded, request)[1]
 
 
-def _propagate(run: Run, max_rows: int) -> None:
-    """Bounds of every node."""
-    run.max_rows, graph = max_rows, run.graph
+def _propagate(run: Run, max_rows: int) -> tuple[Run, None]:
+    """Bounds of every node; those before nonlinear ones as soon as they are there, so that all that follows gains."""
+    run, graph = replace(run, max_rows=max_rows), run.graph
     read = set(targets(graph))
     for number in sorted(read & set(range(graph.structure.num_inputs))):
-        tighten_prefix(run, number)
+        run = tighten_prefix(run, number)
     for block in graph.blocks:
-        run.propagate(block)
+        run = run.propagate(block)
         for number in sorted(read & set(range(block.start, block.stop))):
-            tighten_prefix(run, number)
+            run = tighten_prefix(run, number)
+    return run, None
 
 
-def _bounded(run: Run, request: Request) -> list[Bounded]:
+def _bounded(before: Run, request: Request) -> tuple[Run, list[Bounded]]:
     """Bounds of the outputs, and nothing else."""
-    run, graph = run.fork({}), run.graph
-    _propagate(run, request.max_rows)
-    for number in graph.structure.nonlinear:
-        run.planes[number] = Planes.constant(*run.ends[number])
+    run, graph = _propagate(before, request.max_rows)[0], before.graph
+    run = run.learn(planes={number: Planes.constant(*run.ends[number]) for number in graph.structure.nonlinear})
     results = []
     for number in output_nodes(graph):
         node = graph.nodes[number]
@@ -76,4 +74,4 @@ def _bounded(run: Run, request: Request) -> list[Bounded]:
             not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
         )  # fmt: skip
         results.append(of_ends(run.known(number), request) if known else bound_by_pass(run, number, request))
-    return results
+    return before, results

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 
 from jaxbound import regions
@@ -10,10 +12,11 @@ from jaxbound.methods.base import Bounded, Request, better, of_ends
 from jaxbound.relaxations import coefficients
 
 
-def tighten_prefix(run: Run, number: int) -> None:
+def tighten_prefix(run: Run, number: int) -> Run:
     """An affine image of the region is bounded by its dual norm."""
     if run.graph.nodes[number].affine_in_region and not run.exact(number):
-        run.tighten(number, skip_exact=False)
+        return run.tighten(number, skip_exact=False)
+    return run
 
 
 def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = False) -> Bounded:
@@ -24,13 +27,14 @@ def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = Fals
     """
     rows = run.graph.nodes[number].op.size * (2 if request.sides == "both" else 1)
     static = number, request, run.max_rows, known
-    return run.together(_pass, static) if rows <= run.max_rows else _pass(run, static)
+    return (run.together(_pass, static) if rows <= run.max_rows else _pass(run, static))[1]
 
 
-def _pass(run: Run, static) -> Bounded:
-    number, request, run.max_rows, known = static
+def _pass(run: Run, static: tuple[int, Request, int, bool]) -> tuple[Run, Bounded]:
+    number, request, max_rows, known = static
+    run = replace(run, max_rows=max_rows)
     found, rounding = run.bound_node(number, sides=request.sides)
-    return run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
+    return run, run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
 
 
 def _finish(request, _constants, found, rounding, known, void) -> Bounded:

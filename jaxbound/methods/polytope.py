@@ -30,13 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import errors, regions
-from jaxbound.driver import Run
-from jaxbound.graph import Graph, Op
+from jaxbound.driver import Run, sweep
+from jaxbound.graph import Block, Graph, Op
 from jaxbound.methods.base import Bounded, Ends, Method, Request, targets
 from jaxbound.methods.crown import FastLin
 from jaxbound.regions import balls
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.slopes import PARALLEL
 
 
 @jax.tree_util.register_dataclass
@@ -102,31 +103,30 @@ class ConvexPolytope(Method):
     def _relax(self, graph: Graph, leaves: Sequence, request: Request) -> Run:
         """Estimate the inputs of every nonlinear node, and relax it, in one forward sweep."""
         projections, key = self._checked()
-        run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         values = dict(enumerate(run.call(_start, projections, ((key,), (None,)), run.regions)))
-        for block in graph.blocks:
-            node, planes, ends = graph.nodes[block.start], None, []
-            if node.op.kind != "affine":
-                for source in sorted(set(node.inputs) - run.tightened):
-                    if not run.exact(source):
-                        known = run.ends[source], run.void
-                        run.ends[source] = run.call(_estimate, None, ((), ()), values[source], *known)
-                        if graph.nodes[source].affine_in_region:  # as `Run.tighten` does
-                            run.base[source] = run.ends[source]
-                    run.tightened.add(source)
-                run.enclose(block, "parallel")
-                planes, ends = run.planes[block.start], [run.ends[k] for k in node.inputs]
-            run.propagate(block)
+
+        def estimate(run: Run, source: int) -> Run:
+            if run.exact(source):
+                return run
+            found = {source: run.call(_estimate, None, ((), ()), values[source], run.ends[source], run.void)}
+            return run.learn(ends=found, base=found if graph.nodes[source].affine_in_region else {})  # as `Run.keep`
+
+        def push(run: Run, block: Block) -> None:
             if block is graph.blocks[-1]:
-                break
+                return
+            planes = run.planes.get(block.start)
+            ends = [] if planes is None else [run.ends[k] for k in graph.nodes[block.start].inputs]
             arrays, axes = run.constants(block)
             constants = (*arrays, key), (*(axes or ()), None)
             static = block.template, block.start, projections
             pushed = run.call(_push, static, constants, [values[k] for k in block.outer], planes, ends)
             values.update(zip(range(block.start, block.stop), pushed, strict=True))
             readers = graph.structure.consumers  # what no later block reads is let go
-            values = {k: value for k, value in values.items() if any(reader >= block.stop for reader in readers[k])}
-        return run
+            for k in [k for k in values if all(reader < block.stop for reader in readers[k])]:
+                del values[k]
+
+        return sweep(run, estimate, lambda run, block: run.enclose(block, PARALLEL), push)
 
     def _checked(self) -> tuple[int, jax.Array]:
         if not isinstance(self.projections, int) or self.projections < 1:

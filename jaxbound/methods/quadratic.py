@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -141,8 +141,7 @@ class _Rows(NamedTuple):
 
 def _certified(run: Run, number: int, request: Request, steps: int) -> Bounded:
     """Bounds of one output by certificates."""
-    bare = run.fork({})
-    bare.planes = {}  # without planes a pass stops at a nonlinear node
+    bare = replace(run, knowledge=run.knowledge._replace(planes={}))  # without planes a pass stops at a nonlinear node
     rows = _pulled(bare, number, request.sides)
     layers = []
     for node, part in rows.nonlinear.items():
@@ -158,8 +157,7 @@ def _pulled(run: Run, number: int, sides: str) -> _Rows:
     index = jnp.asarray(index if run.batch is None else np.broadcast_to(index, (run.batch, op.size)))
     start, carry = run.call(_begin, (op.shape, op.dtype, sides, run.outward), ((), ()), index)
     rows: dict[int, Coefficients] = {number: start}
-    for block in reversed(run.graph.blocks):
-        rows, carry = run.pull(block, rows, carry)
+    rows, carry = run.walk_back(rows, carry)
     leaf = rows.pop(0, None)
     return _Rows(rows, leaf, carry)
 

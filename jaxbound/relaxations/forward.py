@@ -21,6 +21,7 @@ from jaxbound.graph import Op, Template
 from jaxbound.relaxations import affine, backward, coefficients, enclosures, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.slopes import SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -149,7 +150,7 @@ def propagate(
     constants: Sequence,
     outer: Sequence[tuple[Pair, Ends]],
     leaves: Sequence[regions.Region],
-    lower_slope: str,
+    rule: SlopeRule,
     *,
     outward: bool,
 ) -> list[tuple[Pair, Ends]]:
@@ -162,7 +163,7 @@ def propagate(
         if op.kind == "affine":
             pair = affine_node(op, pairs, values, sizes)
         else:
-            pair = nonlinear_node(op, pairs, enclosures.of(op).planes(op, ends, values, lower_slope), sizes)
+            pair = nonlinear_node(op, pairs, enclosures.of(op).planes(op, ends, values, rule), sizes)
         own = interval_of(pair, leaves, outward=outward)
         known.append((pair, interval.intersect(own, interval.node(op, ends, values, outward=outward))))
     return known

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +31,6 @@ class Planes:
     def constant(cls, lower: jax.Array, upper: jax.Array) -> Planes:
         """What an interval says."""
         return cls((), lower, (), upper)
-
-
-class Freedom(NamedTuple):
-    """What may be given to `planes` as slopes: below and above a table of them, first axis, in a sensible order.
-
-    A share in [0, 1] is a place between the first entry and the last one; `shares` is where the default is. On a side
-    without a choice the table has one entry and the share is None, which is no leaf of a pytree: nothing is tuned.
-    """
-
-    slopes: tuple[jax.Array, jax.Array]
-    shares: tuple[jax.Array | None, jax.Array | None]
-
-    @classmethod
-    def linear(cls, first: jax.Array, last: jax.Array, default: tuple[jax.Array, jax.Array], count: int = 2) -> Freedom:
-        """Evenly spaced slopes, the same below and above."""
-        steps = jnp.linspace(0, 1, count, dtype=first.dtype).reshape(-1, *[1] * first.ndim)
-        table, spread = first + steps * (last - first), jnp.where(last > first, last - first, 1)
-        return cls((table, table), ((default[0] - first) / spread, (default[1] - first) / spread))
 
 
 def between(table, share: jax.Array | None):

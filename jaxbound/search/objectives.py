@@ -110,7 +110,8 @@ def _improve(method, graph: Graph, region: Region, ends: tuple[Array, Array | No
                 part = part_of(order[j : j + 1], np.array([target]), own)
                 decide(part, jax.random.key(1), own, progress=False)
                 best[j] = max(best[j], part.lower + target)
-                clock.stopped = own.stopped
+                if own.stopped:
+                    clock.stop()
                 if part.found is None:
                     break
                 least[j] = rows[j] @ part.found[1].ravel()

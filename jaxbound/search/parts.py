@@ -54,6 +54,10 @@ class Clock:
         """Seconds until the deadline, if there is one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    def stop(self) -> None:
+        """End the search before its time."""
+        self.stopped = True
+
     def over(self) -> bool:
         """Whether the time is up, or the search was stopped."""
         return self.stopped or self.left == 0
@@ -158,6 +162,10 @@ class Part:
     def decided(self) -> bool:
         """Whether there is nothing left to do."""
         return self.found is not None or (self.splits is not None and self.splits.left == 0 and self.lower > 0)
+
+    def expect_attack(self, expected: bool) -> None:
+        """Say whether points of the search may be tried before an attack of its own begins."""
+        self.attacked = expected
 
     def prepare(self) -> None:
         """Trace the network, and state what is to be proved of it."""

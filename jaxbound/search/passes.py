@@ -1,8 +1,9 @@
 """Bounds of one domain as one small program: what a search runs on thousands of domains at once, by `vmap`.
 
-The mathematics is that of `relaxations.backward`. What differs is how it is carried out: rows of coefficients are plain
-arrays, ReLUs are relaxed in closed form, and rounding costs nothing per row. `backward` charges rounding on the
-coefficients of every value v that a pass meets, <|C_v|, e_v> with e_v made of magnitudes alone. A pulled row obeys
+The mathematics is that of `relaxations.backward`; planes around single nodes are in `lines`. What differs is how it is
+carried out: rows of coefficients are plain arrays, ReLUs are relaxed in closed form, and rounding costs nothing per
+row. `backward` charges rounding on the coefficients of every value v that a pass meets, <|C_v|, e_v> with e_v made of
+magnitudes alone. A pulled row obeys
 |C_w| <= |L|' |C_v| for an affine v = L w + b, and |C_w| <= |C_v| s for a plane of slopes of at most s, so a charge on
 w is at most one on v:
 
@@ -23,7 +24,6 @@ add to the intercept is the caller's.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
@@ -38,17 +38,13 @@ from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.backend.caches import kept
 from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
-from jaxbound.relaxations.enclosures import scalar
-from jaxbound.relaxations.planes import Planes, times
-from jaxbound.search.rectifiers import is_rectifier, rectifier_planes
+from jaxbound.relaxations.planes import Planes
+from jaxbound.search import lines
+from jaxbound.search.lines import SPARE
+from jaxbound.search.rectifiers import is_rectifier
 from jaxbound.search.skeletons import Skeleton
 
 Ends = tuple[jax.Array, jax.Array]
-
-_LINES = 5
-"""Lines on each side of a function among which tuning chooses."""
-_SPARE = 1 + 1 / 64
-"""Times the sum of all charges."""
 
 
 class Found(NamedTuple):
@@ -86,7 +82,7 @@ class Domain:
         self.room: jax.Array | None = None
         """What underflow may cost a row, for all nodes so far."""
         if outward:
-            self.radii[0], self.room = self._call(_input_radius, (self.terms, self._readers(0)), box)
+            self.radii[0], self.room = self._call(lines.input_radius, (self.terms, self._readers(0)), box)
 
     def _call(self, step: Callable, static: Hashable, *state, constants: Sequence = ()):
         program = _compiled(step, static, self.once) if self.eager else functools.partial(step, static)
@@ -129,12 +125,19 @@ class Domain:
             return
         read = [self.ends[k] for k in inputs], [self.radii.get(k) for k in inputs]
         static = op, self.outward, self.terms
-        self.planes[block.start], self.room = self._call(_relax, static, *read, slopes, self.room, constants=constants)
+        self.planes[block.start], self.room = self._call(
+            lines.relax, static, *read, slopes, self.room, constants=constants
+        )
+
+    def learn(self, planes: Mapping[int, Planes], ends: Mapping[int, Ends] = MappingProxyType({})) -> None:
+        """Take planes, and bounds, that were found elsewhere."""
+        self.planes.update(planes)
+        self.ends.update(ends)
 
     def table(self, block: Block) -> tuple[Planes, tuple[jax.Array, jax.Array]]:
         """Lines around the function of one number that a block begins with, and the places of CROWN's among them."""
         op, inputs, constants = self._first(block)
-        return self._call(_table, op, [self.ends[k] for k in inputs], constants=constants)
+        return self._call(lines.table, op, [self.ends[k] for k in inputs], constants=constants)
 
     def _first(self, block: Block) -> tuple[Op, list[int], list]:
         """The node that a block begins with: what it does, what it reads, and its constants."""
@@ -212,15 +215,6 @@ def _compiled(step: Callable, static: Hashable, once: bool) -> Callable:
     return eager_jit(batched, level=0 if once else 1)
 
 
-def _input_radius(static, _constants, box):
-    terms, readers = static
-    low, high = box
-    reach = _reach(box)
-    return _with_sums(
-        affine.gamma(low.size + 8 + terms, low.dtype) * reach, 0.0, (low, high), readers, jnp.zeros((), low.dtype)
-    )
-
-
 def _add(static, constants, outer, outer_radii, known, room):
     """Bounds of a block's nodes, radii, and room for underflow."""
     template, outward, terms, readers = static
@@ -238,82 +232,11 @@ def _add(static, constants, outer, outer_radii, known, room):
         ends.append(found)
         if outward:
             affine_ = op.kind == "affine"
-            charge = _charge_of_affine(op, own, read, terms) if affine_ else jnp.zeros(op.shape, op.dtype)
+            charge = lines.charge_of_affine(op, own, read, terms) if affine_ else jnp.zeros(op.shape, op.dtype)
             behind = affine.absolute(op, behind, own) if affine_ else 0.0
-            radius, room = _with_sums(charge, behind, found, readers[position], room)
+            radius, room = lines.with_sums(charge, behind, found, readers[position], room)
             radii.append(radius)
     return ends, radii, room
-
-
-def _relax(static, constants, inputs, behind, slopes, room):
-    """Planes around a nonlinear node, which hold the rounding behind it, and room for underflow."""
-    op, outward, terms = static
-    if is_rectifier(op):
-        planes = rectifier_planes(*inputs[0], *(slopes or ()))
-    else:
-        planes = enclosures.of(op).planes(op, inputs, constants, "adaptive", slopes)
-    if not outward:
-        return planes, room
-    planes, charge = _widened(op, planes, inputs, behind, terms)
-    return planes, room + affine.enlargement(op.dtype) * jnp.sum(charge)
-
-
-def _table(op: Op, constants, inputs):
-    """Lines with slopes from one end of the graph's hull to the other, and the places of those highest in the middle.
-
-    Evenly spaced are roots of slopes: contact moves fast where the function is flat. First come those below.
-    """
-    ((low, high),) = inputs
-    finite = jnp.isfinite(low) & jnp.isfinite(high)
-    low, high = jnp.where(finite, low, 0), jnp.where(finite, high, 0)
-    steps = jnp.linspace(0, 1, _LINES, dtype=op.dtype).reshape(-1, *[1] * low.ndim)
-    slopes = []
-    for sign in (1, -1):
-        first, last = (jnp.sign(s) * jnp.sqrt(jnp.abs(s)) for s in scalar.support_range(op, low, high, constants, sign))
-        root = first + steps * (last - first)
-        slopes.append(root * jnp.abs(root))
-    table = jax.vmap(lambda *pair: scalar.planes(op, inputs, constants, "adaptive", pair))(*slopes)
-    middle = low / 2 + high / 2
-    below = jnp.argmax(table.lower_slopes[0] * middle + table.lower_intercept, axis=0)
-    above = jnp.argmin(table.upper_slopes[0] * middle + table.upper_intercept, axis=0)
-    return table, (below.astype(op.dtype) / (_LINES - 1), above.astype(op.dtype) / (_LINES - 1))
-
-
-def _reach(ends: Ends) -> jax.Array:
-    """The largest magnitude of a node, with room for underflow."""
-    return interval.magnitude(ends) + affine.enlargement(ends[0].dtype)
-
-
-def _with_sums(own, behind, ends: Ends, readers: int, room):
-    """A radius with the sums of rows of all readers, of a pass that begins there and of multipliers; room with it."""
-    dtype = ends[0].dtype
-    own = own + affine.gamma(readers + 2, dtype) * _reach(ends)
-    return _SPARE * (own + behind), room + _SPARE * affine.enlargement(dtype) * jnp.sum(own)
-
-
-def _charge_of_affine(op: Op, constants, inputs, terms: int) -> jax.Array:
-    """What a unit of coefficient on an affine node costs: its shift, and the transposed product."""
-    shift, charge = affine.offset(op, constants), jnp.zeros(op.shape, op.dtype)
-    if shift is not None:
-        charge += affine.gamma(op.size + 2 + terms, op.dtype) * (jnp.abs(shift) + affine.enlargement(op.dtype))
-    if affine.pull_error(op) > 0:
-        charge += affine.pull_error(op) * affine.reach(op, list(map(interval.magnitude, inputs)), constants)
-    carried = affine.inexactness(op, list(map(interval.magnitude, inputs)), constants)
-    return charge if carried is None else charge + carried
-
-
-def _widened(op: Op, planes: Planes, inputs, behind, terms: int) -> tuple[Planes, jax.Array]:
-    """Planes that hold all rounding behind them, and by how much they were widened."""
-    room = affine.enlargement(op.dtype)
-    height = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
-    charge = affine.gamma(op.size + 2 + terms, op.dtype) * (height + room)
-    for low, high, ends, radius in zip(planes.lower_slopes, planes.upper_slopes, inputs, behind, strict=False):
-        steepest = jnp.maximum(jnp.abs(low), jnp.abs(high)) + room
-        size = times(steepest, affine.gamma(2, op.dtype) * _reach(ends) + radius)
-        charge += jnp.sum(size, axis=enclosures.reduced_axes(op))
-    charge *= _SPARE
-    low, high = planes.lower_intercept - charge, planes.upper_intercept + charge
-    return dataclasses.replace(planes, lower_intercept=low, upper_intercept=high), charge
 
 
 def _begin_entries(_static, _constants, radius, room, ends):
@@ -325,7 +248,7 @@ def _begin_entries(_static, _constants, radius, room, ends):
 def _begin(terms: int, _constants, intercept, parts, room):
     """An intercept less the rounding of everything behind the rows."""
     lost = affine.gamma(terms, intercept.dtype) * jnp.abs(intercept) + room
-    return intercept - _SPARE * (lost + sum(_dot(jnp.abs(part), radius) for part, radius in parts))
+    return intercept - SPARE * (lost + sum(_dot(jnp.abs(part), radius) for part, radius in parts))
 
 
 def _pull(static, constants, incoming, lower, planes):

@@ -21,7 +21,7 @@ def decide(part: Part, key: jax.Array | None, clock: Clock, *, progress: bool | 
     """Search, and attack where there is a key, until the part is decided or the time is up; whether to stop here."""
     ready, x64 = threading.Event(), jnp.result_type(float) == np.float64  # threads begin with the global settings
     device = default_device()
-    part.attacked = key is not None
+    part.expect_attack(key is not None)
 
     def search() -> None:
         with jax.enable_x64(x64), jax.default_device(device):
@@ -50,9 +50,9 @@ def decide(part: Part, key: jax.Array | None, clock: Clock, *, progress: bool | 
             if left == 0:
                 break
     except KeyboardInterrupt:
-        clock.stopped = True
+        clock.stop()
     except BaseException:
-        clock.stopped = True
+        clock.stop()
         raise
     finally:
         shown.close()

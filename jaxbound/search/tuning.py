@@ -143,9 +143,8 @@ def _added(skeleton: Skeleton, multipliers: jax.Array) -> dict:
 
 def _lower(skeleton: Skeleton, arrays, cuts: Cuts, rows, ready: Ready, tuned: Tuned) -> jax.Array:
     domain = Domain(skeleton, arrays[0], ready.ends[0], outward=False)
-    domain.ends = ready.ends
     ends = {number: ready.ends[z] for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True)}
-    domain.planes = ready.planes | _planes(skeleton, ready.tables, ends, tuned)
+    domain.learn(ready.planes | _planes(skeleton, ready.tables, ends, tuned), ready.ends)
     multipliers = tuned.multipliers * ready.scale
     start, intercept = passes.started(skeleton, rows)
     intercept = intercept + jnp.sum(multipliers * _held(multipliers, cuts), axis=1)
@@ -188,7 +187,7 @@ def _relaxed(skeleton: Skeleton, arrays, cuts: Cuts, tuned: Tuned) -> tuple[Doma
         domain.add(block, known)
     ends = {number: domain.ends[z] for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True)}
     tuned, planes = _own(skeleton)(tables, ends, tuned)
-    domain.planes.update(planes)
+    domain.learn(planes)
     return domain, tables, tuned
 
 

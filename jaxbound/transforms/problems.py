@@ -128,7 +128,7 @@ def forget_stale(fn: Callable, *args) -> None:
         if given != wanted or default != jnp.result_type(float) or fn not in _parts(function):
             continue
         if before is None or not before.agrees(Traced(flat_function(function, tree), *avals)):
-            _STRUCTURES.entries.pop(key, None)
+            _STRUCTURES.drop(key)
 
 
 def _refuse_outdated(fn: Callable, args: Sequence) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxbound import errors
 from jaxbound.methods import Request, output_nodes
@@ -47,7 +48,8 @@ def tune(fn: Callable, method: Frown) -> Callable:
         problem = prepare(fn, args)
         graph, request = problem.graph, Request()
         run, untuned = method.prepared(graph, problem.leaves, request)
-        run.max_rows = 2 * max((graph.nodes[k].op.size for k in output_nodes(graph)), default=1)  # all in one chunk
+        most = 2 * max((graph.nodes[k].op.size for k in output_nodes(graph)), default=1)
+        run = replace(run, max_rows=most)  # all in one chunk
         found, slopes = [], []
         for number, first in zip(output_nodes(graph), untuned, strict=True):
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound.curvature.functions import facts
 from jaxbound.graph import operations
-from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR, PARTIAL
+from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR
 from jaxbound.graph.values import Literal, Value
 
 Rewrite = tuple[Callable, Sequence]
@@ -22,26 +23,11 @@ _OF_ITSELF = {"ne": False, "eq": True, "le": True, "ge": True, "is_finite": True
 """What a real number gives, compared with itself; what is undefined (NaN) gives the opposite."""
 
 _UNKNOWN, NOT_NEGATIVE, POSITIVE = range(3)
-_DEFINED_FROM = {
-    "div": POSITIVE, "integer_pow": POSITIVE, "log": POSITIVE, "log1p": NOT_NEGATIVE, "pow": POSITIVE,
-    "rsqrt": POSITIVE, "sqrt": NOT_NEGATIVE,
-}  # fmt: skip
-"""Partial primitive -> a sign of its operand (the denominator of a quotient) with which it is defined."""
-_ALWAYS = {
-    "abs": NOT_NEGATIVE, "cosh": POSITIVE, "exp": POSITIVE, "exp2": POSITIVE, "logistic": POSITIVE,
-    "rsqrt": POSITIVE, "square": NOT_NEGATIVE,
-}  # fmt: skip
-_VANISHING = frozenset({"div", "exp", "exp2", "integer_pow", "logistic", "pow", "rsqrt"})
-_OF_OPERANDS = {
-    "max": max, "meet": max,
-    **dict.fromkeys((
-        "asinh", "atan", "broadcast_in_dim", "cbrt", "clamp", "concatenate", "convert_element_type", "copy", "cumsum",
-        "div", "erf", "expm1", "expand_dims", "integer_pow", "log1p", "min", "mul", "reduce_max", "reduce_min",
-        "reduce_sum", "reduce_window_sum", "reshape", "rev", "sinh", "slice", "sqrt", "squeeze", "stop_gradient",
-        "tanh", "transpose",
-    ), min),
-}  # fmt: skip
-"""Primitive -> which of its operands' signs its result has for certain."""
+_STRUCTURE = frozenset({
+    "broadcast_in_dim", "concatenate", "cumsum", "expand_dims", "reduce_max", "reduce_min", "reduce_sum",
+    "reduce_window_sum", "reshape", "rev", "slice", "squeeze", "transpose",
+})  # fmt: skip
+"""Primitives of whole arrays whose result has the least sign of their operands."""
 
 
 def rule(name: str) -> Callable[[dict, Sequence], Rewrite | None]:
@@ -81,12 +67,13 @@ def leaves_domain(made: Value) -> bool:
 
 def may_leave(name: str, params: dict, operands: Sequence) -> bool:
     """The same of an equation whose result is not there yet."""
-    if name not in PARTIAL or (name == "integer_pow" and params["y"] >= 0):
+    row = facts(name)
+    if not row.is_partial or (name == "integer_pow" and params["y"] >= 0):
         return False
     last = operands[-1 if name == "div" else 0]
     if name == "div" and isinstance(last, Literal):
         return last.value == 0
-    return name not in _DEFINED_FROM or _sign(last) < _DEFINED_FROM[name]
+    return row.defined_from is None or _sign(last) < row.defined_from
 
 
 def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -> int:
@@ -98,13 +85,13 @@ def sign_of(name: str, params: dict, operands: Sequence, shape: tuple[int, ...])
         return _UNKNOWN
     sign = _sign_of(name, params, operands)
     vanishes = any(isinstance(operand, Value) and operand.infinite for operand in operands)
-    return min(sign, NOT_NEGATIVE) if vanishes and name in _VANISHING else sign
+    return min(sign, NOT_NEGATIVE) if vanishes and facts(name).vanishes else sign
 
 
 def _sign_of(name: str, params: dict, operands: Sequence) -> int:
     signs = [_sign(operand) for operand in operands]
-    if name in _ALWAYS:
-        return _ALWAYS[name]
+    if facts(name).sign:
+        return facts(name).sign
     even = name == "integer_pow" and params["y"] % 2 == 0
     if even or (name == "mul" and operands[0] is operands[1]):
         return max(NOT_NEGATIVE, signs[0])
@@ -115,7 +102,9 @@ def _sign_of(name: str, params: dict, operands: Sequence) -> int:
         return signs[1 + int(operands[0].value)] if fixed else min(signs[1:])
     if name == "pow":
         return POSITIVE if signs[0] == POSITIVE else _UNKNOWN
-    return _OF_OPERANDS[name](signs) if name in _OF_OPERANDS else _UNKNOWN
+    if name in ("max", "meet"):
+        return max(signs)
+    return min(signs) if facts(name).keeps_sign or name in _STRUCTURE else _UNKNOWN
 
 
 def _sign(operand) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxbound.curvature.functions import facts
 from jaxbound.graph.primitives import AFFINE
 from jaxbound.graph.rewriting import definedness
 from jaxbound.graph.values import Literal, Value
@@ -26,21 +27,14 @@ MINUS, PLUS = 1, 2
 """What a value may be beside real numbers, added up."""
 _BOTH = MINUS | PLUS
 
-_BOUNDED = frozenset({
-    "and", "atan", "eq", "erf", "erfc", "ge", "gt", "is_finite", "le", "logistic", "lt", "ne", "not", "or", "rsqrt",
-    "sign", "tanh", "xor",
-})  # fmt: skip
-"""Finite also at infinity."""
 _RISING = frozenset({
-    "asinh", "cbrt", "ceil", "convert_element_type", "copy", "cumlogsumexp", "cummax", "cummin", "floor", "log",
-    "log1p", "logsumexp", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "round", "sinh", "sort",
-    "sqrt", "top_k",
+    "cumlogsumexp", "cummax", "cummin", "logsumexp", "reduce_max", "reduce_min", "reduce_window_max",
+    "reduce_window_min", "sort", "top_k",
 })  # fmt: skip
-"""Infinite where the operand is, with its sign; defined there, or known not to be (`definedness`)."""
+"""Primitives of whole arrays that are infinite where an operand is, with its sign; of elementwise ones their row says
+it. They are defined there, or known not to be (`definedness`)."""
 _CHOICES = frozenset({"select", "select_n"})
 _SUMS = frozenset({"cumsum", "reduce_sum", "reduce_window_sum", "scatter-add"})
-_CLOSED = frozenset({"acos", "asin", "sqrt"})
-"""Partial, but finite at the ends of their domains."""
 CALLS = frozenset({"cond", "scan"})
 """They are read equation by equation."""
 
@@ -55,13 +49,13 @@ def of(operand) -> int:
 def of_result(name: str, params: dict, operands: Sequence) -> int:
     """What the result of an equation may be beside real numbers."""
     if (
-        name not in _CLOSED
+        not facts(name).closed
         and definedness.may_leave(name, params, operands)
         and _is_limit(operands[-1 if name == "div" else 0])
     ):
         return _BOTH
     given = list(map(of, operands))
-    if not any(given) or name in _BOUNDED:
+    if not any(given) or facts(name).at_infinity == "finite":
         return 0
     if name in ("exp", "exp2", "expm1"):
         return given[0] & PLUS
@@ -73,7 +67,7 @@ def of_result(name: str, params: dict, operands: Sequence) -> int:
         return _RESULTS[name](given)
     if name in ("mul", "div"):
         return _scaled(given[0], operands[1]) | (_scaled(given[1], operands[0]) if name == "mul" else 0)
-    if name in _RISING:
+    if _rises(name):
         return given[0]
     return _union(given[1:] if name in _CHOICES else given) if _moves(name) or name in _SUMS else _BOTH
 
@@ -85,7 +79,7 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
     if name == "div" and _is_limit(operands[1]) and not any(map(_is_nonzero, operands)):
         return True
     given = list(map(of, operands))
-    if not any(given) or name in _BOUNDED | _RISING | CALLS:
+    if not any(given) or facts(name).at_infinity == "finite" or _rises(name) or name in CALLS:
         return False
     if name in ("add", "add_any", "sub"):
         first, second = given[0], _flipped(given[1]) if name == "sub" else given[1]
@@ -104,6 +98,11 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
 def _is_limit(operand) -> bool:
     """Whether an operand is a function of what may be infinite, entry by entry."""
     return isinstance(operand, Value) and any(root.infinite for root in operand.lineage)
+
+
+def _rises(name: str) -> bool:
+    """Whether a primitive is infinite where its operand is, with its sign."""
+    return name in _RISING or facts(name).at_infinity == "rising"
 
 
 def _moves(name: str) -> bool:

@@ -25,13 +25,14 @@ from jaxbound.methods.exact.program import Array
 from jaxbound.relaxations import enclosures
 from jaxbound.relaxations.enclosures import maximum, scalar
 from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import Given
 
 Ends = tuple[Array, Array]
 
 _SAMPLES = 32
 """Parts of an interval between whose ends the hull of a curved function is looked for."""
-_SPANS = {"product": (-1.0, 1.0), "select": (0.0, 1.0), "staircase": (0.0, 1.0)}
-"""The extreme choices that `planes` may be given."""
+_EXTREME = ("product", "select", "staircase")
+"""Kinds of nodes whose planes at both ends of the range of places are worth stating."""
 
 
 def family(run: Run, number: int, lines: int) -> Planes:
@@ -56,13 +57,13 @@ def _family(static, constants, inputs) -> Planes:
     read, enclosure = [constants[k] for k in used], enclosures.of(op)
 
     def along(slopes) -> Planes:
-        return jax.vmap(lambda pair: enclosure.planes(op, inputs, read, "adaptive", pair))(slopes)
+        return jax.vmap(lambda pair: enclosure.planes(op, inputs, read, Given(*pair)))(slopes)
 
     if op.kind == "scalar" and lines > 1:
         return along(_slopes(op, inputs[0], read, lines))
-    own = jax.tree.map(lambda array: array[None], enclosure.planes(op, inputs, read, "adaptive"))
-    if op.kind in _SPANS and lines > 1:
-        ends = jnp.stack([jnp.full(op.shape, end, op.dtype) for end in _SPANS[op.kind]])
+    own = jax.tree.map(lambda array: array[None], enclosure.planes(op, inputs, read))
+    if op.kind in _EXTREME and lines > 1:
+        ends = jnp.stack([jnp.full(op.shape, end, op.dtype) for end in enclosure.PLACES])
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), own, along((ends, ends)))
     if op.kind == "maximum" and lines > 1:
         entries = _one_entry(op)
@@ -133,7 +134,7 @@ def _pieces(node, constants, ends):
     read = [constants[k] for k in used]
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])
     left, right = points[:-1], points[1:]
-    lines = jax.vmap(lambda low, high: scalar.planes(op, [(low, high)], read, "adaptive"))(left, right)
+    lines = jax.vmap(lambda low, high: scalar.planes(op, [(low, high)], read))(left, right)
     return lines, left, right
 
 

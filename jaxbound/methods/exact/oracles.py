@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import _compat, errors, regions
-from jaxbound.driver import Run
-from jaxbound.graph import NONLINEAR, Graph, Node
+from jaxbound.driver import Run, sweep
+from jaxbound.graph import NONLINEAR, Block, Graph, Node
 from jaxbound.methods.base import Bounded, Ends, Method, Request, check_method, output_nodes
 from jaxbound.methods.exact import encoding, families, solvers
 from jaxbound.methods.exact.encoding import Encoding
@@ -136,64 +136,66 @@ class _Build:
     """The encodings of all examples (those whose region is not empty), node by node."""
 
     def __init__(self, graph, leaves, request, solve: Callable, lines: int, intersect: bool, *, split: bool = False):
-        self.run = Run(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
+        self.run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         self.sides, self.solve, self.lines, self.intersect, self.split = request.sides, solve, lines, intersect, split
         void = np.asarray(self.run.void).reshape(-1)
         self.encodings = {k: Encoding(stated=intersect) for k in map(int, np.flatnonzero(~void))}
         for number, region in enumerate(self.run.regions):
             for k, own in self.encodings.items():
-                own.add_region(number, jax.tree.map(lambda leaf, k=k: self.of(k, leaf), region), self.ends(k, number))
+                own.add_region(
+                    number, jax.tree.map(lambda leaf, k=k: self.of(k, leaf), region), self.ends(self.run, k, number)
+                )
 
     def of(self, k: int, array) -> Array:
         """One example's part of an array with a batch axis, if there is one."""
         return np.asarray(array) if self.run.batch is None else np.asarray(array)[k]
 
-    def ends(self, k: int, number: int) -> Sides:
+    def ends(self, run: Run, k: int, number: int) -> Sides:
         """What is known of a node, for one example."""
-        low, high = self.run.ends[number]
+        low, high = run.ends[number]
         return self.of(k, low), self.of(k, high)
 
     def walk(self, given: dict[int, Ends] | None, *, skip_exact: bool) -> None:
         """Bound the inputs of every nonlinear node, and add all nodes."""
-        run, nodes = self.run, self.run.graph.nodes
-        for block in run.graph.blocks:
-            if nodes[block.start].op.kind in NONLINEAR:
-                for source in sorted(set(nodes[block.start].inputs) - run.tightened):
-                    if given is not None:
-                        run.ends[source] = given[source]
-                    elif nodes[source].affine_in_region:
-                        self.tighten_prefix(source)
-                    elif not run.exact(source):
-                        needed = np.asarray(run.open_entries(source)) if skip_exact and self.intersect else None
-                        run.ends[source] = self.bounded(source, needed, "both")
-                    run.tightened.add(source)
-                    for k, own in self.encodings.items():
-                        own.builder.tighten(own.columns[source], *self.ends(k, source))
-            run.propagate(block)
+
+        def bound(run: Run, source: int) -> Run:
+            if given is not None:
+                run = run.learn(ends={source: given[source]})
+            elif run.graph.nodes[source].affine_in_region:
+                run = self.tighten_prefix(run, source)
+            elif not run.exact(source):
+                needed = np.asarray(run.unstable_entries(source)) if skip_exact and self.intersect else None
+                run = run.learn(ends={source: self.bounded(run, source, needed, "both")})
+            for k, own in self.encodings.items():
+                own.builder.tighten(own.columns[source], *self.ends(run, k, source))
+            return run
+
+        def add(run: Run, block: Block) -> None:
             for number in range(block.start, block.stop):
-                self.add(number)
+                self.add(run, number)
 
-    def tighten_prefix(self, number: int) -> None:
+        self.run = sweep(self.run, bound, after=add)
+
+    def tighten_prefix(self, run: Run, number: int) -> Run:
         """An affine image of the region is bounded exactly without a program."""
-        if not self.run.exact(number):
-            self.run.tighten(number, skip_exact=False, intersect=self.intersect)
+        return run if run.exact(number) else run.tighten(number, skip_exact=False, intersect=self.intersect)
 
-    def add(self, number: int) -> None:
+    def add(self, run: Run, number: int) -> None:
         """Add a node to every example's program."""
-        node = self.run.graph.nodes[number]
+        node = run.graph.nodes[number]
         if node.op.kind == "affine":
-            self.add_affine(number, node)
+            self.add_affine(run, number, node)
             return
-        planes, split = families.family(self.run, number, self.lines), None
+        planes, split = families.family(run, number, self.lines), None
         if self.split and node.op.kind == "scalar" and scalar.curvature_of(node.op).is_piecewise_linear:
-            split = families.pieces(self.run, number)
+            split = families.pieces(run, number)
         for k, own in self.encodings.items():
-            own.add_node(number, self.ends(k, number))
+            own.add_node(number, self.ends(run, k, number))
             if node.op.kind == "meet" and self.lines > 1:
                 own.add_equal(number, node)
                 continue
             mine = jax.tree.map(lambda leaf, k=k: self.of(k, leaf), planes)
-            inputs = self.ends(k, node.inputs[0])
+            inputs = self.ends(run, k, node.inputs[0])
             keep = families.facets(mine, inputs) if node.op.kind == "scalar" else None
             for line in range(len(mine.lower_intercept)):
                 one = jax.tree.map(lambda leaf, line=line: leaf[line], mine)
@@ -204,9 +206,9 @@ class _Build:
             elif self.split and node.op.kind == "maximum":
                 own.add_choice(number, node, inputs)
 
-    def add_affine(self, number: int, node: Node) -> None:
+    def add_affine(self, run: Run, number: int, node: Node) -> None:
         """Equations; examples share them where they share the constants."""
-        graph, shared = self.run.graph, None
+        graph, shared = run.graph, None
         varying = graph.axes is not None and any(graph.axes[c] is not None for c in node.constants)
         for k, own in self.encodings.items():
             if shared is None or varying:
@@ -215,11 +217,11 @@ class _Build:
                     for c in node.constants
                 ]
                 shared = encoding.equations(node.op, read)
-            own.add_affine(number, node, shared, self.ends(k, number))
+            own.add_affine(number, node, shared, self.ends(run, k, number))
 
-    def bounded(self, number: int, needed: Array | None, sides: str) -> Ends:
+    def bounded(self, run: Run, number: int, needed: Array | None, sides: str) -> Ends:
         """Bounds of a node over the programs so far; entries that are not needed keep what was known."""
-        op, known = self.run.graph.nodes[number].op, [np.array(end) for end in self.run.ends[number]]
+        op, known = run.graph.nodes[number].op, [np.array(end) for end in run.ends[number]]
         for k, own in self.encodings.items():
             chosen = np.arange(op.size) if needed is None else np.flatnonzero(self.of(k, needed))
             if not len(chosen):
@@ -235,21 +237,21 @@ class _Build:
                     if np.isfinite(found):
                         end[entry] = _outward(found, end.dtype, sign)
         low, high = map(jnp.asarray, known)
-        return interval.intersect((low, high), self.run.ends[number]) if self.intersect else interval.hull((low, high))
+        return interval.intersect((low, high), run.ends[number]) if self.intersect else interval.hull((low, high))
 
     def targets(self) -> dict[int, Ends]:
         """Bounds of the inputs of nonlinear nodes."""
-        return {source: self.run.ends[source] for source in sorted(self.run.tightened)}
+        return {source: self.run.ends[source] for source in sorted(self.run.visited)}
 
     def outputs(self) -> list[Bounded]:
         """Bounds of the function's outputs."""
-        results = []
-        for number in output_nodes(self.run.graph):
-            if self.run.graph.nodes[number].affine_in_region:
-                self.tighten_prefix(number)
+        results, run = [], self.run
+        for number in output_nodes(run.graph):
+            if run.graph.nodes[number].affine_in_region:
+                run = self.tighten_prefix(run, number)
             else:
-                self.run.ends[number] = self.bounded(number, None, self.sides)
-            low, high = self.run.known(number)
+                run = run.learn(ends={number: self.bounded(run, number, None, self.sides)})
+            low, high = run.known(number)
             zeros = jnp.zeros_like(low)
             results.append(Bounded(low, high if self.sides == "both" else None, zeros, zeros))
         return results

@@ -5,8 +5,8 @@ An enclosure is a module with five functions; it never knows which interpreter a
     describe(op) -> str                                           for `explain`
     interval(op, inputs, constants) -> (lower, upper)             of the node, from (lower, upper) of its inputs
     is_exact(op, position, ends) -> mask                          entries of an input whose tightening gains nothing
-    planes(op, inputs, constants, lower_slope, slopes) -> Planes  with the slopes chosen by a rule, or given
-    freedom(op, inputs, constants, lower_slope) -> Freedom        which slopes are worth a try, and where the rule is
+    planes(op, inputs, constants, rule) -> Planes                 with the slopes that a rule chooses (see `slopes`)
+    freedom(op, inputs, constants, rule) -> Freedom               which slopes are worth a try, and where the rule's are
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ _ENCLOSURES: dict[str, ModuleType] = {
     "sort": sort,
     "staircase": staircase,
 }
-
-LOWER_SLOPES = ("adaptive", "parallel", "zero", "one")
-"""How the lower slope of a nonlinearity may be chosen."""
 
 
 def of(op: Op) -> ModuleType:

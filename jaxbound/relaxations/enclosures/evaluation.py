@@ -18,57 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxbound.curvature.functions import FUNCTIONS, facts
 from jaxbound.graph import Program
 from jaxbound.graph.values import Inexact
 
 _SAFETY = 1.25
-_UNITS: dict[str, tuple[float, float]] = {
-    # exact: choices, booleans, and what only moves or cuts a value
-    **dict.fromkeys((
-        "abs", "and", "ceil", "clamp", "convert_element_type", "copy", "eq", "floor", "ge", "gt", "is_finite", "le",
-        "lt", "max", "min", "ne", "neg", "not", "or", "round", "select_n", "sign", "stop_gradient", "xor",
-    ), (0, 0)),
-    # arithmetic
-    **dict.fromkeys(("add", "add_any", "mul", "sqrt", "square", "sub"), (1, 1)),
-    "div": (2, 1),
-    "integer_pow": (1, 1),
-    # functions that XLA keeps within 4 units (measured: at most 3.2 and 3.5)
-    **dict.fromkeys((
-        "acos", "acosh", "asin", "asinh", "atan", "cos", "cosh", "erf", "exp", "exp2", "expm1", "log", "logistic",
-        "rsqrt", "sin", "tan", "tanh",
-    ), (4, 4)),
-    # and those that it does not
-    "atanh": (4, 128),
-    "cbrt": (16, 128),
-    "erf_inv": (4, 64),
-    "erfc": (8, 8),
-    "log1p": (4, 256),
-    "pow": (64, 64),
-    "sinh": (6, 6),
-}  # fmt: skip
-"""How many units in the last place of its result a function is off by, in float32 and float64.
-
-Every elementwise primitive is here, and what is not here has no bound. Measured on CPU under the options that
-`_compat.eager_jit` compiles with, and in part on an H100 (float32 division 1.2, sqrt 0.8, of the others none more than
-2.7). log1p in float64 loses two digits around -0.414, and so does atanh; cbrt is computed as a power, 7.8 and 60 units
-off at the ends of the range; erf_inv is measured beside `_rounded_square`.
-"""
-_SCALED = frozenset({"cosh", "erfc", "exp2", "sinh"})
-"""Times 1 + |argument|: they round it before exp. (integer_pow: times its exponent.)"""
-_COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
-_STEPS = frozenset({"ceil", "convert_element_type", "floor", "round", "sign"})
-"""They may jump, so their operands are moved by all that rounding may do, `_SAFETY` included."""
-_STEEP = {"sqrt": 1 / 2, "cbrt": 1 / 3, "pow": 1 / 4}
-"""Subnormal numbers may count as 0, which these functions see: the power of the smallest normal number to allow for."""
-_FLUSHED = {"add": 3, "add_any": 3, "asin": 2, "sub": 3}
-"""How many such numbers: 1, but for sums, whose terms may be such, and functions that halve their operand first."""
 _FACTORS = {"mul": lambda x, y: x + y, "div": lambda x, y: x + 1 / y}
 """What multiplies a factor that counts as 0: of a quotient's, one may be the reciprocal."""
-_DOMAIN = {
-    "acos": (-1, 1), "acosh": (1, math.inf), "asin": (-1, 1), "atanh": (-1, 1), "erf_inv": (-1, 1),
-    "log": (0, math.inf), "log1p": (-1, math.inf), "pow": (0, math.inf), "rsqrt": (0, math.inf), "sqrt": (0, math.inf),
-}  # fmt: skip
-"""An operand in the domain is in it, moved or not; at its ends some of the functions are infinite."""
 
 
 def makes_error(program: Program, dtype: DTypeLike) -> bool:
@@ -84,7 +40,7 @@ def makes_error(program: Program, dtype: DTypeLike) -> bool:
 def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
     """A bound on `|computed - real|` of the program's value at `z`, entry by entry."""
     eps, tiny = jnp.finfo(z.dtype).eps, jnp.finfo(z.dtype).tiny
-    deciding = {operand for name, _, read in program.instructions if name in _COMPARISONS | _STEPS for operand in read}
+    deciding = {operand for name, _, read in program.instructions if facts(name).kind != "curve" for operand in read}
     results: list[tuple] = []
 
     def read(operand):
@@ -102,10 +58,10 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
         values, errors = zip(*map(read, operands), strict=True)
         apply = lambda *moved, primitive=primitive, params=params: primitive.bind(*moved, **dict(params))  # noqa: E731
         value = apply(*values)
-        own = units(name, dict(params), values)
+        own, row = units(name, dict(params), values), facts(name)
         if all(err is None for err in errors):
             total = None
-        elif name in _COMPARISONS:  # a value is never in doubt against itself: that asks whether it is NaN
+        elif row.kind == "comparison":  # a value is never in doubt against itself: that asks whether it is NaN
             total = None if operands[0] == operands[1] else _met(values, errors)
         elif name == "is_finite":
             total = ~jnp.isfinite(jnp.abs(values[0]) + _SAFETY * errors[0])
@@ -113,11 +69,12 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
             total = _turned(values[0], values[1:], errors)
         else:
             pole = name == "div" or (name == "integer_pow" and dict(params)["y"] < 0)
-            reach = _SAFETY if name in _STEPS else 1
+            reach = _SAFETY if row.kind == "step" else 1  # it may jump: all that rounding may do counts
             moves = tuple(err if err is None or err.dtype == bool else reach * err for err in errors)
-            total = _moved(apply, value, values, moves, _DOMAIN.get(name), pole)
+            domain = row.domain if row.domain != (-math.inf, math.inf) else None
+            total = _moved(apply, value, values, moves, domain, pole)
         if own is not None and jnp.issubdtype(value.dtype, jnp.floating):
-            flushed = _FLUSHED.get(name, 1) * float(tiny) ** _STEEP.get(name, 1)
+            flushed = row.flushed * float(tiny) ** row.steep
             if name in _FACTORS:
                 flushed = flushed * (1 + _FACTORS[name](*map(jnp.abs, values)))
             total = (0 if total is None else total) + own * eps * jnp.abs(value) + flushed
@@ -147,24 +104,26 @@ def is_subnormal(values: jax.Array) -> jax.Array:
 
 def compares(name: str) -> bool:
     """Whether an instruction makes a truth value of numbers."""
-    return name in _COMPARISONS or name == "is_finite"
+    return facts(name).kind == "comparison" or name == "is_finite"
 
 
 def is_exact(name: str) -> bool:
     """Whether an instruction makes no error of its own."""
-    return name in _UNITS and _UNITS[name] == (0, 0)
+    return name in FUNCTIONS and FUNCTIONS[name].units == (0, 0)
 
 
 def units(name: str, params: dict, values: Sequence[jax.Array]):
     """The error of one instruction in units in the last place of its result; None if it is exact."""
-    if name not in _UNITS:
-        raise KeyError(f"no bound is known on the rounding error of `{name}`: measure it, and add it to `_UNITS`")
-    found = _UNITS[name][values[0].dtype == jnp.float64]
+    if name not in FUNCTIONS:
+        raise KeyError(
+            f"no bound is known on the rounding error of `{name}`: measure it, and add a row to `curvature.functions`"
+        )
+    found = FUNCTIONS[name].units[values[0].dtype == jnp.float64]
     if not found:
         return None
     if name == "integer_pow":
         return found * abs(params["y"])
-    return found * (1 + jnp.abs(values[0])) if name in _SCALED else found
+    return found * (1 + jnp.abs(values[0])) if FUNCTIONS[name].scaled else found
 
 
 def _met(values, errors) -> jax.Array:

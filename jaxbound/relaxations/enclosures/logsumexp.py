@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.maximum import axes
-from jaxbound.relaxations.planes import Freedom, Planes, cut, times
+from jaxbound.relaxations.planes import Planes, times
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -49,15 +50,15 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.zeros(jnp.shape(ends[0]), bool)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """A tangent plane below, chords under a tangent above; `slopes` are places of c on the diagonal, in [0, 1]."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """A tangent plane below, chords under a tangent above; places of c are on the diagonal, in [0, 1]."""
     ((lower, upper),) = inputs
     reduced = axes(op)
     finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
     halves = jnp.full(op.shape, 0.5, op.dtype)
     width = high - low
-    places = (halves, halves) if slopes is None else (cut(slopes[0], 0, 1), cut(slopes[1], _LEAST, 1))
+    places = Places(lambda: (halves, halves), ((0, 1), (_LEAST, 1))).chosen(rule)
     below, above = [low + jnp.expand_dims(place, reduced) * width for place in places]
     at_below = jax.nn.logsumexp(below, reduced, keepdims=True)
     share = jnp.exp(below - at_below)
@@ -84,7 +85,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     )  # fmt: skip
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """Points along the diagonal of the box."""
     zeros = jnp.zeros(op.shape, op.dtype)
     (below, _), (half, _) = Freedom.linear(zeros, zeros + 1, (zeros + 0.5, zeros), count=_POINTS)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures.meet import among
-from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide
+from jaxbound.relaxations.planes import Planes, is_wide
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -47,10 +48,10 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return upper < jnp.max(lower, axis=axes(op), keepdims=True)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
     """One entry below; above the better of a constant and a sum of chords.
 
-    `slopes` are places in [0, 1]: below among the entries by their lower bounds, above from the constant to the chords.
+    Places are in [0, 1]: below among the entries by their lower bounds, above from the constant to the chords.
     """
     ((lower, upper),) = inputs
     reduced = axes(op)
@@ -69,7 +70,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     ceiling = jnp.max(high, axis=reduced)
     tilted = (jnp.sum(slope * (low + high) / 2, axis=reduced) + intercept < ceiling).astype(low.dtype)
     zeros = jnp.zeros(op.shape, op.dtype)
-    below, above = (zeros, tilted) if slopes is None else [cut(place, 0, 1) for place in slopes]
+    below, above = Places.within(0, 1, lambda: (zeros, tilted)).chosen(rule)
     weights = _weights(op, low, below)
     reach = jnp.sum(slope * jnp.maximum(jnp.abs(low), jnp.abs(high)), axis=reduced) + jnp.abs(ceiling)
     error = jax.lax.stop_gradient((8 + jnp.ndim(low)) * jnp.finfo(op.dtype).eps * reach)
@@ -84,9 +85,9 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     )  # fmt: skip
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """From the entry with the largest lower bound to that with the smallest; from the constant to the chords."""
-    (sloped,) = planes(op, inputs, constants, lower_slope).upper_slopes
+    (sloped,) = planes(op, inputs, constants, rule).upper_slopes
     zeros = jnp.zeros(op.shape, op.dtype)
     tilted = jnp.any(sloped != 0, axis=axes(op)).astype(op.dtype)
     count = math.prod(op.input_shapes[0][axis] for axis in axes(op))

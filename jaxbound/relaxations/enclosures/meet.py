@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes, cut
+from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -42,10 +43,10 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.zeros(jnp.shape(ends[0]), bool)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """One expression on each side; `slopes` is a place in [0, 1] between the best and the worst one instead."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """One expression on each side, the best by default; places in [0, 1] lead from it to the worst."""
     zeros = jnp.zeros(op.shape, op.dtype)
-    below, above = (zeros, zeros) if slopes is None else [cut(place, 0, 1) for place in slopes]
+    below, above = Places.within(0, 1, lambda: (zeros, zeros)).chosen(rule)
     lows, highs = (jnp.stack([ends[k] for ends in inputs]) for k in (0, 1))
     finite = jnp.all(jnp.isfinite(lows) & jnp.isfinite(highs), axis=0)  # else no average makes sense
     weights = [among(jnp.where(finite, share, 0), order, 0) for share, order in ((below, -lows), (above, highs))]
@@ -55,7 +56,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     return Planes(tuple(weights[0]), -errors[0], tuple(weights[1]), errors[1])
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """From the best expression to the worst one."""
     zeros = jnp.zeros(op.shape, op.dtype)
     return Freedom.linear(zeros, zeros + 1, (zeros, zeros), count=len(inputs))

@@ -27,9 +27,13 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.relaxations import affine
-from jaxbound.relaxations.planes import Freedom, Planes, cut, least_of
+from jaxbound.relaxations.planes import Planes, least_of
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
+
+PLACES = (-1.0, 1.0)
+"""The values of t."""
 
 
 def describe(op: Op) -> str:
@@ -61,12 +65,12 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.zeros(jnp.shape(ends[0]), bool)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """A plane below and one above; `slopes` holds the parameters t in [-1, 1] of the two."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """A plane below and one above; their places are the parameters t in [-1, 1]."""
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)
     boxes = [(jnp.where(finite, low, 0), jnp.where(finite, high, 0)) for low, high in inputs]
     (m_x, r_x), (m_y, r_y) = [((low + high) / 2, (high - low) / 2) for low, high in boxes]
-    below, above = _flattest(boxes) if slopes is None else [cut(t, -1, 1) for t in slopes]
+    below, above = Places.within(*PLACES, lambda: _flattest(boxes)).chosen(rule)
     low_slopes = tuple(map(_normal, (m_y - below * r_y, m_x - below * r_x)))
     high_slopes = tuple(map(_normal, (m_y - above * r_y, m_x + above * r_x)))
     floor = _extreme(boxes, low_slopes, jnp.less)
@@ -85,7 +89,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     )  # fmt: skip
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """t from -1 to 1."""
     ones = jnp.ones(op.shape, op.dtype)
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in inputs for end in ends]), axis=0)

@@ -30,10 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.curvature.analysis import Cell, Curvature, analyse
-from jaxbound.curvature.jets import enclose
+from jaxbound.curvature.enclosing import enclose
 from jaxbound.graph import Op
 from jaxbound.relaxations.enclosures import evaluation, search
-from jaxbound.relaxations.planes import Freedom, Planes, is_wide, least_of, picked
+from jaxbound.relaxations.planes import Planes, is_wide, least_of, picked
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Lines, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -104,17 +105,14 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(jnp.shape(lower), bool)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """Lines with the chosen (or given) slopes and exact intercepts."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """Lines with the slopes that a rule chooses, and exact intercepts."""
     ((lower, upper),) = inputs
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
-    if slopes is None:
-        below, above = hull_slopes(op, low, high, constants)
-        below = _lower_slope(lower_slope, op, low, high, constants, (below, above))
-    else:
-        below, above = slopes
-    below, above = [jnp.where(finite & (jnp.abs(s) >= jnp.finfo(op.dtype).tiny), s, 0) for s in (below, above)]
+    hull = functools.partial(hull_slopes, op, low, high, constants)
+    chosen = rule.lines(Lines(low, high, hull, functools.partial(support_range, op, low, high, constants)))
+    below, above = [jnp.where(finite & (jnp.abs(s) >= jnp.finfo(op.dtype).tiny), s, 0) for s in chosen]
     floor, ceiling = intercepts(op, below, above, low, high, constants)
     least, most = interval(op, inputs, constants)
     floor = _at_least(floor, _outside(op, below, least, low, high))
@@ -262,7 +260,7 @@ def support_range(op: Op, lower, upper, constants, sign: int = 1) -> Ends:
     return ends[0], jnp.maximum(ends[0], ends[1])
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """Slopes between those of the hull's ends, closer where the function is flat: contact moves fast there.
 
     For a function with one kink, what is between two lines is their average. Where the hull is one chord on a side,
@@ -271,10 +269,10 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
     ((lower, upper),) = inputs
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
-    chosen = planes(op, inputs, constants, lower_slope)
+    chosen = planes(op, inputs, constants, rule)
     curvature = curvature_of(op)
     one_kink = curvature.is_piecewise_linear and len(curvature.pieces) <= 2 and not curvature.cells
-    spaced, back = (lambda s: s, lambda s: s) if one_kink else (_root, lambda s: s * jnp.abs(s))
+    spaced, back = (lambda s: s, lambda s: s) if one_kink else (_root, _squared)
     tables, shares = [], []
     for sign, (own,) in ((1, chosen.lower_slopes), (-1, chosen.upper_slopes)):
         if _is_chord(op, constants, sign):
@@ -287,6 +285,16 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: st
         tables.append(back(table))
         shares.append(share)
     return Freedom((tables[0], tables[1]), (shares[0], shares[1]))
+
+
+def tabulated(op: Op, lower, upper, constants, count: int) -> list[jax.Array]:
+    """Slopes below and above from one end of the hull to the other, closer where the function is flat."""
+    found = []
+    for sign in (1, -1):
+        first, last = map(_root, support_range(op, lower, upper, constants, sign))
+        (table, _), _ = Freedom.linear(first, last, (first, first), count=count)
+        found.append(_squared(table))
+    return found
 
 
 def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
@@ -316,11 +324,9 @@ def _root(slope) -> jax.Array:
     return jnp.sign(slope) * jnp.sqrt(jnp.where(slope == 0, 1, jnp.abs(slope)))
 
 
-def _lower_slope(rule: str, op: Op, lower, upper, constants, hull: Ends) -> jax.Array:
-    if rule in ("adaptive", "parallel"):
-        return hull[0 if rule == "adaptive" else 1]
-    flattest, steepest = support_range(op, lower, upper, constants)
-    return jnp.clip({"zero": 0.0, "one": 1.0}[rule], flattest, steepest).astype(jnp.result_type(lower))
+def _squared(root) -> jax.Array:
+    """The reverse."""
+    return root * jnp.abs(root)
 
 
 def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:

@@ -22,9 +22,13 @@ import jax.numpy as jnp
 
 from jaxbound.graph import Op
 from jaxbound.graph.values import plain
-from jaxbound.relaxations.planes import Freedom, Planes, cut, is_wide, times
+from jaxbound.relaxations.planes import Planes, is_wide, times
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
+
+PLACES = (0.0, 1.0)
+"""The values of k."""
 
 
 def describe(op: Op) -> str:
@@ -49,15 +53,15 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.full(jnp.shape(ends[0]), op.operands[0] == ("input", position))
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """A plane on each side; `slopes` holds k of the two."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """A plane on each side; their places are k."""
     share, *cases = _operands(op, inputs, constants)
     low_s, high_s = _within(share)
     finite = jnp.all(jnp.stack([jnp.isfinite(end) for ends in cases for end in ends]), axis=0)
     (low_a, high_a), (low_b, high_b) = [tuple(jnp.where(finite, end, 0) for end in ends) for ends in cases]
     least, most = low_a - high_b, high_a - low_b
     chord = _chord(least, most)
-    below, above = (chord, chord) if slopes is None else [cut(k, 0, 1) for k in slopes]
+    below, above = Places.within(*PLACES, lambda: (chord, chord)).chosen(rule)
     reach = sum(jnp.maximum(jnp.abs(low), jnp.abs(high)) for low, high in ((low_a, high_a), (low_b, high_b)))
     whole = ((low_s == 1) | (high_s == 0)).astype(op.dtype)
     error = jax.lax.stop_gradient((1 - whole) * 16 * jnp.finfo(op.dtype).eps * reach)
@@ -77,7 +81,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     return Planes(lower, jnp.where(known, floor, bottom), upper, jnp.where(known, ceiling, top))
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """k from 0 over the chord to 1; h is linear in k on both sides of it."""
     _, (low_a, high_a), (low_b, high_b) = _operands(op, inputs, constants)
     chord = _chord(low_a - high_b, high_a - low_b)

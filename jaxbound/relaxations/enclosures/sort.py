@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes
+from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
@@ -30,14 +31,14 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return jnp.zeros(jnp.shape(ends[0]), bool)
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
     """The interval: which entry stands where is not known."""
     lower, upper = interval(op, inputs, constants)
     zeros = jnp.zeros(op.shape, op.dtype)
     return Planes((zeros,), lower, (zeros,), upper)
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """None."""
     zeros = jnp.zeros(op.shape, op.dtype)
     return Freedom((zeros[None], zeros[None]), (None, None))

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
-from jaxbound.relaxations.planes import Freedom, Planes, cut
+from jaxbound.relaxations.planes import Planes
+from jaxbound.relaxations.slopes import ADAPTIVE, Freedom, Places, SlopeRule
 
 Ends = tuple[jax.Array, jax.Array]
 
+PLACES = (0.0, 1.0)
+"""From the constant to the line."""
 _OFFSETS = {"floor": (-1.0, 0.0), "ceil": (0.0, 1.0), "round": (-0.5, 0.5)}
 
 
@@ -38,14 +41,15 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     return lower == upper
 
 
-def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str, slopes=None) -> Planes:
-    """On each side the better of a constant and a line of slope 1, or with `slopes` in [0, 1] their average."""
+def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
+    """On each side a constant (place 0) or a line of slope 1 (place 1), the better by default, or their average."""
     ((low, high),) = inputs
     lower, upper = interval(op, inputs, constants)
     finite = jnp.isfinite(low) & jnp.isfinite(high)
     reach = jnp.where(finite, jnp.maximum(jnp.abs(low), jnp.abs(high)) + 1, 0)
     below, above = _OFFSETS[op.name]
-    rising, falling = _chosen(op, inputs) if slopes is None else [jnp.where(finite, cut(s, 0, 1), 0) for s in slopes]
+    places = Places.within(*PLACES, lambda: _chosen(op, inputs)).chosen(rule)
+    rising, falling = [jnp.where(finite, place, 0) for place in places]
 
     def mixed(slope, offset, end, sign):
         average = jnp.where(slope > 0, slope * offset, 0) + jnp.where(slope < 1, (1 - slope) * end, 0)
@@ -54,7 +58,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str
     return Planes((rising,), mixed(rising, below, lower, -1), (falling,), mixed(falling, above, upper, 1))
 
 
-def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, lower_slope: str) -> Freedom:
+def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Freedom:
     """From the constant to the line of slope 1."""
     zeros = jnp.zeros(op.shape, op.dtype)
     return Freedom.linear(zeros, zeros + 1, _chosen(op, inputs))
