@@ -113,7 +113,7 @@ class _Problem:
     ):
         structure, self.number, self.how = static
         self.index = index
-        run = Run.over(Graph(constants, structure, None), leaves, outward=self.how.outward)
+        run = Run.over(Graph(tuple(constants), structure, None), leaves, outward=self.how.outward)
         self.run = replace(run, knowledge=run.knowledge._replace(ends=dict(ends)))
         self.blocks = [block for block in structure.blocks if block.start in tables]
         self.windows = self._windows(tables) if self.how.shared == 1 else {}

@@ -77,7 +77,7 @@ class Crown(Method):
         intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
             everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
         budget: under `jit`, which cannot choose rows by their values, the part of each layer's entries (0 to 1) that is
-            bounded where no example has more of them open; where one has, all are, so the numbers are the same. Both
+            bounded where no example has more unstable ones; where one has, all are, so the numbers are the same. Both
             programs are compiled; under an outer `vmap` both run. None to bound all entries. Static.
 
     Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",

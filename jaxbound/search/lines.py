@@ -28,7 +28,7 @@ SPARE = 1 + 1 / 64
 
 
 def relax(
-    static: Any, constants: Sequence, inputs: Sequence[Ends], behind: Any, slopes: tuple | None, room: jax.Array | None
+    static: Any, constants: Sequence, inputs: Sequence[Ends], behind: Any, slopes: tuple | None, room: Any
 ):
     """Planes around a nonlinear node, which hold the rounding behind it, and room for underflow."""
     op, outward, terms = static
@@ -98,7 +98,7 @@ def input_radius(static: Any, _constants: Sequence, box: Ends):
     )
 
 
-def with_sums(own: jax.Array, behind: Any, ends: Ends, readers: int, room: jax.Array | None):
+def with_sums(own: jax.Array, behind: Any, ends: Ends, readers: int, room: Any):
     """A radius with the sums of rows of all readers, of a pass that begins there and of multipliers; room with it."""
     dtype = ends[0].dtype
     own = own + affine.gamma(readers + 2, dtype) * reach(ends)

@@ -220,7 +220,7 @@ def _add(
     constants: Sequence,
     outer: Sequence[Ends],
     outer_radii: Sequence,
-    known: Sequence[Ends | None],
+    known: Sequence,
     room: jax.Array | None,
 ):
     """Bounds of a block's nodes, radii, and room for underflow."""
@@ -252,13 +252,13 @@ def _begin_entries(_static: None, _constants: Sequence, radius: jax.Array | None
     return -jnp.tile(radius.reshape(-1), 2) - (0 if room is None else room)
 
 
-def _begin(terms: int, _constants: Sequence, intercept: jax.Array, parts: Sequence, room: jax.Array | None):
+def _begin(terms: int, _constants: Sequence, intercept: jax.Array, parts: Sequence, room: jax.Array):
     """An intercept less the rounding of everything behind the rows."""
     lost = affine.gamma(terms, intercept.dtype) * jnp.abs(intercept) + room
     return intercept - SPARE * (lost + sum(_dot(jnp.abs(part), radius) for part, radius in parts))
 
 
-def _pull(static: Any, constants: Sequence, incoming: Sequence, lower: jax.Array, planes: Planes | None):
+def _pull(static: Any, constants: Sequence, incoming: Sequence, lower: jax.Array, planes: Any):
     """Rows on the values that a block reads, what they have collected, and the coefficients of its nonlinear node."""
     template, entries, watch = static
     inner = list(incoming)
@@ -312,7 +312,7 @@ def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def bound_boxes(
-    skeleton: Skeleton, constants: Sequence, box: Ends, known: dict[int, Ends], goal: tuple, *, outward: bool
+    skeleton: Skeleton, constants: Sequence, box: Ends, known: dict[int, Ends], goal: Sequence, *, outward: bool
 ) -> tuple[Found, Domain]:
     """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
 
@@ -339,7 +339,7 @@ def adaptive_slopes(domain: Domain) -> np.ndarray:
     return np.concatenate(chosen, axis=1) if chosen else np.zeros((len(domain.ends[0][0]), 0), bool)
 
 
-def started(skeleton: Skeleton, goal: tuple) -> tuple[dict[int, jax.Array], jax.Array]:
+def started(skeleton: Skeleton, goal: Sequence) -> tuple[dict[int, jax.Array], jax.Array]:
     """Where a pass for the rows of a goal begins."""
     outputs, inputs, offsets = goal
     axes = outputs.shape[:-1]

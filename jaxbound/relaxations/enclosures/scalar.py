@@ -233,7 +233,7 @@ def _touch(
     low, high = jnp.stack([lower, middle])[:, None], jnp.stack([middle, upper])[:, None]
     downhill = jnp.array([1, -1], near.dtype).reshape(2, *[1] * jnp.ndim(lower))
 
-    def move(_, points: Sequence[jax.Array]):
+    def move(_, points: jax.Array):
         rise = op.program(points, *held)
         slope = (rise[1] - rise[0]) / jnp.where(points[1] > points[0], points[1] - points[0], 1)
         steepness, bend = jax.jvp(lambda z: _derivative(op, z, held), (points,), (jnp.ones_like(points),))
@@ -308,7 +308,7 @@ def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
 
 
 def _two_slopes(op: Op, has_constants: bool) -> tuple[float, float] | None:
-    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they are open."""
+    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they are not proved to differ."""
     curvature = curvature_of(op)
     if not curvature.is_piecewise_linear or len(_borders(curvature)) != 1 or has_constants:
         return None
