@@ -2,6 +2,7 @@
 #
 #   make certify      on a fresh machine: install, train and certify a small digits network
 #   make test         the tests of every day; ROOM=regions for those of one room
+#   make test-fast    a subset of a minute, to run after each change
 #   make test-all     all tests but the long soundness runs: what CI runs
 #   make test-latest  a fast subset on Python 3.12 and the newest JAX
 #   make soundness    the long soundness runs
@@ -34,7 +35,7 @@ FIND_PYTHON_312 = for candidate in python3.12 "$$(pyenv root 2>/dev/null)"/versi
 	if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1; \
 	then echo "$$candidate"; break; fi; done
 
-.PHONY: help certify test test-all lint soundness fuzz bench docs package install-latest test-latest clean
+.PHONY: help certify test test-fast test-all lint soundness fuzz bench docs package install-latest test-latest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +46,9 @@ certify: $(VENV)/installed-experiments
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" $(if $(ROOM),--room $(ROOM)) $(ARGS)
+
+test-fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) -m "fast and not slow and not long" tests $(ARGS)
 
 test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) $(if $(ROOM),--room $(ROOM)) $(ARGS)

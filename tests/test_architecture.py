@@ -233,6 +233,23 @@ def test_no_module_writes_into_anothers_object():
         )
 
 
+# --- types -----------------------------------------------------------------------------------------------------------
+
+UNANNOTATED = 1250
+"""Parameters without an annotation, in a package of 5,000: the number may only fall."""
+
+
+def test_parameters_are_annotated():
+    bare = 0
+    for file in FILES.values():
+        for node in _nodes(file):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given, extra = node.args, (node.args.vararg, node.args.kwarg)
+                names = [*given.posonlyargs, *given.args, *given.kwonlyargs, *(each for each in extra if each)]
+                bare += sum(each.annotation is None and each.arg not in ("self", "cls") for each in names)
+    assert bare <= UNANNOTATED, f"{bare} parameters have no annotation: annotate those that are new"
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -137,7 +137,7 @@ class Run(State):
         chosen = xp.where(xp.take_along_axis(flat, order, axis=1), order, -1).astype(np.int32)
         return chosen if self.batch is not None else chosen[0]
 
-    def bound_node(self, number: int, *, chosen=None, sides: str = "both") -> tuple[Ends, Ends]:
+    def bound_node(self, number: int, *, chosen: Any = None, sides: str = "both") -> tuple[Ends, Ends]:
         """Bounds of a node by backward passes from its entries: `(lower, upper)`, not widened, and their rounding.
 
         Args:
@@ -163,7 +163,7 @@ class Run(State):
         one: Callable,
         number: int,
         *,
-        chosen=None,
+        chosen: Any = None,
         sides: str = "both",
         most: int | None = None,
     ) -> tuple[Ends, Ends]:
@@ -196,7 +196,9 @@ class Run(State):
         """Rows as an array."""
         return self.call(steps.densify, None, ((), ()), rows)
 
-    def start(self, number: int, index=None, sides: str = "both") -> tuple[dict[int, Coefficients], backward.Carry]:
+    def start(
+        self, number: int, index: Any = None, sides: str = "both"
+    ) -> tuple[dict[int, Coefficients], backward.Carry]:
         """Rows for some entries of a node, or for all; where a pass begins."""
         op = self.graph.nodes[number].op
         index = self._entries(number) if index is None else index

@@ -73,7 +73,7 @@ def program(make: Callable, outward: bool | str, work: Callable, static: Hashabl
     """What `work(run, static, *args)` answers and what its run has learned, as one program; `make` makes the run."""
 
     @eager_jit
-    def part(graph: Graph, leaves, known: Knowledge, *args):
+    def part(graph: Graph, leaves, known: Knowledge, *args: Any):
         known = known.unpacked()
         run, found = work(make(graph, leaves, outward=outward, known=known), static, *args)
         return found, run.knowledge.beyond(known)

@@ -107,14 +107,14 @@ class State:
         """The same call with other constants for some blocks (by their first node)."""
         return replace(self, given={**self.given, **constants})
 
-    def call(self, step: Callable, static: Hashable, constants: Constants, *state):
+    def call(self, step: Callable, static: Hashable, constants: Constants, *state: Any):
         """Run `step(static, constants, *state)`: per example if there is a batch, compiled if eager."""
         arrays, axes = constants
         return (steps.compiled if self.eager else steps.mapped)(step, static, None if self.batch is None else axes)(
             arrays, *state
         )
 
-    def together(self, work: Callable, static: Hashable, *args, over: Sequence | None = None) -> tuple[Self, Any]:
+    def together(self, work: Callable, static: Hashable, *args: Any, over: Sequence | None = None) -> tuple[Self, Any]:
         """`work(self, static, *args)`, a run and an answer; eagerly as one program where few blocks equal others.
 
         `work` is a function of a module, not made for the call; `static` is all that is no array. `over` is () for work

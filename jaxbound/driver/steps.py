@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -15,30 +15,34 @@ from jaxbound import regions
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
-from jaxbound.relaxations.planes import spread
+from jaxbound.relaxations.coefficients import Coefficients
+from jaxbound.relaxations.planes import Planes, spread
+from jaxbound.relaxations.slopes import Given, SlopeRule
+
+Ends = tuple[jax.Array, jax.Array]
 
 
 @kept(1024)
-def compiled(step: Callable, static: Hashable, axes) -> Callable:
+def compiled(step: Callable, static: Hashable, axes: Any) -> Callable:
     """The step for a batch, compiled; the same one for equal static facts."""
     return eager_jit(mapped(step, static, axes), level=0 if step in (begin, joined, unless_void) else 1)
 
 
-def mapped(step: Callable, static: Hashable, axes) -> Callable:
+def mapped(step: Callable, static: Hashable, axes: Any) -> Callable:
     """The step over the batch axis, where there is one."""
 
     @functools.wraps(step)
-    def single(constants, *state):
+    def single(constants: Sequence, *state: Any):
         return step(static, constants, *state)
 
     @functools.wraps(step)
-    def batched(constants, *state):
+    def batched(constants: Sequence, *state: Any):
         return jax.vmap(single, in_axes=(axes, *(0 for _ in state)))(constants, *state)
 
     return single if axes is None else batched
 
 
-def boxes(_static, constants, leaves):
+def boxes(_static: None, constants: Sequence, leaves: Sequence[regions.Region]):
     """The enclosing boxes of the regions; whether nothing can be bounded (an empty region, an infinite constant); and
     the regions, boxes in one form, so that later steps are the same for all of them."""
     undefined = [jnp.any(~jnp.isfinite(constant)) for constant in jax.tree.leaves(constants)]
@@ -48,12 +52,12 @@ def boxes(_static, constants, leaves):
     return [(jnp.where(void, -jnp.inf, low), jnp.where(void, jnp.inf, high)) for low, high in boxes], void, plain
 
 
-def unless_void(_static, _constants, ends, void):
+def unless_void(_static: None, _constants: Sequence, ends: Ends, void: jax.Array):
     """The ends, infinite where nothing can be bounded."""
     return jnp.where(void, -jnp.inf, ends[0]), jnp.where(void, jnp.inf, ends[1])
 
 
-def propagate(static, constants, ends, base):
+def propagate(static: Any, constants: Sequence, ends: Sequence[Ends], base: Sequence[Ends] | None):
     """Intervals of a block's nodes from `base` (None: from the best ends); its first one's from the best ends, or None
     if these are no others."""
     template, outward = static
@@ -64,13 +68,13 @@ def propagate(static, constants, ends, base):
     return interval.node(op, [ends[k] for _, k in inputs], [constants[k] for k in used], outward=outward), found
 
 
-def enclose(node, constants, inputs, rule):
+def enclose(node: tuple, constants: Sequence, inputs: Sequence[Ends], rule: SlopeRule):
     """The planes of a nonlinear node, by a rule."""
     op, _, used = node
     return enclosures.of(op).planes(op, inputs, [constants[k] for k in used], rule)
 
 
-def enclose_rows(static, constants, inputs, rules):
+def enclose_rows(static: Any, constants: Sequence, inputs: Sequence[Ends], rules: Given):
     """The planes of a nonlinear node, by rules for groups of rows."""
     (op, _, used), sides, count = static
     own = [constants[k] for k in used]
@@ -78,20 +82,20 @@ def enclose_rows(static, constants, inputs, rules):
     return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
 
 
-def unstable(readers, _constants, ends):
+def unstable(readers: tuple, _constants: Sequence, ends: Ends):
     """Which entries some reader does not relax exactly as they are known."""
     exact = [enclosures.of(op).is_exact(op, position, ends) for op, position in readers]
     return ~functools.reduce(jnp.logical_and, exact) if exact else jnp.ones(ends[0].shape, bool)
 
 
-def merge(intersect, _constants, known, found, errors, needed):
+def merge(intersect: bool, _constants: Sequence, known: Ends, found: Any, errors: Ends, needed: jax.Array | None):
     """What is known of the entries of a node, with what a pass found."""
     widened = found[0] - errors[0], found[1] + errors[1]
     merged = interval.intersect(known, widened) if intersect else interval.hull(widened)
     return merged if needed is None else tuple(jnp.where(needed, *pair) for pair in zip(merged, known, strict=True))
 
 
-def begin(static, _constants, index):
+def begin(static: Any, _constants: Sequence, index: jax.Array):
     """The rows that start at some entries of a node."""
     shape, dtype, sides, outward = static
     sign = (index >= 0).astype(dtype)
@@ -100,40 +104,68 @@ def begin(static, _constants, index):
     return coefficients.Identity(jnp.maximum(index, 0), sign, shape), backward.start(index.shape[0], dtype, outward)
 
 
-def pull(static, constants, incoming, carry, planes, ends):
+def pull(
+    static: Any,
+    constants: Sequence,
+    incoming: Sequence[Coefficients | None],
+    carry: backward.Carry,
+    planes: Planes | None,
+    ends: Any,
+):
     """Rows pulled through a block."""
     template, executed = static
     return backward.pull(template, constants, incoming, carry, planes, ends, executed=executed)
 
 
-def densify(_static, _constants, rows):
+def densify(_static: None, _constants: Sequence, rows: Coefficients):
     """Rows with a coefficient for every entry."""
     return coefficients.Dense(coefficients.dense(rows))
 
 
-def substitute(_static, _constants, rows, pair, carry, leaves):
+def substitute(
+    _static: None,
+    _constants: Sequence,
+    rows: Coefficients,
+    pair: forward.Pair,
+    carry: backward.Carry,
+    leaves: Sequence[regions.Region],
+):
     """A node's own linear functions in the place of the node."""
     return forward.substitute(rows, pair, carry, leaves)
 
 
-def add(_static, _constants, first, second, carry, ends):
+def add(
+    _static: None,
+    _constants: Sequence,
+    first: Coefficients,
+    second: Coefficients,
+    carry: backward.Carry,
+    ends: Ends | None,
+):
     """Rows that reach one node on two ways."""
     return backward.add(first, second, carry, None if ends is None else interval.magnitude(ends))
 
 
-def concretize(_static, _constants, leaves, incoming, carry, void):
+def concretize(
+    _static: None,
+    _constants: Sequence,
+    leaves: Sequence[regions.Region],
+    incoming: Sequence[Coefficients | None],
+    carry: backward.Carry,
+    void: jax.Array,
+):
     """Rows at the regions, as numbers."""
     return backward.concretize(leaves, incoming, carry, void)
 
 
-def nothing(size: int, dtype, batch: int | None) -> np.ndarray:
+def nothing(size: int, dtype: jnp.dtype, batch: int | None) -> np.ndarray:
     """Where `collect` begins: four rows, lower bounds of both signs, and their rounding, of entries and one more."""
     found = np.zeros((*(() if batch is None else (batch,)), 4, size + 1), dtype)
     found[..., :2, :] = -np.inf
     return found
 
 
-def collect(static, _constants, found, index, part):
+def collect(static: Any, _constants: Sequence, found: Any, index: jax.Array, part: Any):
     """Put the bounds of some entries among those found."""
     size, sides = static
     where = jnp.where(index < 0, size, index)
@@ -144,7 +176,7 @@ def collect(static, _constants, found, index, part):
     return found
 
 
-def put(found: np.ndarray, size: int, index: np.ndarray, part) -> None:
+def put(found: np.ndarray, size: int, index: np.ndarray, part: Any) -> None:
     """The same on the host, in place."""
     where = np.where(index < 0, size, index)
     for kind, values in enumerate(part):
@@ -153,7 +185,7 @@ def put(found: np.ndarray, size: int, index: np.ndarray, part) -> None:
                 np.put_along_axis(found[..., 2 * kind + side, :], where, ends, axis=-1)
 
 
-def joined(static, _constants, parts):
+def joined(static: Any, _constants: Sequence, parts: Sequence):
     """What `collect` and `by_side` make of the bounds of all entries, in order."""
     shape, sides = static
     found = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) 
     axes = [run.constants(block)[1] for block in first]
     read = stretch.read
 
-    def one(known, index, buffers, arrays):
+    def one(known, index: Any, buffers, arrays):
         pairs = zip(first, zip(arrays, axes, strict=True), strict=True)
         inner = run.with_constants({block.start: pair for block, pair in pairs})
         inner = replace(inner.learn(ends={read: known[0]}, base={read: known[1]}), visited=frozenset())
@@ -86,7 +87,7 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) 
         ends = tuple(inner.ends[number] for number in numbers)
         return (planes, ends), (inner.ends[stretch.made], inner.base[stretch.made])
 
-    def step(state, scanned):
+    def step(state: Any, scanned):
         known, buffers = state
         index, arrays = scanned
         made, known = one(known, index, buffers, arrays)
@@ -130,7 +131,7 @@ class Scanned:
         first = self.stretch.blocks[0]
         numbers = range(first[0].start, first[-1].stop)
 
-        def back(state, arrays, planes, ends):
+        def back(state: Any, arrays, planes, ends):
             pairs = zip(first, zip(arrays, self.axes, strict=True), strict=True)
             inner = run.with_constants({block.start: pair for block, pair in pairs}).learn(
                 ends=dict(zip(numbers, ends, strict=True)),
@@ -142,7 +143,7 @@ class Scanned:
                 pulled, carry = inner.pull(block, pulled, carry)
             return run.dense(pulled[self.stretch.read]).values, carry
 
-        def step(state, scanned):
+        def step(state: Any, scanned):
             index, *parts = scanned
             if self.count is None:
                 return back(state, *parts), None

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbound.backend.caches import kept
+from jaxbound import regions
 from jaxbound.driver import Rows, Run
 from jaxbound.graph import Block, Graph, Op, Structure
 from jaxbound.relaxations import enclosures, windows
@@ -35,46 +36,6 @@ Slopes = dict[int, tuple[jax.Array, jax.Array]]
 
 _PATIENCE = 5
 """Steps in a row that gain too little before tuning stops early."""
-_RATE, _MOMENTUM = 0.3, 0.5
-
-
-@kept(1)
-def default_optimizer() -> optax.GradientTransformationExtraArgs:
-    """Momentum on evened-out gradients, with a step that decays to nothing; one object, so that all compiles once."""
-    return optax.chain(scale_by_largest(), optax.trace(_MOMENTUM), scale_by_progress(_RATE))
-
-
-def scale_by_progress(rate: float) -> optax.GradientTransformationExtraArgs:
-    """A step downhill that falls from `rate` to 0 by a cosine of `progress` (an extra argument, from 0 to 1)."""
-
-    def update(updates, state, params=None, **extra):
-        step = -rate * (1 + jnp.cos(jnp.pi * extra["progress"])) / 2
-        return jax.tree.map(lambda leaf: step.astype(leaf.dtype) * leaf, updates), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
-def scale_by_largest() -> optax.GradientTransformation:
-    """Divide the gradient of every row by its largest entry, and take the root of what is left, signs kept.
-
-    The slopes that matter most move by the whole learning rate, others less but not in proportion; rows are independent
-    because the first axis of every leaf is theirs.
-    """
-
-    def update(updates, state, params=None):
-        per_leaf = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(updates)]
-        if not per_leaf:
-            return updates, state
-        largest = functools.reduce(jnp.maximum, per_leaf)
-
-        def evened(leaf):
-            size = jnp.where(largest > 0, largest, 1).astype(leaf.dtype)
-            part = leaf / size.reshape(-1, *[1] * (leaf.ndim - 1))
-            return jnp.sign(part) * jnp.sqrt(jnp.abs(part))
-
-        return jax.tree.map(evened, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 class Settings(NamedTuple):
@@ -103,7 +64,14 @@ class _State(NamedTuple):
     stalled: jax.Array
 
 
-def tuned(static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index) -> tuple[Slopes, Rows]:
+def tuned(
+    static: tuple[Structure, int, Settings],
+    constants: Sequence,
+    leaves: Sequence[regions.Region],
+    ends,
+    tables,
+    index: jax.Array,
+) -> tuple[Slopes, Rows]:
     """The slopes with which every group's rows had their largest sum, and the best bound that every row had.
 
     Slopes have the derivative of the tables, but none of the shares: where these are best, bounds by them have all of
@@ -123,7 +91,7 @@ def tuned(static: tuple[Structure, int, Settings], constants, leaves, ends, tabl
     return problem.slopes(kept, tables), best
 
 
-def better(_static, _constants, found: Rows, best: Rows) -> Rows:
+def better(_static: Any, _constants: Sequence, found: Rows, best: Rows) -> Rows:
     """The better bounds of every row, where the best ones seen have the derivatives of those found in the end."""
     return _where(_value(best) > _value(found), jax.tree.map(_moving, best, found), found)
 
@@ -134,10 +102,18 @@ class _Problem:
     Where every row has slopes of its own and reads only a window of a node, its shares are those of the window.
     """
 
-    def __init__(self, static: tuple[Structure, int, Settings], constants, leaves, ends, tables, index):
+    def __init__(
+        self,
+        static: tuple[Structure, int, Settings],
+        constants: Sequence,
+        leaves: Sequence[regions.Region],
+        ends,
+        tables,
+        index: jax.Array,
+    ):
         structure, self.number, self.how = static
         self.index = index
-        run = Run.over(Graph(constants, structure, None), leaves, outward=self.how.outward)
+        run = Run.over(Graph(tuple(constants), structure, None), leaves, outward=self.how.outward)
         self.run = replace(run, knowledge=run.knowledge._replace(ends=dict(ends)))
         self.blocks = [block for block in structure.blocks if block.start in tables]
         self.windows = self._windows(tables) if self.how.shared == 1 else {}
@@ -304,7 +280,7 @@ def _projected(share: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.where(leaves | ~jnp.isfinite(gradient), 0, gradient)
 
 
-def table_of(node, constants, inputs) -> tuple[Planes, Freedom]:
+def table_of(node, constants: Sequence, inputs) -> tuple[Planes, Freedom]:
     """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]

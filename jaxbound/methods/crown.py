@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import filterfalse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 
 
 def _go_on(
-    run: Run, part: _Part, rules: dict[int, SlopeRule], given: dict[int, Ends], found=None, needed=None
+    run: Run, part: _Part, rules: dict[int, SlopeRule], given: dict[int, Ends], found: Any = None, needed: Any = None
 ) -> tuple[Run, jax.Array | None]:
     """Keep what was found and relax blocks; the entries of the node that follows to be bound, None for all."""
     if part.bounded is not None:
@@ -77,7 +77,7 @@ class Crown(Method):
         intersect: whether a value also keeps what interval arithmetic says of it. Static. (Off, with one line per side
             everywhere, ReLU bounds equal the linear program of the same triangles' lines.)
         budget: under `jit`, which cannot choose rows by their values, the part of each layer's entries (0 to 1) that is
-            bounded where no example has more of them open; where one has, all are, so the numbers are the same. Both
+            bounded where no example has more unstable ones; where one has, all are, so the numbers are the same. Both
             programs are compiled; under an outer `vmap` both run. None to bound all entries. Static.
 
     Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",
@@ -125,7 +125,7 @@ class Crown(Method):
             self._relax_traced(run, part, skip_exact)
         )  # fmt: skip
 
-    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found) -> tuple[Run, jax.Array | None]:
+    def _go_on(self, run: Run, part: _Part, given: dict[int, Ends], *found: Any) -> tuple[Run, jax.Array | None]:
         rules = {block.start: self._given(run, block, 0, grouped=False) for block in run.graph.blocks}
         chosen = {start: rule for start, rule in rules.items() if rule is not None}
         return run.together(_go_on, part, chosen, given, *found, over=())

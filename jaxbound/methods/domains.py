@@ -129,7 +129,9 @@ def undefined(method: Method, graph: Graph, leaves: Sequence[regions.Region], re
     return marks
 
 
-def _bounds(method: Method, graph: Graph, leaves, request: Request, numbers: Sequence[int]) -> dict[int, Ends]:
+def _bounds(
+    method: Method, graph: Graph, leaves: Sequence[regions.Region], request: Request, numbers: Sequence[int]
+) -> dict[int, Ends]:
     """Bounds of some nodes; with rounding, widened by it."""
     inner = [number for number in numbers if number >= graph.structure.num_inputs]
     boxes = {k: regions.enclosing_box(leaf) for k, leaf in enumerate(leaves)} if graph.axes is None else {
@@ -188,7 +190,7 @@ def _spread(graph: Graph, node: Node, marks: Sequence[jax.Array | None]) -> jax.
     """The entries of a node that are made of marked ones."""
     op, given = node.op, [mask for mask in marks if mask is not None]
 
-    def single(constants, given):
+    def single(constants: Sequence, given):
         known = iter(given)
         full = [
             jnp.zeros(shape, bool) if mask is None else next(known)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
+from jaxbound import regions
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
 from jaxbound.methods.base import Bounded, Ends, Method, Request, output_nodes, targets
@@ -62,10 +64,10 @@ class Forward(Method):
         return [linear_functions(run, number) for number in output_nodes(graph)]
 
 
-def _forward_start(_static, _constants, leaves):
+def _forward_start(_static: Any, _constants: Sequence, leaves: Sequence[regions.Region]):
     return forward.start(leaves)
 
 
-def _forward_block(static, constants, outer, leaves):
+def _forward_block(static: Any, constants: Sequence, outer, leaves: Sequence[regions.Region]):
     template, rule, outward = static
     return forward.propagate(template, constants, outer, leaves, rule, outward=outward)

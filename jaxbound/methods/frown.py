@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jaxbound.graph import Block, Graph
 from jaxbound.methods import ascent
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes, targets
 from jaxbound.methods.crown import Crown
+from jaxbound.methods.optimizers import default_optimizer
 from jaxbound.relaxations import interval
 from jaxbound.relaxations.slopes import Given
 
@@ -75,7 +77,7 @@ class Frown(Method):
         return (self.pre_activation if given else None,), fixed
 
     @classmethod
-    def tree_unflatten(cls, static, children):
+    def tree_unflatten(cls, static: Any, children):
         """The reverse."""
         steps, optimizer, groups, tuned, *options = static
         return cls(steps, optimizer, groups, tuned if children[0] is None else children[0], *options)
@@ -115,7 +117,7 @@ class Frown(Method):
     def tuned_rows(self, run: Run, number: int, index: jax.Array, sides: str = "both") -> tuple[Rows, ascent.Slopes]:
         """What `Run.bound_rows` returns, tuned, and the slopes."""
         shared = self.groups if isinstance(self.groups, int) else {"neuron": 1, "layer": None}[self.groups]
-        optimizer = ascent.default_optimizer() if self.optimizer is None else self.optimizer
+        optimizer = default_optimizer() if self.optimizer is None else self.optimizer
         graph, settings = run.graph, ascent.Settings(optimizer, shared, self.early_stop, sides, bool(run.outward))
         constants = (*graph.constants, jnp.asarray(self.steps)), None if graph.axes is None else (*graph.axes, None)
         reached = _reached(graph, number)
@@ -229,13 +231,13 @@ def _rows_that_fit(graph: Graph, request: Request) -> int:
     return max(2, request.max_rows * 3 * max(sizes) // max(1, _COPIES * slopes))
 
 
-def _met(_static, _constants, first: Ends, second: Ends) -> Ends:
+def _met(_static: Any, _constants: Sequence, first: Ends, second: Ends) -> Ends:
     return interval.intersect(first, second)
 
 
-def _widened(_static, _constants, ends: Ends, rounding: Ends) -> Ends:
+def _widened(_static: Any, _constants: Sequence, ends: Ends, rounding: Ends) -> Ends:
     return ends[0] - rounding[0], ends[1] + rounding[1]
 
 
-def _better(_static, _constants, first: Bounded, second: Bounded) -> Bounded:
+def _better(_static: Any, _constants: Sequence, first: Bounded, second: Bounded) -> Bounded:
     return better(first, second)

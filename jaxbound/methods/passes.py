@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxbound import regions
 from jaxbound.driver import Run, steps
-from jaxbound.methods.base import Bounded, Request, better, of_ends
+from jaxbound.methods.base import Bounded, Ends, Request, better, of_ends
 from jaxbound.relaxations import coefficients
 
 
@@ -37,7 +40,7 @@ def _pass(run: Run, static: tuple[int, Request, int, bool]) -> tuple[Run, Bounde
     return run, run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
 
 
-def _finish(request, _constants, found, rounding, known, void) -> Bounded:
+def _finish(request, _constants: Sequence, found: Any, rounding: Ends, known: Ends | None, void: jax.Array) -> Bounded:
     """Ends that rounding put in the wrong order are swapped."""
     (low, high), (low_error, high_error) = found, rounding
     result = Bounded(low, None, low_error, high_error)
@@ -58,7 +61,7 @@ def linear_functions(run: Run, number: int) -> tuple:
     return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
 
 
-def _split_sides(static, _constants, rows, intercept):
+def _split_sides(static: Any, _constants: Sequence, rows, intercept: jax.Array):
     shape, leaf_shapes = static
     half = intercept.shape[0] // 2
     low, high = [], []

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +178,7 @@ def _rows(source: Source, reach: jax.Array, key: jax.Array, projections: int) ->
     return reach * draw(jax.random.fold_in(key, source.number), (projections, *reach.shape), reach.dtype)
 
 
-def _start(projections, constants, leaves) -> list[Value]:
+def _start(projections, constants: Sequence, leaves: Sequence[regions.Region]) -> list[Value]:
     """Every region leaf deviates from its center; a clip box cuts a box, but enters balls by intervals only."""
     values = []
     for number, region in enumerate(leaves):
@@ -198,7 +198,9 @@ def _start(projections, constants, leaves) -> list[Value]:
     return values
 
 
-def _push(static, constants, outer: Sequence[Value], planes: Planes | None, ends: Sequence[Ends]) -> list[Value]:
+def _push(
+    static: Any, constants: Sequence, outer: Sequence[Value], planes: Planes | None, ends: Sequence[Ends]
+) -> list[Value]:
     """The values of a block's nodes; `planes` and `ends` of its inputs belong to the nonlinear node that begins it."""
     template, start, projections = static
     *constants, key = constants
@@ -244,7 +246,7 @@ def _nonlinear_node(op: Op, inputs: Sequence[Value], planes: Planes, ends: Seque
     return Value(center, rows), reach
 
 
-def _estimate(_static, _constants, value: Value, known: Ends, void: jax.Array) -> Ends:
+def _estimate(_static: Any, _constants: Sequence, value: Value, known: Ends, void: jax.Array) -> Ends:
     """The interval that the center and the sizes of the deviations give, within what interval arithmetic says."""
     reach = jnp.where(void, jnp.inf, 0)
     for source, rows in value.rows.items():

@@ -39,7 +39,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +162,7 @@ def _pulled(run: Run, number: int, sides: str) -> _Rows:
     return _Rows(rows, leaf, carry)
 
 
-def _begin(static, _constants, index) -> tuple[Identity, Carry]:
+def _begin(static: Any, _constants: Sequence, index: jax.Array) -> tuple[Identity, Carry]:
     shape, dtype, sides, outward = static
     sign = jnp.ones(index.shape, dtype)
     if sides == "both":
@@ -183,7 +183,7 @@ class _Layer(NamedTuple):
     high: jax.Array
 
 
-def _bounds(static, _constants, ball, layers, rows, void) -> Bounded:
+def _bounds(static: Any, _constants: Sequence, ball, layers, rows, void: jax.Array) -> Bounded:
     shape, sides, steps = static
     size, dtype = regions.leaf_struct(ball).size, rows.carry.intercept.dtype
     count = len(rows.carry.intercept)

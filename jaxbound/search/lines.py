@@ -6,6 +6,8 @@ Every function here is one step, for one domain. See `passes` for how charges fo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ SPARE = 1 + 1 / 64
 """Times the sum of all charges."""
 
 
-def relax(static, constants, inputs, behind, slopes, room):
+def relax(static: Any, constants: Sequence, inputs: Sequence[Ends], behind: Any, slopes: tuple | None, room: Any):
     """Planes around a nonlinear node, which hold the rounding behind it, and room for underflow."""
     op, outward, terms = static
     if is_rectifier(op):
@@ -38,7 +40,7 @@ def relax(static, constants, inputs, behind, slopes, room):
     return planes, room + affine.enlargement(op.dtype) * jnp.sum(charge)
 
 
-def table(op: Op, constants, inputs):
+def table(op: Op, constants: Sequence, inputs: Sequence[Ends]):
     """Lines with slopes from one end of the graph's hull to the other, and the places of those highest in the middle.
 
     First come the places below.
@@ -59,7 +61,7 @@ def reach(ends: Ends) -> jax.Array:
     return interval.magnitude(ends) + affine.enlargement(ends[0].dtype)
 
 
-def charge_of_affine(op: Op, constants, inputs, terms: int) -> jax.Array:
+def charge_of_affine(op: Op, constants: Sequence, inputs: Sequence[Ends], terms: int) -> jax.Array:
     """What a unit of coefficient on an affine node costs: its shift, and the transposed product."""
     shift, charge = affine.offset(op, constants), jnp.zeros(op.shape, op.dtype)
     if shift is not None:
@@ -70,7 +72,7 @@ def charge_of_affine(op: Op, constants, inputs, terms: int) -> jax.Array:
     return charge if carried is None else charge + carried
 
 
-def widened(op: Op, planes: Planes, inputs, behind, terms: int) -> tuple[Planes, jax.Array]:
+def widened(op: Op, planes: Planes, inputs: Sequence[Ends], behind: Any, terms: int) -> tuple[Planes, jax.Array]:
     """Planes that hold all rounding behind them, and by how much they were widened."""
     room = affine.enlargement(op.dtype)
     height = jnp.maximum(jnp.abs(planes.lower_intercept), jnp.abs(planes.upper_intercept))
@@ -84,7 +86,7 @@ def widened(op: Op, planes: Planes, inputs, behind, terms: int) -> tuple[Planes,
     return dataclasses.replace(planes, lower_intercept=low, upper_intercept=high), charge
 
 
-def input_radius(static, _constants, box):
+def input_radius(static: Any, _constants: Sequence, box: Ends):
     """The error radius of the region leaf, and room for underflow."""
     terms, readers = static
     low, high = box
@@ -94,7 +96,7 @@ def input_radius(static, _constants, box):
     )
 
 
-def with_sums(own, behind, ends: Ends, readers: int, room):
+def with_sums(own: jax.Array, behind: Any, ends: Ends, readers: int, room: Any):
     """A radius with the sums of rows of all readers, of a pass that begins there and of multipliers; room with it."""
     dtype = ends[0].dtype
     own = own + affine.gamma(readers + 2, dtype) * reach(ends)

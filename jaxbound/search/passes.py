@@ -84,7 +84,7 @@ class Domain:
         if outward:
             self.radii[0], self.room = self._call(lines.input_radius, (self.terms, self._readers(0)), box)
 
-    def _call(self, step: Callable, static: Hashable, *state, constants: Sequence = ()):
+    def _call(self, step: Callable, static: Hashable, *state: Any, constants: Sequence = ()):
         program = _compiled(step, static, self.once) if self.eager else functools.partial(step, static)
         return program(tuple(constants), *state)
 
@@ -209,13 +209,20 @@ class Domain:
 
 @kept(1024)
 def _compiled(step: Callable, static: Hashable, once: bool) -> Callable:
-    def batched(constants, *state):
+    def batched(constants: Sequence, *state: Any):
         return jax.vmap(functools.partial(step, static, constants))(*state)
 
     return eager_jit(batched, level=0 if once else 1)
 
 
-def _add(static, constants, outer, outer_radii, known, room):
+def _add(
+    static: Any,
+    constants: Sequence,
+    outer: Sequence[Ends],
+    outer_radii: Sequence,
+    known: Sequence,
+    room: jax.Array | None,
+):
     """Bounds of a block's nodes, radii, and room for underflow."""
     template, outward, terms, readers = static
     ends: list[Ends] = []
@@ -239,19 +246,19 @@ def _add(static, constants, outer, outer_radii, known, room):
     return ends, radii, room
 
 
-def _begin_entries(_static, _constants, radius, room, ends):
+def _begin_entries(_static: None, _constants: Sequence, radius: jax.Array | None, room: jax.Array | None, ends: Ends):
     """What a pass from all entries of a node, then all their negatives, begins with."""
     radius = jnp.zeros_like(ends[0]) if radius is None else radius
     return -jnp.tile(radius.reshape(-1), 2) - (0 if room is None else room)
 
 
-def _begin(terms: int, _constants, intercept, parts, room):
+def _begin(terms: int, _constants: Sequence, intercept: jax.Array, parts: Sequence, room: jax.Array):
     """An intercept less the rounding of everything behind the rows."""
     lost = affine.gamma(terms, intercept.dtype) * jnp.abs(intercept) + room
     return intercept - SPARE * (lost + sum(_dot(jnp.abs(part), radius) for part, radius in parts))
 
 
-def _pull(static, constants, incoming, lower, planes):
+def _pull(static: Any, constants: Sequence, incoming: Sequence, lower: jax.Array, planes: Any):
     """Rows on the values that a block reads, what they have collected, and the coefficients of its nonlinear node."""
     template, entries, watch = static
     inner = list(incoming)
@@ -283,19 +290,19 @@ def _pull(static, constants, incoming, lower, planes):
     return outer, lower, met
 
 
-def _finish(_static, _constants, box, inputs, lower):
+def _finish(_static: None, _constants: Sequence, box: Ends, inputs: jax.Array | None, lower: jax.Array):
     low, high = box
     rows = jnp.zeros((*lower.shape, *low.shape), lower.dtype) if inputs is None else inputs
     lower = lower + regions.minimum(regions.Box(low, high), rows)
     return jnp.where(lower < jnp.inf, lower, -jnp.inf), rows
 
 
-def _met(_static, _constants, ends, lower):
+def _met(_static: None, _constants: Sequence, ends: Ends, lower: jax.Array):
     low, negative = (part.reshape(ends[0].shape) for part in jnp.split(lower, 2))
     return interval.intersect(ends, (low, -negative))
 
 
-def _sum(_static, _constants, first, second):
+def _sum(_static: None, _constants: Sequence, first: jax.Array, second: jax.Array):
     return first + second
 
 
@@ -305,7 +312,7 @@ def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def bound_boxes(
-    skeleton: Skeleton, constants, box: Ends, known: dict[int, Ends], goal, *, outward: bool
+    skeleton: Skeleton, constants: Sequence, box: Ends, known: dict[int, Ends], goal: Sequence, *, outward: bool
 ) -> tuple[Found, Domain]:
     """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
 
@@ -332,7 +339,7 @@ def adaptive_slopes(domain: Domain) -> np.ndarray:
     return np.concatenate(chosen, axis=1) if chosen else np.zeros((len(domain.ends[0][0]), 0), bool)
 
 
-def started(skeleton: Skeleton, goal) -> tuple[dict[int, jax.Array], jax.Array]:
+def started(skeleton: Skeleton, goal: Sequence) -> tuple[dict[int, jax.Array], jax.Array]:
     """Where a pass for the rows of a goal begins."""
     outputs, inputs, offsets = goal
     axes = outputs.shape[:-1]

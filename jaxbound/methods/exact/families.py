@@ -14,6 +14,8 @@ Lines that are nowhere the best on their interval are dropped (`facets`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def _block(run: Run, number: int):
     return run.graph.nodes[number], next(block for block in run.graph.blocks if block.start == number)
 
 
-def _family(static, constants, inputs) -> Planes:
+def _family(static: Any, constants: Sequence, inputs) -> Planes:
     (op, _, used), lines = static
     read, enclosure = [constants[k] for k in used], enclosures.of(op)
 
@@ -73,7 +75,7 @@ def _family(static, constants, inputs) -> Planes:
     return own
 
 
-def _slopes(op: Op, ends, constants, lines: int) -> tuple[jax.Array, jax.Array]:
+def _slopes(op: Op, ends, constants: Sequence, lines: int) -> tuple[jax.Array, jax.Array]:
     """Slopes of lines around a scalar function, below and above: CROWN's own first."""
     finite = jnp.isfinite(ends[0]) & jnp.isfinite(ends[1])
     low, high = (jnp.where(finite, end, 0) for end in ends)
@@ -88,7 +90,7 @@ def _slopes(op: Op, ends, constants, lines: int) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate([own[0][None], others[0]]), jnp.concatenate([own[1][None], others[1]])
 
 
-def _ranges(op: Op, ends, constants) -> list[tuple[jax.Array, jax.Array]]:
+def _ranges(op: Op, ends, constants: Sequence) -> list[tuple[jax.Array, jax.Array]]:
     """The slopes of the convex and of the concave hull of the graph at the ends, from chords to sample points."""
     shares = [low + (high - low) * k / _SAMPLES for low, high in [ends] for k in range(1, _SAMPLES)]
     points = jnp.stack([*shares, *(jnp.clip(kink, *ends) for kink in _kinks(op))])
@@ -111,7 +113,7 @@ def _one_entry(op: Op) -> jax.Array:
     return jnp.asarray(np.broadcast_to(unit, (count, *shape)), op.dtype)
 
 
-def _edges(op: Op, ends, constants, otherwise) -> jax.Array:
+def _edges(op: Op, ends, constants: Sequence, otherwise) -> jax.Array:
     """The slopes of all chords between kinks and ends: the convex hull of a piecewise linear graph has no others."""
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])
     values = op.program(points, *constants)
@@ -129,7 +131,7 @@ def _kinks(op: Op) -> list[float]:
     return sorted({end for piece in found for end in (piece.left, piece.right) if math.isfinite(end)})
 
 
-def _pieces(node, constants, ends):
+def _pieces(node, constants: Sequence, ends):
     op, _, used = node
     read = [constants[k] for k in used]
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])

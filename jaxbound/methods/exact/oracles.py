@@ -135,7 +135,17 @@ class MILP(_Oracle):
 class _Build:
     """The encodings of all examples (those whose region is not empty), node by node."""
 
-    def __init__(self, graph, leaves, request, solve: Callable, lines: int, intersect: bool, *, split: bool = False):
+    def __init__(
+        self,
+        graph,
+        leaves: Sequence[regions.Region],
+        request,
+        solve: Callable,
+        lines: int,
+        intersect: bool,
+        *,
+        split: bool = False,
+    ):
         self.run = Run.over(graph, leaves, outward=request.rounding, max_rows=request.max_rows)
         self.sides, self.solve, self.lines, self.intersect, self.split = request.sides, solve, lines, intersect, split
         void = np.asarray(self.run.void).reshape(-1)

@@ -95,7 +95,7 @@ class Linear:
         model.changeColCost(column, 0.0)
         return self._of_rows(found.row_dual, self._unit[column])
 
-    def _of_rows(self, found, unit: float) -> Multipliers | None:
+    def _of_rows(self, found: Any, unit: float) -> Multipliers | None:
         found = np.array(found, np.float64)
         if found.shape != self._weight.shape or not np.all(np.isfinite(found)):
             return None

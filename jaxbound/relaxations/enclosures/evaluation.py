@@ -144,7 +144,7 @@ def _turned(predicate, cases, errors) -> jax.Array:
     return jnp.where(errors[0] != 0, jnp.where(jnp.isnan(farthest), jnp.inf, farthest), chosen)
 
 
-def _rounded_square(x, y) -> jax.Array:
+def _rounded_square(x: jax.Array, y: jax.Array) -> jax.Array:
     """How y = erf_inv(x) moves, over eps, with x: XLA computes it from `log(1 - x^2)`, with the square rounded."""
     return jnp.abs(x) * jnp.exp(y * y)
 

@@ -93,7 +93,7 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule
     return Freedom((below, above), (half, other))
 
 
-def _error(op: Op, size) -> jax.Array:
+def _error(op: Op, size: jax.Array) -> jax.Array:
     """What rounding adds: the sum of n exponentials, its logarithm, and the products with slopes."""
     shape = op.input_shapes[0]
     count = 1

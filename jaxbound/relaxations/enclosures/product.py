@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ def _certainty(middle: jax.Array, radius: jax.Array) -> jax.Array:
     return jnp.where(inner, middle / jnp.where(inner, radius, 1), jnp.where(middle < 0, -1, 1))
 
 
-def _extreme(boxes, slopes, better) -> jax.Array:
+def _extreme(boxes: Sequence[Ends], slopes: Sequence[jax.Array], better: Callable) -> jax.Array:
     """x y minus a plane is extreme in a corner, since it is linear in each variable.
 
     Two corners tie. `jnp.min` would look for its result among them to share the derivative, and where XLA computes a
@@ -132,5 +132,5 @@ def _normal(slope: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(slope) < jnp.finfo(slope.dtype).tiny, 0, slope)
 
 
-def _times(x, y) -> jax.Array:
+def _times(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where((x == 0) | (y == 0), 0, x * y)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,18 +121,20 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule 
     return Planes((below,), jnp.where(finite, floor, least), (above,), jnp.where(finite, ceiling, most))
 
 
-def _outside(op: Op, slope, least, low, high) -> jax.Array:
+def _outside(op: Op, slope: jax.Array, least: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """The intercept of a line below the whole range: the better one for flat lines far from 0."""
     steps = jnp.maximum(slope * low, slope * high)
     return least - steps - _unit(op) * (jnp.abs(least) + 2 * jnp.abs(steps)) - _lost(op, slope)
 
 
-def _at_least(value, other) -> jax.Array:
+def _at_least(value: jax.Array, other: jax.Array | float) -> jax.Array:
     """The larger one; where they are equal the first, derivatives included."""
     return jnp.where(other > value, other, value)
 
 
-def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
+def intercepts(
+    op: Op, below: jax.Array, above: jax.Array, lower: jax.Array, upper: jax.Array, constants: Sequence
+) -> Ends:
     """Bounds, exact up to rounding, of min sigma(z) - below * z and max sigma(z) - above * z over the interval.
 
     A subnormal slope may count as 0: `planes` leaves none.
@@ -175,7 +178,7 @@ def intercepts(op: Op, below, above, lower, upper, constants) -> Ends:
     return results[0], results[1]
 
 
-def hull_slopes(op: Op, lower, upper, constants) -> Ends:
+def hull_slopes(op: Op, lower: jax.Array, upper: jax.Array, constants: Sequence) -> Ends:
     """The slopes, at the midpoint, of the convex and the concave hull of the graph."""
     curvature = curvature_of(op)
     middle = lower / 2 + upper / 2
@@ -183,7 +186,7 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
         return _around_kink(op, pair, lower, middle, upper)
     left, right = _samples(curvature, lower, middle), _samples(curvature, upper, middle)
 
-    def value(z):
+    def value(z: jax.Array):
         return op.program(z, *constants)
 
     z_left, z_right = left[:, None], right[None]
@@ -207,7 +210,7 @@ def hull_slopes(op: Op, lower, upper, constants) -> Ends:
     return slopes[0], slopes[1]
 
 
-def _around_kink(op: Op, pair: tuple[float, float], lower, middle, upper) -> Ends:
+def _around_kink(op: Op, pair: tuple[float, float], lower: jax.Array, middle: jax.Array, upper: jax.Array) -> Ends:
     """The same for two lines: the hull on the kink's side is the line at the midpoint, the other one is the chord."""
     curvature, (left, right) = curvature_of(op), pair
     (kink,) = _borders(curvature)
@@ -219,7 +222,9 @@ def _around_kink(op: Op, pair: tuple[float, float], lower, middle, upper) -> End
     return (own, chord) if left < right else (chord, own)
 
 
-def _touch(op: Op, start, stop, ends, constants) -> Ends:
+def _touch(
+    op: Op, start: jax.Array, stop: jax.Array, ends: tuple[jax.Array, jax.Array, jax.Array], constants: Sequence
+) -> Ends:
     """Move pairs of sample points to where the lines through them touch the graph, or to the ends of the interval.
 
     Newton's steps on sigma'(z) = slope, each kept near its sample. (A point off by d tilts the line by order d squared,
@@ -232,7 +237,7 @@ def _touch(op: Op, start, stop, ends, constants) -> Ends:
     low, high = jnp.stack([lower, middle])[:, None], jnp.stack([middle, upper])[:, None]
     downhill = jnp.array([1, -1], near.dtype).reshape(2, *[1] * jnp.ndim(lower))
 
-    def move(_, points):
+    def move(_, points: jax.Array):
         rise = op.program(points, *held)
         slope = (rise[1] - rise[0]) / jnp.where(points[1] > points[0], points[1] - points[0], 1)
         steepness, bend = jax.jvp(lambda z: _derivative(op, z, held), (points,), (jnp.ones_like(points),))
@@ -245,7 +250,7 @@ def _touch(op: Op, start, stop, ends, constants) -> Ends:
     return jnp.where(first <= lower, ends[0], first), jnp.where(last >= upper, ends[2], last)
 
 
-def support_range(op: Op, lower, upper, constants, sign: int = 1) -> Ends:
+def support_range(op: Op, lower: jax.Array, upper: jax.Array, constants: Sequence, sign: int = 1) -> Ends:
     """The slopes of the convex (sign 1) or concave (-1) hull of the graph at the ends: those outside gain nothing."""
     curvature = curvature_of(op)
     points = jnp.concatenate([_samples(curvature, lower, upper), _samples(curvature, upper, lower)])
@@ -287,7 +292,7 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule
     return Freedom((tables[0], tables[1]), (shares[0], shares[1]))
 
 
-def tabulated(op: Op, lower, upper, constants, count: int) -> list[jax.Array]:
+def tabulated(op: Op, lower: jax.Array, upper: jax.Array, constants: Sequence, count: int) -> list[jax.Array]:
     """Slopes below and above from one end of the hull to the other, closer where the function is flat."""
     found = []
     for sign in (1, -1):
@@ -307,7 +312,7 @@ def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
 
 
 def _two_slopes(op: Op, has_constants: bool) -> tuple[float, float] | None:
-    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they are open."""
+    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they are not proved to differ."""
     curvature = curvature_of(op)
     if not curvature.is_piecewise_linear or len(_borders(curvature)) != 1 or has_constants:
         return None
@@ -319,17 +324,19 @@ def _two_slopes(op: Op, has_constants: bool) -> tuple[float, float] | None:
     return (left, right) if apart else None
 
 
-def _root(slope) -> jax.Array:
+def _root(slope: jax.Array) -> jax.Array:
     """With its sign; at 0 its derivative is taken as 0."""
     return jnp.sign(slope) * jnp.sqrt(jnp.where(slope == 0, 1, jnp.abs(slope)))
 
 
-def _squared(root) -> jax.Array:
+def _squared(root: jax.Array) -> jax.Array:
     """The reverse."""
     return root * jnp.abs(root)
 
 
-def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) -> jax.Array:
+def extreme(
+    op: Op, curvature: Curvature, sign: int, lower: jax.Array, upper: jax.Array, constants: Sequence
+) -> jax.Array:
     """A lower bound of sign * sigma on [lower, upper]."""
     points = [lower, upper]
     if not curvature.is_monotone:
@@ -355,7 +362,9 @@ def extreme(op: Op, curvature: Curvature, sign: int, lower, upper, constants) ->
     return jnp.where(jnp.isnan(least), -jnp.inf, least)
 
 
-def _minima(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper, constants) -> Ends:
+def _minima(
+    op: Op, curved: Sequence, sides: dict[int, jax.Array], lower: jax.Array, upper: jax.Array, constants: Sequence
+) -> Ends:
     """Near the minima of sign * (sigma(z) - slope * z), each over one convex piece: the points, and bounds of them.
 
     All pieces are searched together; `curved` holds `(sign, piece)`, and a concave piece has the sign -1.
@@ -377,7 +386,7 @@ def _minima(op: Op, curved: Sequence, sides: dict[int, jax.Array], lower, upper,
     )  # fmt: skip
 
 
-def _samples(curvature: Curvature, end, other) -> jax.Array:
+def _samples(curvature: Curvature, end: jax.Array, other: jax.Array) -> jax.Array:
     """Points from an end towards (not including) another: the end, the borders between, and, if curved, a few more."""
     low, high = jnp.minimum(end, other), jnp.maximum(end, other)
     points = [end, *(jnp.clip(p, low, high) for p in _borders(curvature))]
@@ -411,11 +420,11 @@ def _borders(curvature: Curvature) -> tuple[float, ...]:
     return tuple(sorted(end for end in ends if abs(end) < float(np.finfo(np.float32).max)))
 
 
-def _derivative(op: Op, z, constants) -> jax.Array:
+def _derivative(op: Op, z: jax.Array, constants: Sequence) -> jax.Array:
     return jax.jvp(lambda t: op.program(t, *constants), (z,), (jnp.ones_like(z),))[1]
 
 
-def _flattest(op: Op, z, constants) -> jax.Array:
+def _flattest(op: Op, z: jax.Array, constants: Sequence) -> jax.Array:
     """The slope nearest to 0 between those on both sides of a point; the derivative where it is not at a switch."""
     curvature = curvature_of(op)
     switches = (*_borders(curvature), *curvature.switches)
@@ -428,24 +437,24 @@ def _flattest(op: Op, z, constants) -> jax.Array:
     return jnp.clip(0, jnp.minimum(one, other), jnp.maximum(one, other))
 
 
-def _within(curvature: Curvature, slope) -> jax.Array:
+def _within(curvature: Curvature, slope: jax.Array) -> jax.Array:
     """Slopes of difference quotients are noisy on short intervals; they stay within those of sigma."""
     flattest, steepest = curvature.slope_range
     slope = jnp.clip(slope, rounded(flattest, slope, -1), rounded(steepest, slope, 1))
     return jnp.where(jnp.isfinite(slope), slope, 0)
 
 
-def _meets(cell: Cell, lower, upper) -> jax.Array:
+def _meets(cell: Cell, lower: jax.Array, upper: jax.Array) -> jax.Array:
     """Whether an interval meets a cell, which is open."""
     return (lower < rounded(cell.right, lower, 1)) & (upper > rounded(cell.left, lower, -1))
 
 
-def _floor(cell: Cell, sign: int, like) -> float:
+def _floor(cell: Cell, sign: int, like: Any) -> float:
     """A lower bound of sign * sigma in a cell."""
     return rounded(cell.lower, like, -1) if sign > 0 else -rounded(cell.upper, like, 1)
 
 
-def rounded(value: float, like, direction: int) -> float:
+def rounded(value: float, like: Any, direction: int) -> float:
     """A float64 number in the dtype of an array, rounded down (-1) or up (+1) where it does not fit."""
     limits = jnp.finfo(jnp.result_type(like))
     if abs(value) > float(limits.max):
@@ -456,7 +465,7 @@ def rounded(value: float, like, direction: int) -> float:
     return float(np.nextafter(rounded, np.asarray(direction * np.inf, limits.dtype)))
 
 
-def _error(op: Op, points, constants: Sequence) -> jax.Array | float:
+def _error(op: Op, points: Sequence[jax.Array], constants: Sequence) -> jax.Array | float:
     """A bound on the error of evaluating sigma at any of these points."""
     if not evaluation.makes_error(op.program, op.dtype):
         return 0.0
@@ -464,12 +473,12 @@ def _error(op: Op, points, constants: Sequence) -> jax.Array | float:
     return functools.reduce(jnp.maximum, _each(op, lambda z: evaluation.error(op.program, z, held), still))
 
 
-def _lost(op: Op, slope) -> jax.Array:
+def _lost(op: Op, slope: jax.Array) -> jax.Array:
     """What a product with a slope may lose where it, or the other factor, is subnormal and counts as 0."""
     return jnp.finfo(op.dtype).tiny * (1 + jnp.abs(slope))
 
 
-def _scaled(slack: float, reach):
+def _scaled(slack: float, reach: jax.Array):
     return slack * jnp.maximum(1, reach) if slack else 0.0
 
 

@@ -89,7 +89,7 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule
     return Freedom((table, table), (middle, middle))
 
 
-def _chord(least, most) -> jax.Array:
+def _chord(least: jax.Array, most: jax.Array) -> jax.Array:
     width = most - least
     share = jnp.clip(most / jnp.where(is_wide(width), width, 1), 0, 1)
     return jnp.where(jnp.isfinite(share), share, 0)
@@ -100,7 +100,7 @@ def _within(share: Ends) -> Ends:
     return jnp.clip(share[0], 0, 1), jnp.clip(share[1], 0, 1)
 
 
-def _separation(share, least, most) -> jax.Array:
+def _separation(share: jax.Array, least: jax.Array, most: jax.Array) -> jax.Array:
     ends = [jnp.where(d >= 0, -(1 - share) * d, share * d) for d in (least, most)]
     return jnp.minimum(*ends)
 
@@ -118,7 +118,7 @@ def _constant(op: Op, operand: tuple, constants: Sequence) -> jax.Array:
     return jnp.broadcast_to(plain(constants[operand[1]]) if operand[0] == "constant" else operand[1], op.shape)
 
 
-def _split(op: Op, shares: list, intercept, constants: Sequence) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _split(op: Op, shares: list, intercept: jax.Array, constants: Sequence) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """Shares of the operands that are inputs; what the constant ones add goes into the intercept."""
     slopes = []
     for operand, share in zip(op.operands, shares, strict=True):
