@@ -26,11 +26,13 @@ def bound_by_pass(run: Run, number: int, request: Request, *, known: bool = Fals
     """A backward pass from one node, and maybe the better of this and what is known.
 
     No other pass has as many rows, so that its steps would be compiled for it alone: where they carry all rows at once
-    they are one program.
+    they are one program, unless there are convolutions (`driver.stages` says what these cost in one).
     """
-    rows = run.graph.nodes[number].op.size * (2 if request.sides == "both" else 1)
+    nodes = run.graph.nodes
+    rows = nodes[number].op.size * (2 if request.sides == "both" else 1)
+    at_once = rows <= run.max_rows and all(node.op.name != "conv_general_dilated" for node in nodes)
     static = number, request, run.max_rows, known
-    return (run.together(_pass, static) if rows <= run.max_rows else _pass(run, static))[1]
+    return (run.together(_pass, static) if at_once else _pass(run, static))[1]
 
 
 def _pass(run: Run, static: tuple[int, Request, int, bool]) -> tuple[Run, Bounded]:
