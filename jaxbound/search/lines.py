@@ -27,9 +27,7 @@ SPARE = 1 + 1 / 64
 """Times the sum of all charges."""
 
 
-def relax(
-    static: Any, constants: Sequence, inputs: Sequence[Ends], behind: Any, slopes: tuple | None, room: Any
-):
+def relax(static: Any, constants: Sequence, inputs: Sequence[Ends], behind: Any, slopes: tuple | None, room: Any):
     """Planes around a nonlinear node, which hold the rounding behind it, and room for underflow."""
     op, outward, terms = static
     if is_rectifier(op):
