@@ -48,7 +48,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not long" $(if $(ROOM),--room $(ROOM)) $(ARGS)
 
 test-fast: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n $(WORKERS) -m "fast and not slow and not long" tests $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "fast and not slow and not long" -k "not adversarial and not execution" tests $(ARGS)
 
 test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) $(if $(ROOM),--room $(ROOM)) $(ARGS)

@@ -312,7 +312,7 @@ def _is_chord(op: Op, constants: Sequence, sign: int) -> bool:
 
 
 def _two_slopes(op: Op, has_constants: bool) -> tuple[float, float] | None:
-    """The slopes of a function of two lines, left and right of its kink; None for any other, or if they may be one."""
+    """The slopes of a function of two lines, left and right of its kink, if they are proved to differ; else None."""
     curvature = curvature_of(op)
     if not curvature.is_piecewise_linear or len(_borders(curvature)) != 1 or has_constants:
         return None
