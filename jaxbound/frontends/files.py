@@ -16,6 +16,7 @@ from jaxbound import errors
 if TYPE_CHECKING:
     import onnx
 
+OLDEST_OPSET = 7
 LARGEST = 1 << 28
 """Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
 
@@ -40,10 +41,17 @@ def parsed(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if not 7 <= opset <= onnx.defs.onnx_opset_version():
-        newest = onnx.defs.onnx_opset_version()
-        raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", f"7 to {newest} can be read")
+    if not OLDEST_OPSET <= opset <= (newest := newest_opset()):
+        can = f"{OLDEST_OPSET} to {newest} can be read"
+        raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def newest_opset() -> int:
+    """The newest operator set that the installed package knows."""
+    import onnx
+
+    return onnx.defs.onnx_opset_version()
 
 
 def titled(node: onnx.NodeProto) -> str:
