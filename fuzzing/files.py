@@ -2,9 +2,9 @@
 
 Networks in ONNX and properties in VNN-LIB are drawn, broken and read. What is read must mean what onnxruntime computes,
 or what another reader says; the rest must be refused by a `JaxboundError`, soon. File k of a seed is the same on every
-machine. A progress file says where the last run ended, and the next one goes on there; `--fresh` begins again. Files are
-read in a process of their own, so that a crash or a hang is one more count. Exits with 1 if there was a wrong network, another
-exception, a hang or a crash of ours; such files are kept in the folder.
+machine. A progress file says where the last run ended, and the next one goes on there; `--fresh` begins again. Files
+are read in a process of their own, so that a crash or a hang is one more count. Exits with 1 if there was a wrong
+network, another exception, a hang or a crash of ours; such files are kept in the folder.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def main() -> int:
 
 
 def _read(options: argparse.Namespace, progress: Path) -> int:
+    from fuzzing import networks  # before the clock runs
+
     warnings.simplefilter("ignore")
     state = {"next": 0, "reader": "", "tally": {}}
     if progress.exists():
@@ -76,8 +78,6 @@ def _read(options: argparse.Namespace, progress: Path) -> int:
             if kind == "vnnlib":
                 word = texts.check(content.decode(), rng)
             else:
-                from fuzzing import networks
-
                 word = networks.check(content, rng, options.folder, reading)
         except Exception as fault:
             word = "raised"

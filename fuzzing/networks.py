@@ -111,7 +111,7 @@ def broken(model: onnx.ModelProto, rng: np.random.Generator) -> bytes:
         for _ in range(rng.integers(1, 3)):
             content[int(rng.integers(len(content)))] = int(rng.integers(256))
         if rng.random() < 0.3:
-            content = content[: rng.integers(len(content))]
+            content = content[: int(rng.integers(len(content)))]
     return bytes(content)
 
 
@@ -136,7 +136,7 @@ def _change(model: onnx.ModelProto, rng: np.random.Generator) -> None:
         del node.attribute[:]
         node.attribute.extend([*kept, onnx.helper.make_attribute(name, choices[rng.integers(len(choices))])])
     elif way == 4 and node.input:
-        node.input[rng.integers(len(node.input))] = names[rng.integers(len(names))]
+        node.input[int(rng.integers(len(node.input)))] = names[rng.integers(len(names))]
     elif way == 5:
         nodes.remove(node)
     elif way == 6 and tensors:
