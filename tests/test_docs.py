@@ -18,3 +18,12 @@ PAGES += [DOCS.parent / "README.md"]
 def test_examples_run(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": page.stem})
+
+
+def test_the_landing_page_shows_what_its_example_prints(capsys):
+    code, shown = re.search(
+        r"^```python\n(.*?)^```\s+^```text\n(.*?)^```", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    ).groups()
+    assert code.count("\n") <= 13
+    exec(compile(code, "index.md", "exec"), {"__name__": "index"})
+    assert re.sub(r"(\d\.\d\d)\d*", r"\1", capsys.readouterr().out) == re.sub(r"(\d\.\d\d)\d*", r"\1", shown)

@@ -41,7 +41,8 @@ def parsed(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if not OLDEST_OPSET <= opset <= (newest := newest_opset()):
+    newest = newest_opset()
+    if not OLDEST_OPSET <= opset <= newest:
         can = f"{OLDEST_OPSET} to {newest} can be read"
         raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
