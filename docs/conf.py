@@ -52,7 +52,9 @@ if not (_generated / "certified.svg").exists():
     subprocess.run([sys.executable, str(_docs / "figure.py"), str(_generated / "certified.svg")], check=True)
 
 
-_NO_PICTURE = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+_NO_PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 def _execute(path: Path) -> None:
