@@ -62,6 +62,9 @@ def _execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     start = time.monotonic()
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in notebook.cells:
+        if text := cell.metadata.get("alt"):
+            cell.metadata["mystnb"] = {"image": {"alt": text}}
     nbformat.write(notebook, path)
     print(f"{path.name}: executed in {time.monotonic() - start:.0f} seconds", flush=True)
 
@@ -85,6 +88,14 @@ def _picture(path: Path) -> bytes:
     return base64.b64decode(found) if found else _NO_PICTURE
 
 
+def _with_source(app) -> list:
+    """Only modules whose source is there are listed with it."""
+    modules = getattr(app.env, "_viewcode_modules", {})
+    for name in [name for name, entry in modules.items() if not entry]:
+        del modules[name]
+    return []
+
+
 def _without_numbers(_app, _what, _name, _obj, _options, lines) -> None:
     """The fields of named tuples say which they are only where we did not."""
     lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
@@ -93,4 +104,5 @@ def _without_numbers(_app, _what, _name, _obj, _options, lines) -> None:
 def setup(app) -> None:
     """What Sphinx calls."""
     app.connect("config-inited", _execute_all)
+    app.connect("html-collect-pages", _with_source, priority=100)
     app.connect("autodoc-process-docstring", _without_numbers)
