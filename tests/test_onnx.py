@@ -511,6 +511,8 @@ def test_broken_files_are_refused(tmp_path):
     for content in (b"", b"no protocol buffer", gzip.compress(whole.tobytes())[:100]):
         with pytest.raises(jb.ArgumentError):
             _loaded(tmp_path, content)
+    with pytest.raises(jb.ArgumentError, match="a pointer of Git LFS, not the file"):
+        _loaded(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
 def test_every_row_of_the_table_is_tested():

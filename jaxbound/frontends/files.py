@@ -33,6 +33,8 @@ def parsed(path: Path) -> onnx.ModelProto:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        if content.startswith(b"version https://git-lfs"):
+            raise ValueError("a pointer of Git LFS, not the file: fetch it with git lfs pull")
         model = onnx.load_model_from_string(content)
         if any(map(uses_external_data, model.graph.initializer)):
             load_external_data_for_model(model, str(path.parent))
