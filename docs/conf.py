@@ -70,12 +70,13 @@ def _execute(path: Path) -> None:
 
 
 def _execute_all(_app, config) -> None:
-    """Two notebooks at a time, the longest first; myst-nb takes those that have outputs as they are."""
+    """Two notebooks at a time, the longest first."""
     longest = ("certify", "beyond_mlps")
     paths = sorted(_generated.glob("*.ipynb"), key=lambda path: path.stem not in longest)
     if config.nb_execution_mode != "off":
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             list(pool.map(_execute, paths))
+        config.nb_execution_mode = "off"  # done
     for path in paths:
         path.with_suffix(".png").write_bytes(_picture(path))
 
