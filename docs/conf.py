@@ -4,8 +4,6 @@ import base64
 import concurrent.futures
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -48,8 +46,6 @@ for _notebook in (_docs.parent / "notebooks").glob("*.ipynb"):
     shutil.copy2(_notebook, _generated)
 # Compiling is most of what notebooks do: what one has compiled serves the others, and the next build.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_docs / "_build" / "xla"))
-if not (_generated / "certified.svg").exists():
-    subprocess.run([sys.executable, str(_docs / "figure.py"), str(_generated / "certified.svg")], check=True)
 
 
 _NO_PICTURE = base64.b64decode(
@@ -97,13 +93,16 @@ def _with_source(app) -> list:
     return []
 
 
-def _without_numbers(_app, _what, _name, _obj, _options, lines) -> None:
-    """The fields of named tuples say which they are only where we did not."""
+def _tidied(_app, what, _name, _obj, _options, lines) -> None:
+    """Fields of named tuples without Python's own words; indented formulas of modules as they are written."""
     lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
+    for place, line in enumerate(lines[:-2] if what == "module" else []):
+        if line.endswith(":") and not lines[place + 1] and lines[place + 2].startswith("    "):
+            lines[place] = f"{line}:"
 
 
 def setup(app) -> None:
     """What Sphinx calls."""
     app.connect("config-inited", _execute_all)
     app.connect("html-collect-pages", _with_source, priority=100)
-    app.connect("autodoc-process-docstring", _without_numbers)
+    app.connect("autodoc-process-docstring", _tidied)
