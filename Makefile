@@ -69,6 +69,7 @@ bench: $(VENV)/installed-test
 
 docs: $(VENV)/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -b html -D nb_execution_mode=$(NOTEBOOKS) docs docs/_build/html
+	$(BIN)/python docs/links.py docs/_build/html
 
 package: $(VENV)/installed-package
 	rm -rf dist

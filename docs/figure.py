@@ -1,4 +1,4 @@
-"""Draws the landing page's figure: `python docs/figure.py OUT.svg`; half a minute."""
+"""Draws the figure of the landing page and the README: `python docs/figure.py docs/_static/certified.svg`."""
 
 import sys
 

@@ -27,6 +27,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
@@ -174,6 +175,12 @@ logits = over_kernels(box, x)
 own = jnp.arange(10) == labels[:, None]
 certain = jnp.where(own, logits.lower, jnp.inf).min(axis=1) > jnp.where(own, -jnp.inf, logits.upper).max(axis=1)
 print(f"the class is certain for {certain.mean():.0%} of {len(x)} images; mean width {logits.width.mean():.3f}")
+
+# %% alt="Intervals of the ten logits of one image over all these kernels"
+figure, axes = plt.subplots(figsize=(5, 3))
+axes = jb.plots.bounds_per_class(
+    jb.Interval(logits.lower[0], logits.upper[0]), model.apply(params, x[:1])[0], axes=axes
+)
 
 # %% [markdown]
 # ## A region on a part of the input

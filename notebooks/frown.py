@@ -39,7 +39,7 @@ import jaxbound as jb
 # On $[l, u]$ with $l < 0 < u$ the chord is the best line above. Below, every slope in $[0, 1]$ is valid, and which one
 # is best depends on the rest of the network, not on this neuron.
 
-# %%
+# %% alt="ReLU on an interval, the chord above it and three valid lines below"
 z = np.linspace(-2, 1.5, 200)
 figure, axes = plt.subplots(figsize=(5, 3))
 axes.plot(z, np.maximum(z, 0), "k", label="relu")
@@ -88,7 +88,7 @@ print("inside:", bool(((tuned.lower - 1e-5 <= values) & (values <= tuned.upper +
 #
 # Few. Another number of steps compiles nothing anew.
 
-# %%
+# %% alt="The mean width of tuned bounds falls with the number of steps, below CROWN"
 steps = [0, 1, 2, 5, 10, 20, 50]
 means = [float(jb.frown(params, x, eps, steps=count, activation="relu").width.mean()) for count in steps]
 figure, axes = plt.subplots(figsize=(5, 3))

@@ -47,7 +47,7 @@ from jaxbound.training.step import Schedules, Step, create, everywhere, sharded
 # over a ramp: over large balls a fresh network has no loss worth descending. With it go $\kappa$, the weight of the
 # natural loss, and $\beta$, which leads from the tight bounds of CROWN-IBP to plain interval bounds.
 
-# %%
+# %% alt="How the radius, kappa and beta go over the steps of training"
 digits = data.load("digits")
 sampler = data.Sampler(len(digits.train), batch_size=128, seed=0)
 model = MLP((24,))
@@ -83,12 +83,14 @@ def train(term):
     for number in range(total):
         state, metrics = step(state, data.batch_of(digits, sampler, number))
         history.append(metrics)
+        if (number + 1) % (total // 3) == 0:
+            print(f"step {number + 1} of {total}, loss {float(metrics.loss):.3f}", flush=True)
     return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(history))
 
 
 trained = {name: train(term) for name, term in TERMS.items()}
 
-# %%
+# %% alt="The shares of a batch that are not certified, and wrong, against the step"
 history = trained["intervals"][1]
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 axes.plot(steps, history.robust_error, label="not certified")

@@ -68,7 +68,8 @@ print(f"CROWN says at least           {float(jb.bound(network, jb.Crown())(box).
 folder = Path(tempfile.mkdtemp())
 method = jb.BranchAndBound(batch=16)
 below, above = (jb.Property.of([([1.0], least + shift)]) for shift in (-0.05, 0.05))
-proved = jb.verify(network, box, below, method=method, certificate=folder / "proof", progress=False)
+history = []
+proved = jb.verify(network, box, below, method=method, certificate=folder / "proof", progress=history.append)
 refuted = jb.verify(network, box, above, method=method, progress=False)
 print(proved.status, "after", proved.nodes, "domains:", proved.guarantee)
 print(refuted.status, "at", refuted.counterexample, "where the output is", refuted.outputs)
@@ -81,7 +82,7 @@ assert proved.status == "verified" and refuted.counterexample is not None
 # split, or -1 for a leaf, and the point. So we can draw how the box was split: finely where the network is low and
 # bends.
 
-# %%
+# %% alt="The leaves of the search over the region, small where the output is near its least value"
 tree = {name.removeprefix("tree0/"): array for name, array in np.load(folder / "proof").items() if "tree0/" in name}
 leaves: list[tuple] = []
 pending: list[tuple] = [(-1.0, -1.0, 1.0, 1.0)]
@@ -105,6 +106,9 @@ axes.legend(loc="upper right", fontsize=8)
 figure.colorbar(shown, label="output")
 axes.set(title=f"{len(leaves)} leaves prove that the output is above {least - 0.05:.2f}")
 plt.show()
+
+# %% alt="How the lower bound of the margin rises and domains are done, against seconds"
+jb.plots.search_progress(history)
 
 # %% [markdown]
 # ## A proof that can be checked

@@ -23,7 +23,16 @@ region: inside, in corners, on faces, and on both sides of kinks and ties. Every
 the same nodes. A refused case raises `UnsupportedError` with the reason shown, when the function is traced.
 
 "Nodes" are the kinds of relaxation that a function needs ([how it works](how_it_works.md)); a function that is *affine*
-alone is bounded exactly by linear methods. `jaxbound.explain` shows the same for any function.
+alone is bounded exactly by linear methods. `jaxbound.explain` shows the same for any function:
+
+```python
+import jax, jax.numpy as jnp
+import jaxbound as jb
+
+box = jb.Box(jnp.zeros(3), jnp.ones(3))
+print(jb.explain(lambda x: jax.nn.softmax(x) * x, jb.Crown())(box))
+print(jb.explain(lambda x: jnp.linalg.norm(jnp.linalg.inv(jnp.outer(x, x))), jb.Crown())(box).refusals)
+```
 """
 
 FRAMEWORKS = [

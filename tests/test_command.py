@@ -273,6 +273,10 @@ def test_descriptions_are_those_of_the_data():
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
+PROPERTY_INPUT = "(declare-const X_{0} Real) (assert (<= X_{0} 1)) (assert (>= X_{0} 0))\n"
+PROPERTY_OUTPUT = "(declare-const Y_0 Real) (assert (<= Y_0 0))"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -286,12 +290,24 @@ def test_descriptions_are_those_of_the_data():
         (["bounds", "net.onnx", "x.npz", "--eps", "1", "--clip", "1", "0"], "lower end first"),
         (["certify", "net.onnx", "unlabelled.npz", "--eps", "1"], "has no labels"),
         (["verify", "net.onnx", "x.npz"], "x.npz, line 1"),
+        (["verify", "net.onnx", "three.vnnlib"], "speaks of 3 inputs; the network takes (4,)"),
+        (
+            ["verify", "tiny_network:batch", "three.vnnlib", "--input-shape", "4"],
+            "speaks of 3 inputs; the network refuses",
+        ),
+        (
+            ["bounds", "net.onnx", "x.npz", "--eps", "1", "--plot", "figure.nope"],
+            "plot is 'figure.nope'; pass a file that",
+        ),
+        (["bounds", "net.onnx", "junk.npz", "--eps", "1"], "'junk.npz' is no .npz file"),
         (["evaluate", "net.onnx", "x.npz"], "eps is missing"),
         (["certify", ".", "x.npz", "--eps", "1"], "holds 0 training runs"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, folder, capsys):
     np.savez(folder / "unlabelled.npz", x=X)
+    (folder / "junk.npz").write_text("junk")
+    (folder / "three.vnnlib").write_text("".join(map(PROPERTY_INPUT.format, range(3))) + PROPERTY_OUTPUT)
     if arguments[1] == ".":
         (folder / "empty").mkdir(exist_ok=True)
         arguments = [arguments[0], "empty", *arguments[2:]]

@@ -85,3 +85,40 @@ def test_honest_bounds_pass():
 def test_refusals_are_counted_not_hidden():
     case = search.Case(Program((Line("tanh", 0, 0),), 1), "MILP()", True, [], jb.Box(np.zeros(1), np.ones(1)))
     assert search.bounds(case) is None
+
+
+def test_broken_files_are_the_same_everywhere_and_refused_or_right(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from fuzzing import files, networks, texts
+
+    words = set()
+    for number in range(14):
+        kind, content, rng = files.case(0, number)
+        assert content == files.case(0, number)[1]
+        words.add(
+            texts.check(content.decode(), rng) if kind == "vnnlib" else networks.check(content, rng, tmp_path, print)
+        )
+    assert {"refused"} <= words <= {"refused", "equal", "not in onnxruntime", "large"}
+
+
+def test_a_wrong_reader_and_a_wrong_network_are_found(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from fuzzing import networks, texts
+    from jaxbound.frontends.operators import OPERATORS, Operator
+
+    rng = np.random.default_rng(0)
+    content = networks.draw(np.random.default_rng(0)).SerializeToString()
+    monkeypatch.setitem(OPERATORS, "MaxPool", Operator(OPERATORS["AveragePool"].function))
+    monkeypatch.setitem(OPERATORS, "MatMul", Operator(lambda _node, a, b: a @ b + 1))
+    monkeypatch.setitem(OPERATORS, "Reshape", Operator(lambda _node, a, b: 2 * a))
+    monkeypatch.setitem(OPERATORS, "Clip", Operator(lambda _node, x, low, high: x + 1))
+    assert networks.check(content, rng, tmp_path, print) == "wrong"
+    read = jb.vnnlib.loads
+    text = (
+        "(declare-const X_0 Real) (declare-const Y_0 Real) (assert (and (>= X_0 -2) (<= X_0 2))) (assert (<= Y_0 0.25))"
+    )
+    assert texts.check(text, rng) == "equal"
+    monkeypatch.setattr(jb.vnnlib, "loads", lambda text: read(text.replace("0.25", "-1.75")))
+    assert texts.check(text, rng) == "wrong"

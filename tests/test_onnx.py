@@ -183,6 +183,7 @@ CASES = [
     ("ReduceSum", {"axes": [0, -1], "keepdims": 0}, ARRAY, [], 11),
     ("ReduceSum", {"keepdims": 0}, ARRAY, [_integers(1)], 13),
     ("ReduceSum", {"noop_with_empty_axes": 1}, ARRAY, [], 13),
+    ("ReduceMean", {"noop_with_empty_axes": 0}, ARRAY, [_integers(1)], 18),
     ("ReduceMean", {"axes": [1]}, ARRAY, [], 13),
     ("ReduceMax", {"keepdims": 0}, ARRAY, [_integers(-1)], 18),
     ("ArgMax", {"axis": 1, "keepdims": 0}, ARRAY, [], 13),
@@ -233,6 +234,7 @@ CASES = [
         for way in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel")
     ],
     ("Resize", {"mode": "linear"}, IMAGE, [None, None, _integers(1, 4, 5, 9)], 13),
+    ("Resize", {}, (1, 1, 10, 5), [None, np.array([1, 1, 0.7, 0.3], np.float32)], 13),
     ("Resize", {"nearest_mode": "floor"}, IMAGE, [None, None, _integers(1, 4, 5, 9)], 13),
     ("Resize", {"nearest_mode": "ceil"}, IMAGE, [None, None, _integers(1, 4, 5, 9)], 13),
     ("Resize", {"nearest_mode": "round_prefer_ceil"}, IMAGE, [None, None, _integers(1, 4, 14, 3)], 13),
@@ -332,6 +334,60 @@ def test_branches_and_quantised_networks(tmp_path):
         "yes": np.array(True), "scale": np.float32(0.03), "zero": np.uint8(20), "w": np.arange(8).reshape(4, 2).astype(np.uint8)
     }  # fmt: skip
     _agrees(tmp_path, _file(nodes, (1, 4), constants, 13), (1, 4))
+
+
+def _bytes(*shape, seed=0, dtype=np.uint8):
+    ends = np.iinfo(dtype)
+    return np.random.default_rng(seed).integers(ends.min, ends.max, shape, endpoint=True).astype(dtype)
+
+
+QUANTIZE = ("QuantizeLinear", ["x", "xs", "xz"], ["q"], {})
+QUANTIZED = {
+    "QLinearMatMul": (
+        [QUANTIZE, ("QLinearMatMul", ["q", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["r"], {})],
+        (2, 5),
+        {"w": _bytes(5, 3, dtype=np.int8), "ws": np.float32([0.01, 0.02, 0.03]), "wz": np.int8([0, 0, 0])},
+    ),
+    "QLinearConv": (
+        [QUANTIZE, ("QLinearConv", ["q", "xs", "xz", "w", "ws", "wz", "ys", "yz", "b"], ["r"], {"pads": [1, 1, 0, 0], "strides": [2, 1]})],
+        (1, 2, 5, 6),
+        {"w": _bytes(3, 2, 3, 2, dtype=np.int8), "ws": np.float32([0.01, 0.02, 0.03]), "wz": np.int8([0, 0, 0]), "b": np.int32([500, -3000, 7])},
+    ),
+    "MatMulInteger": (
+        [QUANTIZE, ("MatMulInteger", ["q", "w", "xz", "wz"], ["i"], {}), ("Cast", ["i"], ["f"], {"to": 1}), ("Mul", ["f", "ys"], ["y"], {})],
+        (2, 5),
+        {"w": _bytes(5, 3), "wz": np.uint8(100)},
+    ),
+    "ConvInteger": (
+        [QUANTIZE, ("ConvInteger", ["q", "w", "xz", "wz"], ["i"], {"pads": [1, 1, 1, 1]}), ("Cast", ["i"], ["f"], {"to": 1}), ("Mul", ["f", "ys"], ["y"], {})],
+        (1, 2, 5, 6),
+        {"w": _bytes(3, 2, 3, 3), "wz": np.uint8(100)},
+    ),
+    "DynamicQuantizeLinear": (
+        [
+            ("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], {}), ("MatMulInteger", ["q", "w", "z"], ["i"], {}),
+            ("Cast", ["i"], ["f"], {"to": 1}), ("Mul", ["s", "ys"], ["t"], {}), ("Mul", ["f", "t"], ["y"], {}),
+        ],
+        (2, 5),
+        {"w": _bytes(5, 3, dtype=np.int8)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantised_operators_are_staircases(tmp_path, name):
+    nodes, shape, constants = QUANTIZED[name]
+    if nodes[-1][2] == ["r"]:
+        nodes = [*nodes, ("DequantizeLinear", ["r", "ys", "yz"], ["y"], {})]
+    constants = constants | {"xs": np.float32(0.0173), "xz": np.uint8(120), "ys": np.float32(0.11), "yz": np.uint8(99)}
+    used = {name: array for name, array in constants.items() if any(name in node[1] for node in nodes)}
+    model = _agrees(tmp_path, _file(nodes, shape, used, 13), shape)
+    box = jb.Box.around(jnp.asarray(_random(*model.input_shape)), 0.05)
+    bounds = jb.bound(model.fn, jb.IBP())(model.params, box)
+    for x in np.random.default_rng(0).uniform(box.lower, box.upper, (20, *model.input_shape)):
+        y = model.fn(model.params, jnp.asarray(x, jnp.float32))
+        assert np.all(bounds.lower <= y) and np.all(y <= bounds.upper)
+    assert np.all(np.isfinite(bounds.upper - bounds.lower)) or name == "DynamicQuantizeLinear"
 
 
 CHAIN = [
@@ -455,6 +511,8 @@ def test_broken_files_are_refused(tmp_path):
     for content in (b"", b"no protocol buffer", gzip.compress(whole.tobytes())[:100]):
         with pytest.raises(jb.ArgumentError):
             _loaded(tmp_path, content)
+    with pytest.raises(jb.ArgumentError, match="a pointer of Git LFS, not the file"):
+        _loaded(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
 def test_every_row_of_the_table_is_tested():

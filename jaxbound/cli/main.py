@@ -47,14 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except (errors.SoundnessError, errors.MiscompilationError) as fault:
-            return _complain(fault, WRONG)
+            return complain(fault, WRONG)
         except (errors.JaxboundError, ImportError, OSError) as fault:
-            return _complain(fault, BAD_INPUT)
+            return complain(fault, BAD_INPUT)
 
 
 def run() -> None:
     """The program: `main`, and out."""
-    code = main()
+    leave(main())
+
+
+def leave(code: int) -> None:
+    """End the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
@@ -81,14 +85,16 @@ def _work(options: Options, started: float) -> int:
     import jax
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports every save, TFDS what it would have otherwise
-    if options.cache != "off" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        _keep_programs(options.cache)
+    keep_programs(options.cache)
     module, _, function = options.command.partition(":")
     with jax.enable_x64(True) if options.x64 else contextlib.nullcontext():
         return getattr(importlib.import_module(module), function)(options, started)
 
 
-def _keep_programs(folder: str) -> None:
+def keep_programs(folder: str) -> None:
+    """Keep compiled programs in a folder, or the user's own, "default"; unless "off", or JAX keeps them already."""
+    if folder == "off" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     from jaxbound.backend.compilation import compilation_cache
 
     if folder != "default":
@@ -111,7 +117,8 @@ def default_cache() -> Path:
     return base / "jaxbound"
 
 
-def _complain(fault: Exception, code: int) -> int:
+def complain(fault: Exception, code: int) -> int:
+    """Say what went wrong in one line, and return the exit code."""
     lines = fault.refusals if isinstance(fault, errors.UnsupportedError) else str(fault).splitlines()
     print(f"jaxbound: {'; '.join(line for line in lines if line.strip())}", file=sys.stderr)
     return code

@@ -30,6 +30,16 @@ def _positive(name: str, value: float) -> None:
         raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more")
 
 
+def _check_figure(path: str) -> None:
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError as missing:
+        raise errors.argument("plot", "needs matplotlib", "pip install 'jaxbound[plot]'") from missing
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if os.path.splitext(path)[1].removeprefix(".").lower() not in kinds:
+        raise errors.argument("plot", f"is {path!r}", f"pass a file that ends in one of {', '.join(sorted(kinds))}")
+
+
 def _check_network(net: str) -> None:
     if net.endswith(FILES) or os.sep in net:
         _check_there("net", net)
@@ -59,6 +69,8 @@ class Options:
 
     def check(self) -> None:
         """Refuse what is wrong whatever the network is."""
+        if plot := getattr(self, "plot", None):
+            _check_figure(plot)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -6,6 +6,8 @@ Reference: Brix, Bak, Johnson and Wu 2024, "The fifth international verification
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxbound import errors
 from jaxbound.certificates.properties import Property
-from jaxbound.frontends import onnx, vnnlib
+from jaxbound.frontends import onnx, queries, vnnlib
+from jaxbound.network.model import Model
 from jaxbound.regions import Box
 from jaxbound.search import Verdict, verify
 
 ANSWERS = {"verified": "unsat", "falsified": "sat"}
 """What the competition calls a verdict."""
+STRICT = "nothing is claimed: a counterexample is one only if strict comparisons count as non-strict"
 SPARE = 0.5
 """Seconds kept back of every timeout, for what follows the search."""
 
@@ -47,9 +52,33 @@ def decide(
     """
     started = time.monotonic() if started is None else started
     fn = network if callable(network) else onnx.load(network)
-    regions, wanted = vnnlib.load(prop)
+    (regions, wanted), text = vnnlib.load(prop), vnnlib.text_of(prop)
+    declared = vnnlib.declared_network(text)
+    if declared is not None and isinstance(fn, Model):
+        queries.check_network(declared, fn)
+    check_inputs(fn, regions)
     left = None if timeout is None else max(0.0, timeout - SPARE - (time.monotonic() - started))
-    return verify(fn, regions, wanted, timeout=left, **options)
+    verdict = verify(fn, regions, wanted, timeout=left, **options)
+    point, outputs = verdict.counterexample, verdict.outputs
+    if point is None or outputs is None or vnnlib.satisfied(text, point, outputs):
+        return verdict
+    return dataclasses.replace(verdict, status="unknown", counterexample=None, outputs=None, guarantee=STRICT)
+
+
+def check_inputs(fn: Callable, regions: Sequence[Box]) -> None:
+    """That a network takes the inputs that a property speaks of.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    count = np.size(regions[0].lower)
+    if isinstance(fn, Model) and math.prod(fn.input_shape) != count:
+        raise errors.argument("prop", f"speaks of {count} inputs; the network takes {fn.input_shape}")
+    if not isinstance(fn, Model):
+        try:
+            jax.eval_shape(fn, jax.ShapeDtypeStruct((count,), float))
+        except (TypeError, ValueError) as fault:
+            raise errors.argument("prop", f"speaks of {count} inputs; the network refuses them ({fault})") from fault
 
 
 def results(verdict: Verdict, *, timed_out: bool = False) -> str:

@@ -16,6 +16,7 @@ from jaxbound import errors
 if TYPE_CHECKING:
     import onnx
 
+OLDEST_OPSET = 7
 LARGEST = 1 << 28
 """Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
 
@@ -32,6 +33,8 @@ def parsed(path: Path) -> onnx.ModelProto:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        if content.startswith(b"version https://git-lfs"):
+            raise ValueError("a pointer of Git LFS, not the file: fetch it with git lfs pull")
         model = onnx.load_model_from_string(content)
         if any(map(uses_external_data, model.graph.initializer)):
             load_external_data_for_model(model, str(path.parent))
@@ -40,10 +43,18 @@ def parsed(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if not 7 <= opset <= onnx.defs.onnx_opset_version():
-        newest = onnx.defs.onnx_opset_version()
-        raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", f"7 to {newest} can be read")
+    newest = newest_opset()
+    if not OLDEST_OPSET <= opset <= newest:
+        can = f"{OLDEST_OPSET} to {newest} can be read"
+        raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def newest_opset() -> int:
+    """The newest operator set that the installed package knows."""
+    import onnx
+
+    return onnx.defs.onnx_opset_version()
 
 
 def titled(node: onnx.NodeProto) -> str:

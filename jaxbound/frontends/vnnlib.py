@@ -21,21 +21,24 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound.certificates.properties import Clause, Property
+from jaxbound.frontends import queries
+from jaxbound.frontends.queries import refuse as _refuse
 from jaxbound.regions import Box
 
 _TOKEN = re.compile(r"[()]|[^\s()\[\]]+(?:\s*\[[^\]()]*\])?|\S")
-_ARRAY = re.compile(r"(\w+)\s*\[([\d\s,]{0,200})\]", re.ASCII)
-_FLOATS = ("Real", "float16", "float32", "float64", "bfloat16")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE]([-+]?\d{1,6}))?", re.ASCII)
 _VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
+_COMPARISONS = {"<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b, ">": lambda a, b: a > b}
+_COMPARISONS |= dict.fromkeys(("=", "=="), lambda a, b: a == b)
 _IGNORED = ("set-logic", "set-info", "set-option", "check-sat", "get-model", "exit")
-_DEEPEST, _LONGEST_NUMBER, _LARGEST_EXPONENT, _MOST_CLAUSES, _MOST_VARIABLES = 64, 2000, 400, 20_000, 10_000_000
+_DEEPEST, _LONGEST_NUMBER, _LARGEST_EXPONENT, _MOST_CLAUSES = 64, 2000, 400, 20_000
 
 _Declared = dict[str, tuple[str, int]]
 """From what the file calls a variable to `X_i` or `Y_i`, and the line that declares it."""
@@ -82,15 +85,24 @@ def load(path: str | Path) -> tuple[list[Box], Property]:
     Reference: Demarchi, Guidotti, Pulina and Tacchella 2023, "Supporting standardization of neural networks
     verification with VNNLIB and CoCoNet".
     """
-    try:
-        content = Path(path).read_bytes()
-        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", "replace")
-    except (OSError, EOFError, zlib.error) as fault:
-        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass a VNN-LIB file") from fault
+    text = text_of(path)
     try:
         return loads(text)
     except errors.ArgumentError as fault:
         raise errors.ArgumentError(f"{Path(path).name}, {fault}") from None
+
+
+def text_of(path: str | Path) -> str:
+    """The text of a file, plain or gzipped.
+
+    Raises:
+        ArgumentError: it cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error) as fault:
+        raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass a VNN-LIB file") from fault
 
 
 def loads(text: str) -> tuple[list[Box], Property]:
@@ -126,10 +138,6 @@ def loads(text: str) -> tuple[list[Box], Property]:
 
 
 # --- from text to rows ------------------------------------------------------------------------------------------------
-
-
-def _refuse(line: int, reason: str) -> NoReturn:
-    raise errors.ArgumentError(f"line {line}: {reason}")
 
 
 def _forms(text: str) -> Iterator[list]:
@@ -174,20 +182,14 @@ def _declare(form: list, declared: _Declared) -> None:
 
 def _declare_network(form: list, declared: _Declared) -> None:
     """The entries of the one input and the one output of a network, as 2.0 declares them."""
-    line, _, _, *parts = [*form, None]
-    kinds = [part[1] if isinstance(part, list) and len(part) > 1 else part for part in parts[:-1]]
-    if kinds != ["declare-input", "declare-output"] or declared:
-        _refuse(line, "only one network of one input and one output can be read")
-    for (line, _, *declaration), letter in zip(parts, "XY", strict=False):
-        name, kind, *rest = [*declaration, "", ""]
-        array = _ARRAY.fullmatch(kind) if isinstance(kind, str) else None
-        if not array or not isinstance(name, str) or any(rest[:-2]) or array[1] not in _FLOATS:
-            _refuse(line, f"{name} is not declared as an array of floating-point numbers")
-        shape = [int(size) for size in array[2].split(",") if size.strip()]
-        if math.prod(shape) > _MOST_VARIABLES:
-            _refuse(line, f"{name} has more than {_MOST_VARIABLES} entries")
-        for number, index in enumerate(np.ndindex(*shape)):
-            declared[f"{name}[{','.join(map(str, index))}]" if shape else name] = f"{letter}_{number}", line
+    if declared:
+        _refuse(form[0], "only one network of one input and one output can be read")
+    for array, letter in zip(queries.declared(form)[1:], "XY", strict=True):
+        for number, index in enumerate(np.ndindex(*array.shape)):
+            name = f"{array.name}[{','.join(map(str, index))}]" if array.shape else array.name
+            if name in declared:
+                _refuse(form[0], f"{name} is declared again")
+            declared[name] = f"{letter}_{number}", form[0]
 
 
 def _count(declared: _Declared, letter: str) -> int:
@@ -205,10 +207,10 @@ def _alternatives(form, line: int, declared: _Declared) -> list[_Rows]:
     if not isinstance(form, list) or len(form) < 2 or not isinstance(form[1], str):
         _refuse(line, f"{_shown(form)} is not a formula")
     line, operator, *parts = form
-    if operator in ("<=", ">=", "<", ">", "="):
+    if operator in _COMPARISONS:
         if len(parts) != 2:
             _refuse(line, f"{_shown(form)} compares {len(parts)} terms, not 2")
-        if operator != "=" and _is_simple(parts, declared):  # nearly all rows of large files
+        if operator[0] != "=" and _is_simple(parts, declared):  # nearly all rows of large files
             side = 1 if operator[0] == "<" else -1
             return [[_End(declared[parts[0]][0], side, _decimal(parts[1], side, line), line)]]
         left, right = (_linear(part, line, declared) for part in parts)
@@ -396,6 +398,49 @@ def _is_exact(value: Fraction) -> bool:
         return Fraction(float(value)) == value
     except OverflowError:
         return False
+
+
+# --- a point ----------------------------------------------------------------------------------------------------------
+
+
+def declared_network(text: str) -> queries.Query | None:
+    """The network as a 2.0 text declares it; None for 1.0."""
+    return next((queries.declared(form) for form in _forms(text) if form[1:2] == ["declare-network"]), None)
+
+
+def satisfied(text: str, x: ArrayLike, y: ArrayLike) -> bool:
+    """Whether an input and an output satisfy the assertions of a text, word by word, strict comparisons as such.
+
+    Numbers are exact. Comparisons of inputs alone, unless strict, hold within a millionth, since a region may have no
+    float where the text puts its ends.
+
+    >>> satisfied("(declare-const X_0 Real) (declare-const Y_0 Real) (assert (< Y_0 X_0))", [1.0], [1.0])
+    False
+    """
+    declared: _Declared = {}
+    numbers = {f"X_{i}": Fraction(float(value)) for i, value in enumerate(np.ravel(x))}
+    numbers |= {f"Y_{i}": Fraction(float(value)) for i, value in enumerate(np.ravel(y))}
+
+    def holds(form) -> bool:
+        line, operator, *parts = form
+        if operator in ("and", "or"):
+            return (all if operator == "and" else any)(map(holds, parts))
+        terms = [_linear(part, line, declared) for part in parts]
+        left, right = (number + sum(factor * numbers[name] for name, factor in of.items()) for of, number in terms)
+        inputs_alone = all(name[0] == "X" for of, _ in terms for name in of)
+        near = inputs_alone and "=" in operator and abs(left - right) <= Fraction(1, 10**6) * max(1, abs(right))
+        return near or _COMPARISONS[operator](left, right)
+
+    asserted = []
+    for form in _forms(text):
+        command = form[1] if len(form) > 1 else ""
+        if command == "assert":
+            asserted.append(form[2])
+        elif command in ("declare-const", "declare-fun"):
+            _declare(form, declared)
+        elif command == "declare-network":
+            _declare_network(form, declared)
+    return all(map(holds, asserted))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,8 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         with np.load(path) as arrays:
             x = [arrays[name] for name in _X if name in arrays]
             labels = [arrays[name] for name in _LABELS if name in arrays]
-    except (OSError, ValueError) as fault:
-        raise errors.argument("data", f"{str(path)!r} cannot be read ({fault})", "pass an .npz file") from fault
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as fault:
+        raise errors.argument("data", f"{str(path)!r} is no .npz file", "write one with numpy.savez") from fault
     if not x:
         raise errors.argument("data", f"{str(path)!r} has no array x", f"name it one of {', '.join(_X)}")
     return x[0], labels[0] if labels else None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxbound import errors
 from jaxbound.frontends.operators.table import elementwise, operator
 
 
@@ -108,7 +109,10 @@ def _mod(node, x, y):
 
 @operator("Cast")
 def _cast(node, x):
-    return _converted(x, _DTYPES[node.get("to")])
+    to = node.get("to")
+    if to not in _DTYPES:
+        raise errors.ArgumentError(f"its type to={to} cannot be read")
+    return _converted(x, _DTYPES[to])
 
 
 @operator("CastLike")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +21,8 @@ _REDUCTIONS = {
 
 def _enter(name: str, function) -> None:
     def reduce(node, x, axes=None):
-        chosen = axes_of(node, axes, x.ndim)
-        if not chosen and node.flag("noop_with_empty_axes"):
+        chosen, none_is_none = axes_of(node, axes, x.ndim), node.flag("noop_with_empty_axes")
+        if not chosen and none_is_none:
             return x
         return function(x, axis=chosen or None, keepdims=node.flag("keepdims", True))
 
@@ -126,31 +124,3 @@ def _local_response_norm(node, x):
     around = lax.reduce_window(x * x, 0.0, lax.add, (1, size, *(1,) * (x.ndim - 2)), (1,) * x.ndim, pads)
     inner = node.get("bias", 1.0) + node.get("alpha", 1e-4) / size * around
     return x * inner ** -node.get("beta", 0.75)
-
-
-@operator("QuantizeLinear", known=(1, 2))
-def _quantize(node, x, scale, zero=None):
-    """Integers as floating-point numbers, so that the steps are bounded as steps."""
-    node.require("block_size", 0)
-    node.require("saturate", 1)
-    dtype = np.dtype(np.uint8) if zero is None else zero.dtype
-    if dtype not in (np.uint8, np.int8, np.uint16, np.int16):
-        node.require("output_dtype", f"an integer type of 8 or 16 bits, not {dtype}")
-    ends = np.iinfo(dtype)
-    scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
-    return jnp.clip(jnp.round(x / scale) + zero, float(ends.min), float(ends.max))
-
-
-@operator("DequantizeLinear", known=(1, 2))
-def _dequantize(node, x, scale, zero=None):
-    node.require("block_size", 0)
-    scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero.astype(np.float32))
-    return (jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)) - zero) * scale
-
-
-def _along_axis(node, x, values: np.ndarray):
-    axis = node.get("axis", 1)
-    if values.size == 1:
-        return values.item()
-    axis %= x.ndim
-    return values.reshape(*(1,) * axis, math.prod(values.shape), *(1,) * (x.ndim - axis - 1))

@@ -231,7 +231,7 @@ def _resized(node, x, axes, sizes, scales, transformation: str):
     for place, axis in enumerate(axes):
         old = x.shape[axis]
         scale = float(scales[place]) if sizes is None else int(sizes[place]) / old
-        new = math.floor(old * scale) if sizes is None else int(sizes[place])
+        new = math.floor(np.float32(old) * np.float32(scale)) if sizes is None else int(sizes[place])
         if (new, scale) == (old, 1.0):
             continue
         points = _positions(transformation, old, new, scale)

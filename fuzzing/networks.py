@@ -1,0 +1,203 @@
+"""Broken ONNX: small networks are drawn, their bytes or parts are changed; what is read is held against onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+
+import jaxbound as jb
+from fuzzing.files import MOST_ENTRIES
+from jaxbound.frontends.operators import OPERATORS
+
+onnxruntime.set_default_logger_severity(4)
+_ATTRIBUTES = {
+    "axis": [0, 1, 2, -1, -2, 5], "keepdims": [0, 1], "alpha": [0.3, -1.0], "beta": [2.0], "group": [1, 2],
+    "epsilon": [0.1], "strides": [[2, 2], [1, 2]], "dilations": [[2, 1], [1, 1]],
+    "pads": [[1, 0, 1, 0], [0, 1, 2, 1], [-1, 0, 0, 0]], "kernel_shape": [[2, 2], [3, 1]],
+    "auto_pad": ["SAME_UPPER", "SAME_LOWER", "VALID"], "ceil_mode": [0, 1], "perm": [[1, 0], [0, 2, 1]],
+    "count_include_pad": [1], "transA": [1], "transB": [1, 0],
+    "mode": ["linear", "cubic", "nearest", "reflect", "edge"], "to": [1, 6, 7, 9, 10, 99],
+    "axes": [[0], [1], [-1], [0, 1]], "noop_with_empty_axes": [0, 1], "direction": ["reverse", "bidirectional"],
+    "hidden_size": [2, 3],
+    "coordinate_transformation_mode": ["align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel"],
+    "fmod": [1], "nearest_mode": ["floor", "ceil", "round_prefer_ceil"], "linear_before_reset": [1],
+    "exclude_outside": [1], "blocksize": [2], "allowzero": [1], "largest": [0], "exclusive": [1], "reverse": [1],
+    "approximate": ["tanh"], "select_last_index": [1], "output_padding": [[1, 1], [0, 1]], "num_groups": [2],
+    "p": [1, 2], "size": [1, 3], "upper": [0], "reduction": ["add"],
+}  # fmt: skip
+_VALUES = [
+    np.array(v, np.int64) for v in ([1, 1, 2, 2], [0, -1], [1], [2], [-1], [3, 2], [1, 12], [0, 1, 0, 1], [0, 0, 1, 1])
+]
+_VALUES += [np.array(v, np.float32) for v in ([1, 1, 2, 2], [1, 1, 0.7, 1.3], 0.5, [0.5, 2.0, 1.0, 3.0])]
+_WHOLE = [
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Softmax",
+    "Flatten",
+    "Abs",
+    "Floor",
+    "Sign",
+    "LogSoftmax",
+    "Gelu",
+    "Elu",
+    "Erf",
+    "Identity",
+    "ReduceMean",
+    "Sum",
+]
+
+
+def draw(rng: np.random.Generator) -> onnx.ModelProto:
+    """A small network: dense, of images, or of sequences, with a few operators between."""
+    make, kind = onnx.helper, rng.integers(4)
+
+    def weights(*shape):
+        return rng.integers(-8, 9, shape).astype(np.float32) / 4
+
+    shape = [(1, 4), (1, 2, 5, 4), (1, 3, 4), (1, 4)][kind]
+    nodes, constants, last = [], {}, "x"
+
+    def step(operator, *arrays, **attributes):
+        nonlocal last
+        names = [f"c{len(constants) + i}" for i in range(len(arrays))]
+        constants.update(zip(names, arrays, strict=True))
+        nodes.append(make.make_node(operator, [last, *names], [f"v{len(nodes)}"], name=f"n{len(nodes)}", **attributes))
+        last = f"v{len(nodes) - 1}"
+
+    if kind == 0:
+        step("Gemm", weights(5, 4), weights(5), transB=1)
+        step(_WHOLE[rng.integers(len(_WHOLE))])
+        step("MatMul", weights(5, 3))
+    elif kind == 1:
+        step("Conv", weights(3, 2, 2, 3), weights(3), pads=[1, 0, 1, 1], strides=[1, 2])
+        step(["Relu", "LeakyRelu", "HardSigmoid", "GlobalAveragePool", "InstanceNormalization"][rng.integers(5)])
+        step(["MaxPool", "AveragePool"][rng.integers(2)], kernel_shape=[2, 1], ceil_mode=int(rng.integers(2)))
+        if rng.random() < 0.3:
+            step("Resize", np.zeros(0, np.float32), np.array([1, 1, 1.5, 2], np.float32), mode="linear")
+        step("Flatten")
+    elif kind == 2:
+        step("Transpose", perm=[0, 2, 1])
+        step("Slice", *(np.array([v], np.int64) for v in (0, 3, 1)))
+        step("ReduceSum", np.array([1], np.int64), keepdims=1)
+        step(_WHOLE[rng.integers(len(_WHOLE))])
+        step("Reshape", np.array([1, -1], np.int64))
+    else:
+        step("Mul", weights(4))
+        step("QuantizeLinear", np.float32(0.05), np.uint8(120))
+        step("DequantizeLinear", np.float32(0.05), np.uint8(120))
+        step("Clip", np.float32(-1), np.float32(2))
+        step(_WHOLE[rng.integers(len(_WHOLE))])
+    values = [make.make_tensor_value_info("x", 1, shape)], [make.make_tensor_value_info(last, 1, None)]
+    tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    graph = make.make_graph(nodes, "network", *values, tensors)
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", [13, 17, 21][rng.integers(3)])], ir_version=8)
+
+
+def broken(model: onnx.ModelProto, rng: np.random.Generator) -> bytes:
+    """The model with a few of its parts changed, or its bytes, or neither."""
+    way = rng.random()
+    if way < 0.7:
+        for _ in range(rng.integers(1, 3)):
+            _change(model, rng)
+    content = bytearray(model.SerializeToString())
+    if way > 0.75:
+        for _ in range(rng.integers(1, 3)):
+            content[int(rng.integers(len(content)))] = int(rng.integers(256))
+        if rng.random() < 0.3:
+            content = content[: int(rng.integers(len(content)))]
+    return bytes(content)
+
+
+def _change(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    graph = model.graph
+    nodes, tensors = graph.node, graph.initializer
+    if not nodes:
+        return
+    node = nodes[rng.integers(len(nodes))]
+    names = [name for each in nodes for name in (*each.input, *each.output)]
+    way = rng.integers(10)
+    if way == 0:
+        node.op_type = sorted(OPERATORS)[rng.integers(len(OPERATORS))]
+    elif way <= 3:
+        name = (
+            sorted(_ATTRIBUTES)[rng.integers(len(_ATTRIBUTES))]
+            if not node.attribute or way < 2
+            else node.attribute[0].name
+        )
+        choices = _ATTRIBUTES.get(name, [1])
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute(name, choices[rng.integers(len(choices))])])
+    elif way == 4 and node.input:
+        node.input[int(rng.integers(len(node.input)))] = names[rng.integers(len(names))]
+    elif way == 5:
+        nodes.remove(node)
+    elif way == 6 and tensors:
+        tensor = tensors[rng.integers(len(tensors))]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(_VALUES[rng.integers(len(_VALUES))], tensor.name))
+    elif way == 7:
+        model.opset_import[0].version = int(rng.integers(6, 24))
+    elif way == 8:
+        added = nodes.add()
+        added.CopyFrom(node)
+        added.op_type = _WHOLE[rng.integers(len(_WHOLE))] if rng.random() < 0.7 else added.op_type
+        del added.attribute[:]
+        added.input[:] = [graph.output[0].name]
+        added.output[:] = [f"added{len(nodes)}"]
+        graph.output[0].name = added.output[0]
+    elif way == 9:
+        dims = graph.input[0].type.tensor_type.shape.dim
+        dims[rng.integers(len(dims))].dim_value = int(rng.integers(0, 6))
+
+
+def check(content: bytes, rng: np.random.Generator, folder: Path, reading: Callable[[str], None]) -> str:
+    """What became of a network: refused, equal, wrong, too large to evaluate, or onnxruntime refused."""
+    path = folder / "fuzzed.onnx"
+    path.write_bytes(content)
+    try:
+        model = jb.onnx.load(path)
+    except jb.JaxboundError:
+        return "refused"
+    found = [rng.uniform(-2, 2, model.input_shape).astype(np.float32) for _ in range(3)]
+    jaxpr = jax.make_jaxpr(model.fn)(model.params, found[0])
+    sizes = [np.prod(v.aval.shape) for equation in jaxpr.eqns for v in equation.outvars]  # pyright: ignore
+    if max(sizes, default=0) > MOST_ENTRIES:
+        return "large"
+    ours = [model.fn(model.params, jnp.asarray(x)) for x in found]
+    reading("onnxruntime")
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        shape = [size if isinstance(size, int) and size > 0 else 1 for size in given.shape]
+        theirs = [session.run(None, {given.name: x.reshape(shape)}) for x in found]
+    except Exception:  # it refuses what we need not, such as names of types
+        return "not in onnxruntime"
+    finally:
+        reading("jaxbound")
+    same = [_same(one, other) for one, other in zip(ours, theirs, strict=True)]
+    return "equal" if any(same) else "wrong"  # a step may fall to either side by rounding, at one point
+
+
+def _same(ours, theirs) -> bool:
+    ours = ours if isinstance(ours, tuple) else (ours,)
+    if len(ours) != len(theirs):
+        return False
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        if one.shape not in (other.shape, other.shape[1:]):
+            return False
+        defined = ~(
+            np.isnan(one) | np.isnan(other.reshape(one.shape))
+        )  # what is undefined, libraries compute as they like
+        one, other = one[defined], other.reshape(one.shape)[defined]
+        scale = np.max(np.abs(other[np.isfinite(other)]), initial=1.0) if other.dtype.kind == "f" else 1.0
+        if not np.allclose(one, other, rtol=1e-3, atol=1e-4 * scale):
+            return False
+    return True
