@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import elementwise, operator
+from jaxbound.frontends.operators.table import Node, elementwise, operator
 
 
 def _many(function):
@@ -41,60 +41,60 @@ elementwise(
 
 
 @operator("LeakyRelu")
-def _leaky_relu(node, x):
+def _leaky_relu(node: Node, x):
     return jax.nn.leaky_relu(x, node.get("alpha", 0.01))
 
 
 @operator("Elu")
-def _elu(node, x):
+def _elu(node: Node, x):
     return jax.nn.elu(x, node.get("alpha", 1.0))
 
 
 @operator("Celu")
-def _celu(node, x):
+def _celu(node: Node, x):
     return jax.nn.celu(x, node.get("alpha", 1.0))
 
 
 @operator("Selu")
-def _selu(node, x):
+def _selu(node: Node, x):
     alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
     return gamma * jax.nn.elu(x, alpha)
 
 
 @operator("ThresholdedRelu")
-def _thresholded_relu(node, x):
+def _thresholded_relu(node: Node, x):
     return jnp.where(x > node.get("alpha", 1.0), x, 0)
 
 
 @operator("Shrink")
-def _shrink(node, x):
+def _shrink(node: Node, x):
     limit, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
     return jnp.where(x < -limit, x + bias, jnp.where(x > limit, x - bias, 0))
 
 
 @operator("HardSigmoid")
-def _hard_sigmoid(node, x):
+def _hard_sigmoid(node: Node, x):
     return jnp.clip(node.get("alpha", 0.2) * x + node.get("beta", 0.5), 0, 1)
 
 
 @operator("Swish")
-def _swish(node, x):
+def _swish(node: Node, x):
     return x * jax.nn.sigmoid(node.get("alpha", 1.0) * x)
 
 
 @operator("Gelu")
-def _gelu(node, x):
+def _gelu(node: Node, x):
     return jax.nn.gelu(x, approximate=node.require("approximate", "none", "tanh") == "tanh")
 
 
 @operator("Clip", known=(1, 2))
-def _clip(node, x, low=None, high=None):
+def _clip(node: Node, x, low=None, high=None):
     low, high = node.get("min", low), node.get("max", high)
     return jnp.clip(x, *(None if end is None else np.asarray(end).item() for end in (low, high)))
 
 
 @operator("Pow")
-def _power(_node, x, exponent):
+def _power(_node: Node, x, exponent):
     if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim == 0:
         exponent = exponent.item()
     if isinstance(exponent, int | float):
@@ -103,12 +103,12 @@ def _power(_node, x, exponent):
 
 
 @operator("Mod")
-def _mod(node, x, y):
+def _mod(node: Node, x, y):
     return jnp.fmod(x, y) if node.flag("fmod") else jnp.mod(x, y)
 
 
 @operator("Cast")
-def _cast(node, x):
+def _cast(node: Node, x):
     to = node.get("to")
     if to not in _DTYPES:
         raise errors.ArgumentError(f"its type to={to} cannot be read")
@@ -116,7 +116,7 @@ def _cast(node, x):
 
 
 @operator("CastLike")
-def _cast_like(_node, x, like):
+def _cast_like(_node: Node, x, like):
     return _converted(x, jnp.result_type(like))
 
 
@@ -136,12 +136,12 @@ def _converted(x, dtype):
 
 
 @operator("Softmax")
-def _softmax(node, x):
+def _softmax(node: Node, x):
     return _over_axis(jax.nn.softmax, node, x)
 
 
 @operator("LogSoftmax")
-def _log_softmax(node, x):
+def _log_softmax(node: Node, x):
     return _over_axis(jax.nn.log_softmax, node, x)
 
 
@@ -154,7 +154,7 @@ def _over_axis(function, node, x):
 
 
 @operator("Dropout")
-def _dropout(node, x, _ratio=None, training=None):
+def _dropout(node: Node, x, _ratio=None, training=None):
     if node.get("is_test", 1) == 0 or (training is not None and np.any(training)):
         node.require("training_mode", False)
     return (x, np.ones(x.shape, bool))[: node.outputs] if node.outputs > 1 else x

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import operator
+from jaxbound.frontends.operators.table import Node, operator
+
+Sizes = tuple[int, ...]
 
 
 @operator("MatMul")
-def _matmul(_node, a, b):
+def _matmul(_node: Node, a, b):
     return jnp.matmul(a, b)
 
 
 @operator("Gemm")
-def _gemm(node, a, b, c=None):
+def _gemm(node: Node, a, b, c=None):
     a = a.T if node.flag("transA") else a
     b = b.T if node.flag("transB") else b
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
@@ -27,14 +31,14 @@ def _gemm(node, a, b, c=None):
 
 
 @operator("Einsum")
-def _einsum(node, *inputs):
+def _einsum(node: Node, *inputs):
     return jnp.einsum(node.get("equation"), *inputs)
 
 
 _PADDINGS = "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER", ""
 
 
-def _paddings(node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
+def _paddings(node: Node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
     """The padding before and after each spatial axis."""
     mode, rank = node.require("auto_pad", *_PADDINGS), len(sizes)
     pads = node.get("pads", (0,) * 2 * rank)
@@ -51,7 +55,7 @@ def _paddings(node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
 
 
 @operator("Conv")
-def _conv(node, x, kernel, bias=None):
+def _conv(node: Node, x, kernel, bias=None):
     rank = x.ndim - 2
     strides, dilations = (node.get(name, (1,) * rank) for name in ("strides", "dilations"))
     value = _convolved(
@@ -62,7 +66,7 @@ def _conv(node, x, kernel, bias=None):
 
 
 @operator("ConvTranspose")
-def _conv_transpose(node, x, kernel, bias=None):
+def _conv_transpose(node: Node, x, kernel, bias=None):
     rank, groups = x.ndim - 2, node.get("group", 1)
     strides, dilations = (node.get(name, (1,) * rank) for name in ("strides", "dilations"))
     extra = node.get("output_padding", (0,) * rank)
@@ -78,7 +82,7 @@ def _conv_transpose(node, x, kernel, bias=None):
     return _with_bias(_convolved(x, turned, (1,) * rank, outside, dilations, groups=groups, gaps=strides), bias)
 
 
-def _transposed_paddings(node, full, sizes, strides) -> list[tuple[int, int]]:
+def _transposed_paddings(node: Node, full, sizes, strides) -> list[tuple[int, int]]:
     """What is cut from both ends of each axis."""
     rank, mode = len(full), node.require("auto_pad", *_PADDINGS)
     wanted, pads = node.get("output_shape"), node.get("pads", (0,) * 2 * rank)
@@ -109,7 +113,7 @@ def _with_bias(value, bias):
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 
-def _windows(node, x) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], list[tuple[int, int]], list[int]]:
+def _windows(node: Node, x: Any) -> tuple[Sizes, Sizes, Sizes, list[tuple[int, int]], list[int]]:
     """Window, strides, dilations, padding, and how much further the last windows reach in ceil mode."""
     window, sizes = node.get("kernel_shape"), x.shape[2:]
     strides, dilations = (node.get(name, (1,) * len(window)) for name in ("strides", "dilations"))
@@ -134,7 +138,7 @@ def _reduced(x, start, function, window, strides, dilations, pads):
 
 
 @operator("MaxPool")
-def _max_pool(node, x):
+def _max_pool(node: Node, x):
     if node.outputs > 1:
         raise errors.ArgumentError("its second output, the places of the maxima, cannot be read")
     window, strides, dilations, pads, further = _windows(node, x)
@@ -143,7 +147,7 @@ def _max_pool(node, x):
 
 
 @operator("AveragePool")
-def _average_pool(node, x):
+def _average_pool(node: Node, x):
     window, strides, dilations, pads, further = _windows(node, x)
     reached = [(low, high + more) for (low, high), more in zip(pads, further, strict=True)]
     total = _reduced(x, 0.0, lax.add, window, strides, dilations, reached)
@@ -165,10 +169,10 @@ def _counts(sizes, window, strides, dilations, pads, further, with_padding: bool
 
 
 @operator("GlobalAveragePool")
-def _global_average_pool(_node, x):
+def _global_average_pool(_node: Node, x):
     return jnp.mean(x, tuple(range(2, x.ndim)), keepdims=True)
 
 
 @operator("GlobalMaxPool")
-def _global_max_pool(_node, x):
+def _global_max_pool(_node: Node, x):
     return jnp.max(x, tuple(range(2, x.ndim)), keepdims=True)

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.frontends.operators.products import _conv
-from jaxbound.frontends.operators.table import operator
+from jaxbound.frontends.operators.table import Node, operator
 
 
 @operator("QuantizeLinear", known=(1, 2))
-def _quantize(node, x, scale, zero=None):
+def _quantize(node: Node, x, scale, zero=None):
     node.require("block_size", 0)
     node.require("saturate", 1)
     scale, dtype = _along_axis(node, x, scale), np.dtype(np.uint8) if zero is None else zero.dtype
     return _rounded(node, x / scale, 0 if zero is None else _along_axis(node, x, zero), dtype)
 
 
-def _rounded(node, values, zero, dtype: np.dtype):
+def _rounded(node: Node, values, zero, dtype: np.dtype):
     """The nearest integers, even ones where two are, shifted by `zero` and held in the range of a dtype."""
     if dtype not in (np.uint8, np.int8, np.uint16, np.int16):
         node.require("output_dtype", f"an integer type of 8 or 16 bits, not {dtype}")
@@ -31,14 +31,14 @@ def _rounded(node, values, zero, dtype: np.dtype):
 
 
 @operator("DequantizeLinear", known=(1, 2))
-def _dequantize(node, x, scale, zero=None):
+def _dequantize(node: Node, x, scale, zero=None):
     node.require("block_size", 0)
     scale, zero = _along_axis(node, x, scale), 0 if zero is None else _along_axis(node, x, zero)
     return (_float(x) - zero) * scale
 
 
 @operator("DynamicQuantizeLinear")
-def _quantize_by_range(_node, x):
+def _quantize_by_range(_node: Node, x):
     low, high = jnp.minimum(jnp.min(x), 0), jnp.maximum(jnp.max(x), 0)
     scale = jnp.where(high > low, (high - low) / 255, 1)
     zero = jnp.clip(jnp.round(-low / scale), 0, 255)
@@ -46,26 +46,26 @@ def _quantize_by_range(_node, x):
 
 
 @operator("MatMulInteger")
-def _matmul_integers(_node, a, b, a_zero=None, b_zero=None):
+def _matmul_integers(_node: Node, a, b, a_zero=None, b_zero=None):
     """A zero point along an axis is one per row of a, per column of b."""
     a_zero = a_zero if a_zero is None or np.ndim(a_zero) != 1 or np.size(a_zero) == 1 else a_zero[:, None]
     return jnp.matmul(_from_zero(a, a_zero), _from_zero(b, b_zero))
 
 
 @operator("QLinearMatMul", known=(1, 2, 4, 5, 6, 7))
-def _matmul_quantized(node, a, a_scale, a_zero, b, b_scale, b_zero, scale, zero):
+def _matmul_quantized(node: Node, a, a_scale, a_zero, b, b_scale, b_zero, scale, zero):
     rows = [part if part.size == 1 else part[..., :, None] for part in (a_scale, a_zero)]
     sums = jnp.matmul(_from_zero(a, rows[1]), _from_zero(b, b_zero))
     return _rounded(node, sums * _ratio(rows[0], b_scale, scale), _number(zero), zero.dtype)
 
 
 @operator("ConvInteger")
-def _conv_integers(node, x, kernel, x_zero=None, kernel_zero=None):
+def _conv_integers(node: Node, x, kernel, x_zero=None, kernel_zero=None):
     return _conv(node, _from_zero(x, x_zero), _from_zero(kernel, _per_channel(kernel_zero, np.ndim(kernel))))
 
 
 @operator("QLinearConv", known=(1, 2, 4, 5, 6, 7))
-def _conv_quantized(node, x, x_scale, x_zero, kernel, kernel_scale, kernel_zero, scale, zero, bias=None):
+def _conv_quantized(node: Node, x, x_scale, x_zero, kernel, kernel_scale, kernel_zero, scale, zero, bias=None):
     sums = _conv(node, _from_zero(x, x_zero), _from_zero(kernel, _per_channel(kernel_zero, np.ndim(kernel))))
     rank = sums.ndim
     if bias is not None:
@@ -98,7 +98,7 @@ def _ratio(one_scale, other_scale, scale):
     return _number(np.asarray(one_scale * other_scale / scale, np.float32))
 
 
-def _along_axis(node, x, values: np.ndarray):
+def _along_axis(node: Node, x, values: np.ndarray):
     axis = node.get("axis", 1)
     if values.size == 1:
         return float(values.item())

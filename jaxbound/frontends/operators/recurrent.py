@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import operator
+from jaxbound.frontends.operators.table import Node, operator
 
 _ACTIVATIONS = {
     "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu, "Softsign": jax.nn.soft_sign,
@@ -17,7 +17,7 @@ _ACTIVATIONS = {
 
 
 @operator("RNN", known=(4,))
-def _rnn(node, x, w, r, bias=None, lengths=None, hidden=None):
+def _rnn(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
     def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
         (h,) = state
         return (functions[0](value @ weights.T + input_bias + h @ recurrent.T + state_bias),)
@@ -26,7 +26,7 @@ def _rnn(node, x, w, r, bias=None, lengths=None, hidden=None):
 
 
 @operator("GRU", known=(4,))
-def _gru(node, x, w, r, bias=None, lengths=None, hidden=None):
+def _gru(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
     reset_after = node.flag("linear_before_reset")
 
     def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
@@ -46,7 +46,7 @@ def _gru(node, x, w, r, bias=None, lengths=None, hidden=None):
 
 
 @operator("LSTM", known=(4,))
-def _lstm(node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peephole=None):
+def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peephole=None):
     node.require("input_forget", 0)
 
     def step(state, value, weights, recurrent, input_bias, state_bias, functions, peephole):
@@ -62,7 +62,7 @@ def _lstm(node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peepho
     return _recurrent(node, x, w, r, bias, lengths, (hidden, cell), peephole, ["Sigmoid", "Tanh", "Tanh"], step)
 
 
-def _recurrent(node, x, w, r, bias, lengths, state, peephole, defaults, step):
+def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, step):
     """All directions over all steps: the outputs (steps, directions, batch, hidden), then the last of each state."""
     node.require("clip", 0.0)
     if node.get("activation_alpha") or node.get("activation_beta"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbound.frontends.operators.table import OPERATORS, Operator, axes_of, operator
+from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, operator
 
 _REDUCTIONS = {
     "ReduceSum": jnp.sum, "ReduceMean": jnp.mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
@@ -20,7 +20,7 @@ _REDUCTIONS = {
 
 
 def _enter(name: str, function) -> None:
-    def reduce(node, x, axes=None):
+    def reduce(node: Node, x, axes=None):
         chosen, none_is_none = axes_of(node, axes, x.ndim), node.flag("noop_with_empty_axes")
         if not chosen and none_is_none:
             return x
@@ -34,16 +34,16 @@ for _name, _function in _REDUCTIONS.items():
 
 
 @operator("ArgMax")
-def _argmax(node, x):
+def _argmax(node: Node, x):
     return _place_of(node, x, jnp.argmax)
 
 
 @operator("ArgMin")
-def _argmin(node, x):
+def _argmin(node: Node, x):
     return _place_of(node, x, jnp.argmin)
 
 
-def _place_of(node, x, function):
+def _place_of(node: Node, x, function):
     axis = node.get("axis", 0)
     if node.flag("select_last_index"):
         found = x.shape[axis] - 1 - function(jnp.flip(x, axis), axis, keepdims=True)
@@ -53,7 +53,7 @@ def _place_of(node, x, function):
 
 
 @operator("TopK", known=(1,))
-def _top_k(node, x, k):
+def _top_k(node: Node, x, k):
     axis, count = node.get("axis", -1), int(np.asarray(k).item())
     sign = 1 if node.flag("largest", True) else -1
     values, places = lax.top_k(jnp.moveaxis(sign * x, axis, -1), count)
@@ -61,7 +61,7 @@ def _top_k(node, x, k):
 
 
 @operator("BatchNormalization")
-def _batch_norm(node, x, scale, bias, mean, variance):
+def _batch_norm(node: Node, x, scale, bias, mean, variance):
     node.require("training_mode", 0)
     node.require("spatial", 1)
     scale, bias, mean, variance = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias, mean, variance))
@@ -74,13 +74,13 @@ def _standardized(x, axes: tuple[int, ...], epsilon: float):
 
 
 @operator("InstanceNormalization")
-def _instance_norm(node, x, scale, bias):
+def _instance_norm(node: Node, x, scale, bias):
     scale, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias))
     return scale * _standardized(x, tuple(range(2, x.ndim)), node.get("epsilon", 1e-5)) + bias
 
 
 @operator("GroupNormalization")
-def _group_norm(node, x, scale, bias):
+def _group_norm(node: Node, x, scale, bias):
     groups = node.get("num_groups")
     split = x.reshape(x.shape[0], groups, -1)
     value = _standardized(split, (2,), node.get("epsilon", 1e-5)).reshape(x.shape)
@@ -91,25 +91,25 @@ def _group_norm(node, x, scale, bias):
 
 
 @operator("LayerNormalization")
-def _layer_norm(node, x, scale, bias=None):
+def _layer_norm(node: Node, x, scale, bias=None):
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
     value = _standardized(x, axes, node.get("epsilon", 1e-5)) * scale
     return value if bias is None else value + bias
 
 
 @operator("RMSNormalization")
-def _rms_norm(node, x, scale):
+def _rms_norm(node: Node, x, scale):
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
     return x * lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + node.get("epsilon", 1e-5)) * scale
 
 
 @operator("MeanVarianceNormalization")
-def _mean_variance_norm(node, x):
+def _mean_variance_norm(node: Node, x):
     return _standardized(x, tuple(node.get("axes", (0, 2, 3))), 1e-9)
 
 
 @operator("LpNormalization")
-def _lp_norm(node, x):
+def _lp_norm(node: Node, x):
     axis = node.get("axis", -1)
     if node.require("p", 2, 1) == 1:
         return x / jnp.sum(jnp.abs(x), axis, keepdims=True)
@@ -117,7 +117,7 @@ def _lp_norm(node, x):
 
 
 @operator("LRN")
-def _local_response_norm(node, x):
+def _local_response_norm(node: Node, x):
     size = node.get("size")
     before = (size - 1) // 2
     pads = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]

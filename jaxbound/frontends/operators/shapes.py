@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import axes_of, operator
+from jaxbound.frontends.operators.table import Node, axes_of, operator
 
 
 @operator("Shape")
-def _shape(node, x):
+def _shape(node: Node, x):
     return np.array(np.shape(x)[slice(node.get("start", 0), node.get("end"))], np.int64)
 
 
 @operator("Size")
-def _size(_node, x):
+def _size(_node: Node, x):
     return np.array(np.size(x), np.int64)
 
 
 @operator("Reshape", known=(1,))
-def _reshape(node, x, shape):
+def _reshape(node: Node, x, shape):
     shape = [int(size) for size in shape]
     if not node.flag("allowzero"):
         shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
@@ -30,45 +30,45 @@ def _reshape(node, x, shape):
 
 
 @operator("Flatten")
-def _flatten(node, x):
+def _flatten(node: Node, x):
     axis = node.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
     return jnp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
 
 @operator("Transpose")
-def _transpose(node, x):
+def _transpose(node: Node, x):
     return jnp.transpose(x, node.get("perm"))
 
 
 @operator("Squeeze", known=(1,))
-def _squeeze(node, x, axes=None):
+def _squeeze(node: Node, x, axes=None):
     return jnp.squeeze(x, axes_of(node, axes, x.ndim))
 
 
 @operator("Unsqueeze", known=(1,))
-def _unsqueeze(node, x, axes=None):
+def _unsqueeze(node: Node, x, axes=None):
     given = node.get("axes") if axes is None else axes
     return jnp.expand_dims(x, tuple(int(axis) for axis in given))
 
 
 @operator("Expand", known=(1,))
-def _expand(_node, x, shape):
+def _expand(_node: Node, x, shape):
     return jnp.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(size) for size in shape)))
 
 
 @operator("Tile", known=(1,))
-def _tile(_node, x, repeats):
+def _tile(_node: Node, x, repeats):
     return jnp.tile(x, tuple(int(times) for times in repeats))
 
 
 @operator("Concat")
-def _concat(node, *inputs):
+def _concat(node: Node, *inputs):
     return jnp.concatenate([jnp.asarray(x) for x in inputs], node.get("axis", 1))
 
 
 @operator("Split", known=(1,))
-def _split(node, x, sizes=None):
+def _split(node: Node, x, sizes=None):
     axis = node.get("axis", 0)
     sizes = node.get("split") if sizes is None else sizes
     if sizes is None:
@@ -80,7 +80,7 @@ def _split(node, x, sizes=None):
 
 
 @operator("Slice", known=(1, 2, 3, 4))
-def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
+def _slice(node: Node, x, starts=None, ends=None, axes=None, steps=None):
     starts, ends = (node.get(name) if given is None else given for name, given in (("starts", starts), ("ends", ends)))
     axes = node.get("axes", range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -97,7 +97,7 @@ def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
 
 
 @operator("Gather")
-def _gather(node, x, indices):
+def _gather(node: Node, x, indices):
     axis = node.get("axis", 0) % x.ndim
     indices = _from_front(indices, x.shape[axis])
     if isinstance(indices, np.ndarray) and indices.ndim == 0:
@@ -115,26 +115,26 @@ def _from_front(indices, size: int):
 
 
 @operator("GatherElements")
-def _gather_elements(node, x, indices):
+def _gather_elements(node: Node, x, indices):
     axis = node.get("axis", 0) % x.ndim
     return x[_along(indices, axis, x.shape)]
 
 
 @operator("GatherND")
-def _gather_nd(node, x, indices):
+def _gather_nd(node: Node, x, indices):
     count = node.get("batch_dims", 0)
     before = np.indices(indices.shape[:-1], sparse=True)[:count]
     return x[(*before, *_coordinates(indices, x.shape[count:]))]
 
 
 @operator("Scatter", "ScatterElements")
-def _scatter_elements(node, x, indices, updates):
+def _scatter_elements(node: Node, x, indices, updates):
     axis = node.get("axis", 0) % x.ndim
     return _scattered(node, x, _along(indices, axis, x.shape), updates)
 
 
 @operator("ScatterND")
-def _scatter_nd(node, x, indices, updates):
+def _scatter_nd(node: Node, x, indices, updates):
     return _scattered(node, x, _coordinates(indices, x.shape), updates)
 
 
@@ -151,14 +151,14 @@ def _coordinates(indices, shape: tuple[int, ...]) -> tuple:
     return tuple(_from_front(column, size) for column, size in zip(columns, shape, strict=False))
 
 
-def _scattered(node, x, places, updates):
+def _scattered(node: Node, x, places, updates):
     entries = x.at[places]
     ways = {"none": entries.set, "add": entries.add, "mul": entries.multiply}
     return ways[node.require("reduction", *ways)](updates)
 
 
 @operator("Pad", known=(1, 2, 3))
-def _pad(node, x, pads=None, value=None, axes=None):
+def _pad(node: Node, x, pads=None, value=None, axes=None):
     pads = node.get("pads", node.get("paddings")) if pads is None else pads
     value = node.get("value", 0.0) if value is None else np.asarray(value).item()
     axes = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
@@ -176,7 +176,7 @@ def _pad(node, x, pads=None, value=None, axes=None):
 
 
 @operator("DepthToSpace")
-def _depth_to_space(node, x):
+def _depth_to_space(node: Node, x):
     block, (batch, channels, height, width) = node.get("blocksize"), x.shape
     if node.require("mode", "DCR", "CRD") == "DCR":
         split = x.reshape(batch, block, block, channels // block**2, height, width).transpose(0, 3, 4, 1, 5, 2)
@@ -186,19 +186,19 @@ def _depth_to_space(node, x):
 
 
 @operator("SpaceToDepth")
-def _space_to_depth(node, x):
+def _space_to_depth(node: Node, x):
     block, (batch, channels, height, width) = node.get("blocksize"), x.shape
     split = x.reshape(batch, channels, height // block, block, width // block, block).transpose(0, 3, 5, 1, 2, 4)
     return split.reshape(batch, channels * block**2, height // block, width // block)
 
 
 @operator("Trilu", known=(1,))
-def _trilu(node, x, k=None):
+def _trilu(node: Node, x, k=None):
     return (jnp.triu if node.flag("upper", True) else jnp.tril)(x, 0 if k is None else int(k))
 
 
 @operator("CumSum", known=(1,))
-def _cumulative_sum(node, x, axis):
+def _cumulative_sum(node: Node, x, axis):
     axis = int(np.asarray(axis).item())
     backwards = node.flag("reverse")
     values = jnp.flip(x, axis) if backwards else x
@@ -208,13 +208,13 @@ def _cumulative_sum(node, x, axis):
 
 
 @operator("Upsample", known=(1,))
-def _upsample(node, x, scales=None):
+def _upsample(node: Node, x, scales=None):
     scales = node.get("scales") if scales is None else scales
     return _resized(node, x, range(x.ndim), None, scales, "asymmetric")
 
 
 @operator("Resize", known=(1, 2, 3))
-def _resize(node, x, roi=None, scales=None, sizes=None):
+def _resize(node: Node, x, roi=None, scales=None, sizes=None):
     if node.opset < 11:  # the inputs are x and scales
         return _resized(node, x, range(x.ndim), None, roi, "asymmetric")
     node.require("keep_aspect_ratio_policy", "stretch")
@@ -225,7 +225,7 @@ def _resize(node, x, roi=None, scales=None, sizes=None):
     return _resized(node, x, axes, sizes, scales, transformation)
 
 
-def _resized(node, x, axes, sizes, scales, transformation: str):
+def _resized(node: Node, x, axes, sizes, scales, transformation: str):
     """Axis by axis: nearest entries are taken; linear and cubic interpolation is a product with a matrix."""
     mode = node.get("mode", "nearest")
     for place, axis in enumerate(axes):
