@@ -115,6 +115,8 @@ def load(path: str | os.PathLike) -> Certificate:
         CertificateError: it is not whole, or of another kind.
     """
     try:
+        if os.path.exists(path) and not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop("format")) != FORMAT:
