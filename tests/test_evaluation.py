@@ -48,6 +48,21 @@ def _error(function, *points: float) -> list[float]:
     return evaluation.error(_program(function), jnp.array(points, jnp.float32), ()).tolist()
 
 
+def test_programs_without_error_have_none():
+    """What is not charged at all is what the analysis charges with 0; a literal that may be flushed is charged."""
+    z = jnp.array([-2.0, -1e-39, 0.0, 0.5, 3.0], jnp.float32)
+    tiny, exact = np.float32(1e-40), 0
+    for function in (
+        jax.nn.relu, jnp.abs, jnp.sign, lambda x: jnp.clip(-x, -1, 2), lambda x: jnp.where(x > 0, x, -1.0),
+        jax.nn.leaky_relu, jnp.tanh, jnp.exp, lambda x: jnp.maximum(x, tiny), lambda x: jnp.minimum(-x, tiny),
+    ):  # fmt: skip
+        program = _program(function)
+        makes = evaluation.makes_error(program, np.float32)
+        assert makes == bool(np.any(evaluation.error(program, z, ()) > 0))
+        exact += not makes
+    assert exact == 5
+
+
 def _points(dtype, low: float, high: float) -> np.ndarray:
     """Of all sizes, near 1, around the zeros and where log1p loses digits."""
     rng, limits = np.random.default_rng(0), np.finfo(dtype)

@@ -17,6 +17,7 @@ from jaxbound.certificates.proofs import files
 from jaxbound.certificates.proofs.bounding import Domains
 from jaxbound.certificates.proofs.files import AGAIN, LEAF, Certificate, Tree
 from jaxbound.certificates.proofs.reading import read
+from jaxbound.search.resuming import mark_of
 
 TREES = ("input", "relu")
 
@@ -70,6 +71,16 @@ def test_a_search_goes_on_where_it_was_left(split, written, tmp_path):
     left.write_bytes(stopped[:-100])
     with pytest.raises(jb.ArgumentError, match="no search"):
         run(method=jb.BranchAndBound(split=split, batch=16))
+
+
+def test_a_search_goes_on_only_with_what_it_began():
+    """Domains of one precision are none of another: their ends would be rounded, and leave gaps."""
+    prop, other = (jb.Property.of([([1.0, -1.0], offset)]) for offset in (0.0, 1.0))
+    mark = mark_of(model(1), [BOX], prop, "input")
+    assert mark == mark_of(model(1), [BOX], prop, "input")
+    assert len({mark, mark_of(model(2), [BOX], prop, "input"), mark_of(model(1), [BOX], other, "input")}) == 3
+    with jax.enable_x64(True):
+        assert mark_of(model(1), [BOX], prop, "input") != mark
 
 
 @pytest.mark.parametrize("split", TREES)

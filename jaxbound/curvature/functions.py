@@ -172,7 +172,7 @@ FUNCTIONS: dict[str, Function] = {
 """Primitive name -> what is known of it."""
 
 
-_NOTHING = Function(EXACT)
+_NOTHING = Function((math.inf, math.inf))
 
 
 def facts(name: str) -> Function:

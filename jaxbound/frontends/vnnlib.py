@@ -405,6 +405,8 @@ def _is_exact(value: Fraction) -> bool:
 
 def declared_network(text: str) -> queries.Query | None:
     """The network as a 2.0 text declares it; None for 1.0."""
+    if "declare-network" not in text:  # large files are of 1.0, and were read once
+        return None
     return next((queries.declared(form) for form in _forms(text) if form[1:2] == ["declare-network"]), None)
 
 

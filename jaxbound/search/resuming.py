@@ -12,9 +12,12 @@ import os
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
@@ -25,14 +28,18 @@ from jaxbound.regions import Box
 
 Array = np.ndarray
 
+FORMAT = 1
+"""A new one for every change of how domains are bounded or split: nothing is kept of what a mended fault found."""
 EVERY = 10.0
 """Seconds between two files."""
 
 
 def mark_of(fn: Callable, boxes: list[Box], prop: Property, *options: object) -> str:
-    """A hash of all that a search depends on."""
+    """A hash of all that a search depends on: its domains also on the dtype, their bounds on who found them."""
     arrays = files.arrays_of(files.Certificate(boxes, prop, []))
-    digest = hashlib.sha256(f"{Traced(fn, np.zeros(np.shape(boxes[0].lower), np.float32)).digest} {options}".encode())
+    program = Traced(fn, np.zeros(np.shape(boxes[0].lower), np.float32)).digest
+    options = *options, jnp.result_type(float), FORMAT, jax.__version__
+    digest = hashlib.sha256(f"{program} {options}".encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
@@ -67,7 +74,7 @@ class Kept:
                     part, _, field = name.partition("/")
                     if field:
                         self.parts.setdefault(int(part), {})[field] = stored[name]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
             raise errors.argument(
                 "certificate", f"has {self.path} beside it, which is no search", "delete it, or pass another path"
             ) from fault

@@ -28,7 +28,7 @@ _FACTORS = {"mul": lambda x, y: x + y, "div": lambda x, y: x + 1 / y}
 
 
 def makes_error(program: Program, dtype: DTypeLike) -> bool:
-    """Whether a value of the program may differ from the real one; without looking at any number."""
+    """Whether a value of the program may differ from the real one, for z of a dtype: else `error` is 0 everywhere."""
     tiny = float(jnp.finfo(dtype).tiny)
     read = [operand for _, _, operands in program.instructions for operand in operands]
     stored = all(

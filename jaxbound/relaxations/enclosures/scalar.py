@@ -73,7 +73,7 @@ def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     curvature = curvature_of(op)
     least = extreme(op, curvature, 1, lower, upper, constants)
     most = extreme(op, curvature, -1, lower, upper, constants)
-    if not evaluation.makes_error(op.program, op.dtype):
+    if not evaluation.makes_error(op.program, jnp.result_type(lower)):
         return least, -most
     low, high = curvature.value_range
     return _at_least(least, rounded(low, least, -1)), -_at_least(most, -rounded(high, most, 1))
@@ -91,8 +91,9 @@ def leaves_domain(op: Op, ends: Ends) -> jax.Array:
 def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
     """Where [l, u] lies within one linear piece, so that tighter ends cannot improve the lines, or sigma is flat.
 
-    Flat means that its range on [l, u] is no wider than the rounding errors of its values: two lines at that distance
-    are as good as tighter ends could make them. (What is not tightened keeps the ends that are known, which hold.)
+    A curved one is flat if its range on [l, u] is no wider than the rounding errors of its values: two lines at that
+    distance are as good as tighter ends could make them. (What is not tightened keeps the ends that are known, which
+    hold.)
     """
     lower, upper = ends
     linear = [piece for piece in curvature_of(op).pieces if piece.kind == "linear"]
@@ -467,7 +468,7 @@ def rounded(value: float, like: Any, direction: int) -> float:
 
 def _error(op: Op, points: Sequence[jax.Array], constants: Sequence) -> jax.Array | float:
     """A bound on the error of evaluating sigma at any of these points."""
-    if not evaluation.makes_error(op.program, op.dtype):
+    if not evaluation.makes_error(op.program, jnp.result_type(points[0])):
         return 0.0
     still, held = jax.lax.stop_gradient((list(points), tuple(constants)))
     return functools.reduce(jnp.maximum, _each(op, lambda z: evaluation.error(op.program, z, held), still))
