@@ -40,6 +40,8 @@ EPS = np.array([0.0, 0.01, 0.05, 0.2], np.float32)  # from no open entry to most
         ("fastlin", "relu", (0.3,)),  # every budget is a program of its own, and 0.3 meets both of its ways
         ("no intersection", "relu", (0.3,)),
         ("crown", "tanh", (0.3,)),
+        *(pytest.param(name, "relu", (0, 1.0), marks=pytest.mark.slow) for name in ("fastlin", "no intersection")),
+        pytest.param("crown", "tanh", (0, 1.0), marks=pytest.mark.slow),
     ],
 )
 def test_the_numbers_are_the_same(name, activation, budgets):

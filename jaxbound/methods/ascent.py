@@ -86,7 +86,7 @@ def tuned(
         index: the entries of the node to bound; -1 makes an empty row.
     """
     *constants, steps = constants
-    problem = _Problem(static, *jax.lax.stop_gradient((constants, leaves, ends, tables)), index)
+    problem = _Problem(static, jax.lax.stop_gradient((constants, leaves, ends, tables)), index)
     kept, best = _maximised(problem, steps)
     return problem.slopes(kept, tables), best
 
@@ -102,16 +102,9 @@ class _Problem:
     Where every row has slopes of its own and reads only a window of a node, its shares are those of the window.
     """
 
-    def __init__(
-        self,
-        static: tuple[Structure, int, Settings],
-        constants: Sequence,
-        leaves: Sequence[regions.Region],
-        ends,
-        tables,
-        index: jax.Array,
-    ):
+    def __init__(self, static: tuple[Structure, int, Settings], held: tuple, index: jax.Array):
         structure, self.number, self.how = static
+        constants, leaves, ends, tables = held
         self.index = index
         run = Run.over(Graph(tuple(constants), structure, None), leaves, outward=self.how.outward)
         self.run = replace(run, knowledge=run.knowledge._replace(ends=dict(ends)))
