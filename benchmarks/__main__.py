@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import jaxbound as jb
 from benchmarks import measure, tasks
 
 TASKS = (
-    "mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.PEERS, "mlp_3x1024 jit_crown 8", "mlp_3x1024 jit_crown_budget 8",
+    "mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.RIVALS, "mlp_3x1024 jit_crown 8", "mlp_3x1024 jit_crown_budget 8",
     "dm_large crown 1", "mlp_taper recurjac 1", "mlp_taper recurjac 32", "mlp_taper fastlip 1",
 )  # fmt: skip
 FIRST = (
@@ -27,6 +28,8 @@ FIRST = (
 )  # fmt: skip
 FIRST_COLUMNS = ("programs", "compile_seconds", "compile_cpu_seconds", *measure.STAGES, "cpu_seconds",
                  "calibration_cpu_seconds")  # fmt: skip
+RIVAL_COLUMNS = ("rival_cpu_seconds", "ratio", "ratio_low", "ratio_high", "rival_first_cpu_seconds", "gap")
+"""With auto_LiRPA in turn; `measure.row` says what they are."""
 COLUMNS = ("wall_seconds", "cpu_seconds", "compile_seconds", "memory_mb", "calibration_cpu_seconds")
 
 
@@ -39,24 +42,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--cache", type=Path, help="keep compiled programs there; a second run finds them")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks.json"), help="where the table is kept")
+    parser.add_argument("--data", type=Path, help="where TFDS keeps MNIST, for the tasks that train a network")
+    parser.add_argument("--rival", type=Path, help="a checkout of auto_LiRPA, to run in turn with the same tasks")
+    parser.add_argument("--rival-python", default=sys.executable, help="a Python with PyTorch; default: this one")
     options = parser.parse_args(arguments)
     if options.cache is not None:
         jb.compilation_cache(options.cache)
     if options.task is not None:
         try:
-            task = tasks.make(options.task)
+            task = tasks.make(options.task, options.data)
         except ValueError as error:
             parser.error(str(error))
-        found = measure.row(task.name, task.run)
+        beside = options.rival is not None and options.task in tasks.RIVALS
+        with _rival(options, task) if beside else contextlib.nullcontext() as rival:
+            found = measure.row(task.name, task.run, rival)
         print(json.dumps(found) if options.json else _line(found, options.first))
         return
+    passed = [f"--{name.replace('_', '-')}={value}" for name in ("cache", "data", "rival", "rival_python")
+              if (value := getattr(options, name)) is not None]  # fmt: skip
     print(_header(options.first))
     rows = []
     chosen = [name for curve in tasks.CURVES.values() for name in curve] if options.curves else TASKS
     chosen = FIRST if options.first else chosen
     for name in chosen:
-        command = [sys.executable, "-m", "benchmarks", "--task", name, "--json"]
-        command += [] if options.cache is None else ["--cache", str(options.cache)]
+        if name.startswith("trained") and options.data is None:
+            print(f"{name:30s} not measured: --data names no folder of MNIST", flush=True)
+            continue
+        command = [sys.executable, "-m", "benchmarks", "--task", name, "--json", *passed]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(_line(rows[-1], options.first), flush=True)
@@ -67,18 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"saved to {options.output.resolve()}")
 
 
+def _rival(options: argparse.Namespace, task: tasks.Task) -> contextlib.AbstractContextManager:
+    return measure.rival(options.rival_python, options.rival, task.arrays(measure.REPEATS + 1))
+
+
 def _header(first: bool) -> str:
-    names = FIRST_COLUMNS if first else [*COLUMNS, "peer_cpu", "times_faster", "at_equal_speed"]
+    names = FIRST_COLUMNS if first else [*COLUMNS, *RIVAL_COLUMNS]
     return " ".join([f"{'task':30s}", *(f"{name.removesuffix('_seconds'):>16s}" for name in names)])
 
 
 def _line(found: dict, first: bool) -> str:
-    cells = [f"{found[name]:16.4f}" for name in (FIRST_COLUMNS if first else COLUMNS)]
-    peer = None if first else tasks.PEERS.get(found["task"])
-    if peer is not None:
-        ratio = peer.cpu_seconds / found["cpu_seconds"]
-        speed = found["calibration_cpu_seconds"] / tasks.PEER_CALIBRATION
-        cells += [f"{peer.cpu_seconds:16.3f}", f"{ratio:16.2f}", f"{ratio * speed:16.2f}"]
+    names = FIRST_COLUMNS if first else [*COLUMNS, *RIVAL_COLUMNS]
+    cells = [f"{found[name]:16.4f}" if name in found else f"{'not measured':>16s}" for name in names]
     return " ".join([f"{found['task']:30s}", *cells])
 
 

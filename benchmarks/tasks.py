@@ -1,17 +1,16 @@
 """What is timed: networks with random weights, bounds of their margins or gradients, and steps of certified training.
 
 Weights and biases are uniform in +-1/sqrt(fan in), inputs uniform in [0, 1], all float32; the specification is the 9
-margins of one class; lower bounds only, at radius 0.01. Convolutions have no padding (`dm_large`: one pixel).
-
-`PEERS` holds what the strongest other library took on the same tasks, and at what speed of its machine; figures of the
-two are comparable only in units of each machine's own matrix product.
+margins of one class; lower bounds only, at radius 0.01. Convolutions have no padding (`dm_large`: one pixel). Networks
+called `trained_...` are trained (`trained`): their images are MNIST's, and at their radius 80 % are certified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 import optax
 
 import jaxbound as jb
+from benchmarks import trained
 from jaxbound.training import losses, models, schedules, step
 
 METHODS = {
@@ -60,6 +60,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "mlp_20x100": (Layers(hidden=(100,) * 19), (784,)),
     "mlp_3x1024": (Layers(hidden=(1024,) * 3), (784,)),
     "mlp_7x1024": (Layers(hidden=(1024,) * 7), (784,)),
+    "trained_5x512": (Layers(hidden=(512,) * 5), (784,)),
+    "trained_9x200": (Layers(hidden=(200,) * 9), (784,)),
     "mlp_10x20": (Layers(hidden=(20,) * 10), (784,)),
     "mlp_taper": (Layers(hidden=(1024, 512, 256, 128, 64, 32)), (784,)),
     "cnn_small": (Layers(((16, 4, 2), (32, 4, 1)), (100,)), (28, 28, 1)),
@@ -78,39 +80,15 @@ JACOBIANS = {"recurjac": jb.RecurJac(), "fastlip": jb.FastLip()}
 ALL = METHODS | COMPILED | TRAINING | JACOBIANS
 
 
-class Peer(NamedTuple):
-    """Seconds of auto_LiRPA (PyTorch), which came first of those tried, and the most memory of its process."""
-
-    cpu_seconds: float
-    memory_mb: float | None = None
-
-
-PEER_CALIBRATION = 0.025
-"""CPU seconds of a 1024 x 1024 x 1024 float32 product while they were taken: between 0.021 and 0.030."""
-
-PEERS = {
-    "mlp_3x1024 ibp 64": Peer(0.025),
-    "mlp_3x1024 crown_ibp 64": Peer(0.083),
-    "mlp_3x1024 crown 8": Peer(1.94, 556),
-    "mlp_3x1024 crown 32": Peer(8.8, 1326),
-    "mlp_3x1024 frown20 2": Peer(28.8),
-    "mlp_7x1024 ibp 64": Peer(0.065),
-    "mlp_7x1024 crown_ibp 64": Peer(0.215),
-    "mlp_7x1024 crown 8": Peer(15.0, 640),
-    "cnn_small ibp 64": Peer(0.025),
-    "cnn_small crown_ibp 64": Peer(0.129),
-    "cnn_small crown 8": Peer(1.32, 562),
-    "cnn_small frown20 2": Peer(5.69),
-    "cnn_medium ibp 16": Peer(0.040),
-    "cnn_medium crown_ibp 16": Peer(0.251),
-    "cnn_medium crown 1": Peer(5.8, 1015),
-    "cnn_small train_crown_ibp 256": Peer(1.75, 1215),
-    "mlp_3x1024 train_crown_ibp 256": Peer(1.22, 1012),
-}
-PEERS |= {f"{net} jit_ibp {batch}": PEERS[f"{net} ibp {batch}"] for net, batch in (
-    ("mlp_3x1024", 64), ("mlp_7x1024", 64), ("cnn_small", 64), ("cnn_medium", 16)
-)}  # fmt: skip
-"""Task -> what the other library took."""
+RIVALS = (
+    "mlp_3x1024 ibp 64", "mlp_3x1024 jit_ibp 64", "mlp_3x1024 crown_ibp 64", "mlp_3x1024 crown 8",
+    "mlp_3x1024 crown 32", "mlp_3x1024 frown20 2", "mlp_7x1024 ibp 64", "mlp_7x1024 jit_ibp 64",
+    "mlp_7x1024 crown_ibp 64", "mlp_7x1024 crown 8", "trained_5x512 crown 8", "trained_9x200 crown 8",
+    "cnn_small ibp 64", "cnn_small jit_ibp 64", "cnn_small crown_ibp 64", "cnn_small crown 8", "cnn_small frown20 2",
+    "cnn_medium ibp 16", "cnn_medium jit_ibp 16", "cnn_medium crown_ibp 16", "cnn_medium crown 1",
+    "cnn_small train_crown_ibp 256", "mlp_3x1024 train_crown_ibp 256",
+)  # fmt: skip
+"""Tasks that `--rival` runs with auto_LiRPA as well."""
 
 CURVES = {
     "depth": tuple(f"mlp_{depth}x256 crown 4" for depth in (2, 4, 8, 16)),
@@ -127,13 +105,16 @@ class Task:
 
     name: str
     run: Callable[[int], object]
+    arrays: Callable[[int], dict[str, Any]]
+    """What another process needs to run the same with the first so many seeds (`rival`)."""
 
 
-def make(name: str) -> Task:
-    """The task called `"<network> <method> <batch>"`.
+def make(name: str, folder: Path | None = None) -> Task:
+    """The task called `"<network> <method> <batch>"`; `folder` is where TFDS keeps MNIST, for networks to train.
 
     Raises:
         ValueError: it names no such network or method.
+        ArgumentError: no MNIST there.
     """
     try:
         network, method, batch = name.split()
@@ -141,23 +122,33 @@ def make(name: str) -> Task:
     except (ValueError, KeyError) as error:
         known = f"networks {', '.join(NETWORKS)}; methods {', '.join(ALL)}"
         raise ValueError(f'task {name!r} is not "<network> <method> <batch>" ({known})') from error
-    params = _uniform(module, shape)
     labels = np.zeros(count, np.int32)
+    if network.startswith("trained"):
+        params, radius, pool = trained.train(module, folder)
+    else:
+        params, radius, pool = _uniform(module, shape), RADIUS, None
 
     def images(seed: int) -> np.ndarray:
-        return np.random.default_rng(seed).uniform(size=(count, *shape)).astype(np.float32)
+        rng = np.random.default_rng(seed)
+        drawn = rng.uniform(size=(count, *shape)) if pool is None else pool[rng.integers(0, len(pool), count)]
+        return drawn.astype(np.float32)
 
     def bounds(params, x) -> jax.Array:
-        return jb.margins(params, x, labels, RADIUS, method=bound, apply_fn=module.apply)
+        return jb.margins(params, x, labels, radius, method=bound, apply_fn=module.apply)
 
     def gradients(params, x) -> jb.Interval:
         logit = jnp.zeros((1, 10)).at[0, 0].set(1)
-        return jb.jacobian_bounds(params, x, RADIUS, method=bound, apply_fn=module.apply, spec=logit)
+        return jb.jacobian_bounds(params, x, radius, method=bound, apply_fn=module.apply, spec=logit)
+
+    def arrays(seeds: int) -> dict[str, Any]:
+        layers = _layers(params["params"], module) if isinstance(module, Layers) else {}
+        some = np.stack([images(seed) for seed in range(seeds)])
+        return {"images": some, "radius": radius, "method": method, **layers}
 
     if method in TRAINING:
-        return Task(name, _training(module, params["params"], bound, images, labels))
+        return Task(name, _training(module, params["params"], bound, images, labels), arrays)
     called = gradients if method in JACOBIANS else jax.jit(bounds) if method in COMPILED else bounds
-    return Task(name, lambda seed: called(params, images(seed)))
+    return Task(name, lambda seed: called(params, images(seed)), arrays)
 
 
 def _training(module: nn.Module, params, method: jb.Method, images: Callable, labels: np.ndarray) -> Callable:
@@ -168,6 +159,15 @@ def _training(module: nn.Module, params, method: jb.Method, images: Callable, la
     taken = jax.jit(step.Step(objective, weights, phase="robust"))
     state = step.create(module, images(0)[:1], optax.sgd(0.1), jax.random.key(0)).replace(params=params)
     return lambda seed: taken(state, step.whole_batch(images(seed), labels))
+
+
+def _layers(params, module: Layers) -> dict[str, np.ndarray | int]:
+    names = [f"Conv_{k}" for k in range(len(module.convolutions))]
+    names += [f"Dense_{k}" for k in range(len(module.hidden) + 1)]
+    found: dict[str, np.ndarray | int] = {"layers": len(names)}
+    for k, name in enumerate(names):
+        found |= {f"{part}{k}": np.asarray(params[name][part]) for part in ("kernel", "bias")}
+    return found | {f"stride{k}": stride for k, (_, _, stride) in enumerate(module.convolutions)}
 
 
 def _uniform(module: nn.Module, shape: tuple[int, ...]):
