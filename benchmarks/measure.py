@@ -64,17 +64,18 @@ def rival(python: str, checkout: Path, arrays: dict[str, Any]) -> Iterator[Calla
         np.savez(task, **arrays)
         command = [python, str(Path(__file__).with_name("rival.py")), str(checkout), str(task)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None and process.stdout is not None
+            asked, answers = process.stdin, process.stdout
+            assert asked is not None and answers is not None
 
             def call(number: int) -> dict:
-                print(number, file=process.stdin, flush=True)
-                for line in process.stdout:
+                print(number, file=asked, flush=True)
+                for line in answers:
                     if line.startswith("{"):  # it prints other things as well
                         return json.loads(line)
                 raise RuntimeError(f"{' '.join(command)} ended with {process.wait()}")
 
             yield call
-            process.stdin.close()
+            asked.close()
 
 
 def calibration() -> tuple[float, float]:

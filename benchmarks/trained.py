@@ -7,7 +7,7 @@ the cross-entropy of clean images take a few seconds; nothing is kept.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ CERTIFIED, IMAGES = 0.8, 64
 class Trained(NamedTuple):
     """Parameters, the radius, and the images of the test set that are classified correctly, flat."""
 
-    params: dict
+    params: Any
     radius: float
     images: np.ndarray
 
@@ -54,13 +54,13 @@ def _flat(examples: data.Examples) -> tuple[np.ndarray, np.ndarray]:
     return examples.x.reshape(len(examples), -1) / np.float32(255), examples.labels
 
 
-def _fit(module: nn.Module, images: np.ndarray, labels: np.ndarray) -> dict:
+def _fit(module: nn.Module, images: np.ndarray, labels: np.ndarray) -> Any:
     optimizer = optax.adam(RATE)
     params = module.init(jax.random.key(0), images[:1])
     held = jnp.asarray(images), jnp.asarray(labels)
 
     def loss(params, chosen):
-        logits = module.apply(params, held[0][chosen])
+        logits: Any = module.apply(params, held[0][chosen])
         return optax.softmax_cross_entropy_with_integer_labels(logits, held[1][chosen]).mean()
 
     @jax.jit

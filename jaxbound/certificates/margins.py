@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import _compat, errors, regions
 from jaxbound.backend.sharding import anywhere
+from jaxbound.backend.tracing import inlined
 from jaxbound.methods import Bounded, Method
 from jaxbound.network.bounding import outputs_of
 from jaxbound.network.inputs import Inputs, batch_of, region_around
@@ -140,6 +141,7 @@ def margin_bounds(
 
 
 @functools.partial(_compat.eager_jit, static_argnums=2)
+@inlined
 def _unless_empty(leaves: tuple[Region, ...], lower: jax.Array, batched: bool) -> jax.Array:
     """Bounds over regions, minus infinity over those without a point."""
     if batched:

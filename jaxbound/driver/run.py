@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import regions
+from jaxbound.backend.tracing import rolled
 from jaxbound.driver import chunks, steps
 from jaxbound.driver.state import NOTHING, State
 from jaxbound.graph import NONLINEAR, Block
@@ -183,7 +184,7 @@ class Run(State):
         if self.eager or len(pieces) == 1:
             parts = list(map(one, pieces))
         else:
-            stacked = jax.lax.map(one, jnp.stack(pieces))
+            stacked = rolled(jax.lax.map)(one, jnp.stack(pieces))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(pieces))]
         if chosen is None:
             return self.call(steps.joined, (op.shape, sides), ((), ()), parts)

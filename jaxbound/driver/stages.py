@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
+from jaxbound.backend.tracing import inlined
 from jaxbound.graph import Graph
 
 REPEATS = 8
@@ -74,6 +75,7 @@ def program(make: Callable, outward: bool | str, work: Callable, static: Hashabl
     """What `work(run, static, *args)` answers and what its run has learned, as one program; `make` makes the run."""
 
     @eager_jit
+    @inlined
     def part(graph: Graph, leaves, known: Knowledge, *args: Any):
         known = known.unpacked()
         run, found = work(make(graph, leaves, outward=outward, known=known), static, *args)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxbound import regions
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
+from jaxbound.backend.tracing import inlined
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, spread
@@ -25,7 +26,7 @@ Ends = tuple[jax.Array, jax.Array]
 @kept(1024)
 def compiled(step: Callable, static: Hashable, axes: Any) -> Callable:
     """The step for a batch, compiled; the same one for equal static facts."""
-    return eager_jit(mapped(step, static, axes), level=0 if step in (begin, joined, unless_void) else 1)
+    return eager_jit(inlined(mapped(step, static, axes)), level=0 if step in (begin, joined, unless_void) else 1)
 
 
 def mapped(step: Callable, static: Hashable, axes: Any) -> Callable:

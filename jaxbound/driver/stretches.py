@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound.backend.tracing import rolled
 from jaxbound.driver.run import Run
 from jaxbound.graph import NONLINEAR, Block, Graph, Structure
 from jaxbound.relaxations import backward, coefficients
@@ -98,7 +99,7 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) 
     shapes, _ = jax.eval_shape(lambda known, arrays: one(known, 0, None, arrays), known, _at(constants, 0))
     empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), shapes)
     scanned = jnp.arange(count), tuple(constants)
-    (known, buffers), _ = jax.lax.scan(step, (known, empty), scanned)
+    (known, buffers), _ = rolled(jax.lax.scan)(step, (known, empty), scanned)
     found = {
         numbers.start + repeat * stretch.span + offset: ends
         for repeat in range(count)
@@ -151,7 +152,7 @@ class Scanned:
 
         start = run.dense(rows.pop(self.entry)).values, carry
         scanned = jnp.arange(len(self.stretch.blocks)), tuple(self.constants), self.planes, self.ends
-        (values, carry), _ = jax.lax.scan(step, start, scanned, reverse=True)
+        (values, carry), _ = rolled(jax.lax.scan)(step, start, scanned, reverse=True)
         return rows, run.deliver(rows, self.stretch.read, coefficients.Dense(values), carry)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbound import regions
+from jaxbound.backend.tracing import rolled
 from jaxbound.driver import Rows, Run
 from jaxbound.graph import Block, Graph, Op, Structure
 from jaxbound.relaxations import enclosures, windows
@@ -235,7 +236,7 @@ def _maximised(problem: _Problem, steps: jax.Array) -> tuple[Shares, Rows]:
     )
     level, zero = problem.per_group(nothing.lower), jnp.zeros((), shapes.lower.dtype)
     state = _State(jnp.array(0), start, optimizer.init(start), nothing, level, start, zero, jnp.array(0))
-    state = jax.lax.while_loop(going_on, step, state)
+    state = rolled(jax.lax.while_loop)(going_on, step, state)
     return state.kept, state.best
 
 

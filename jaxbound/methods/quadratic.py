@@ -46,6 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors, regions
+from jaxbound.backend.tracing import rolled
 from jaxbound.driver import Run
 from jaxbound.graph import NONLINEAR, Graph, Node
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes
@@ -213,7 +214,9 @@ def _bounds(static: Any, _constants: Sequence, ball, layers, rows, void: jax.Arr
             v, own_skip, constant, error = row
             return _certificate(layer, center, radius, v, own_skip, constant, error, steps)
 
-        lower, rounding = jax.lax.map(one, (jnp.concatenate(slopes, axis=1), skip, rows.carry.intercept, carried))
+        lower, rounding = rolled(jax.lax.map)(
+            one, (jnp.concatenate(slopes, axis=1), skip, rows.carry.intercept, carried)
+        )
     lower = jnp.where(jnp.isfinite(lower) & jnp.isfinite(rounding) & ~void, lower, -jnp.inf)
     rounding = jnp.where(jnp.isfinite(rounding), rounding, 0) if outward else none
     if sides == "lower":
@@ -298,7 +301,7 @@ def _chosen(layer: _Layer, center, radius, v, k, skip, slope, steps: int) -> tup
         return jnp.where(free, moved, slope), best, jnp.where(better, slope, kept)
 
     first = solved(slope)
-    _, (_, s, step), slope = jax.lax.fori_loop(0, steps + 1, improve, (slope, first, slope))
+    _, (_, s, step), slope = rolled(jax.lax.fori_loop)(0, steps + 1, improve, (slope, first, slope))
     return slope, s, step
 
 
@@ -315,7 +318,7 @@ def _least(root, values, vectors, highest, tilt, radius) -> tuple[jax.Array, jax
     tiny = jnp.asarray(jnp.finfo(root.dtype).tiny, root.dtype) ** 0.5
     least = jnp.maximum(highest, tiny)
     most = least + jnp.sqrt(square) / (2 * jnp.maximum(radius, tiny))
-    s = jax.lax.fori_loop(0, jnp.finfo(root.dtype).nmant + 8, halve, (least, most))[1]
+    s = rolled(jax.lax.fori_loop)(0, jnp.finfo(root.dtype).nmant + 8, halve, (least, most))[1]
     step = -(tilt + _dot(_dot(vectors, inner / (s - values)), root)) / (2 * s)
     norm = jnp.sqrt(jnp.sum(step * step))
     return s, step * jnp.minimum(1, radius / jnp.where(norm > 0, norm, 1))

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxbound.backend.tracing import rolled
+
 
 class Ball(NamedTuple):
     """An `LpBall` with its norm axes flattened to one."""
@@ -99,7 +101,7 @@ def _bisect(outside: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax
         return jnp.where(beyond, middle, ends[0]), jnp.where(beyond, ends[1], middle)
 
     # The exponents span less than 2^6 bits' worth of mantissas: this many steps resolve the number itself.
-    return lax.fori_loop(0, jnp.finfo(low.dtype).nmant + 6, halve, (low, high))
+    return rolled(lax.fori_loop)(0, jnp.finfo(low.dtype).nmant + 6, halve, (low, high))
 
 
 def _unit_limits(ball: Ball) -> tuple[jax.Array, jax.Array]:

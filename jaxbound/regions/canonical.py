@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxbound._compat import eager_jit
+from jaxbound.backend.tracing import inlined
 from jaxbound.regions import balls
 from jaxbound.regions.rounding import cast_to, is_subnormal, next_number, without_subnormals
 from jaxbound.regions.sets import SHAPED, Box, Constants, Region, is_box, leaf_struct, parts_of
@@ -36,6 +37,7 @@ def canonical(region: Region) -> Region:
 
 
 @functools.partial(eager_jit, level=0)
+@inlined
 def _moved(region: Any) -> Any:
     """A region with parts of its own dtype, without subnormal numbers."""
     parts: dict[str, Any] = parts_of(region)

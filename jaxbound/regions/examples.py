@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit
+from jaxbound.backend.tracing import inlined
 from jaxbound.regions.polytopes import Polytope
 from jaxbound.regions.rounding import cast_to
 from jaxbound.regions.sets import SHAPED, Box, Constants, LpBall, Region, enclosing_box, leaf_struct
@@ -65,6 +66,7 @@ def with_batch_axis(region: Region) -> Region:
 
 
 @eager_jit
+@inlined
 def middle(region: Region) -> jax.Array:
     """The center, or the middle of the box."""
     if isinstance(region, LpBall | Zonotope):
@@ -74,6 +76,7 @@ def middle(region: Region) -> jax.Array:
 
 
 @eager_jit
+@inlined
 def inside(region: Region) -> jax.Array:
     """A point of the region, near its middle; NaN where none is known."""
     if isinstance(region, LpBall):

@@ -28,6 +28,7 @@ from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit
+from jaxbound.backend.tracing import rolled
 from jaxbound.regions.rounding import cast_to, is_subnormal, next_number, without_subnormals
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -251,10 +252,10 @@ def _multipliers(rows: Rows, slope: jax.Array) -> jax.Array:
             rises = jnp.sum(row * u, axis=-1) > level
             return jnp.where(rises, middle, ends[0]), jnp.where(rises, ends[1], middle)
 
-        near, _ = jax.lax.fori_loop(0, jnp.finfo(slope.dtype).nmant + 3, halve, (jnp.zeros_like(last), last))
+        near, _ = rolled(jax.lax.fori_loop)(0, jnp.finfo(slope.dtype).nmant + 3, halve, (jnp.zeros_like(last), last))
         return jnp.where(mine, near[..., None], y)
 
     start = jnp.broadcast_to(0 * size, (*slope.shape[:-1], count))
-    y = jax.lax.fori_loop(0, turns * count, move, start)
+    y = rolled(jax.lax.fori_loop)(0, turns * count, move, start)
     y = y * jnp.where(size > 0, size, 1) / unit
     return jnp.where(jnp.isfinite(y) & usable & (y > jnp.finfo(y.dtype).tiny), y, 0)

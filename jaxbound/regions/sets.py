@@ -21,6 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer
+from jaxbound.backend.tracing import inlined
 from jaxbound.regions import balls
 from jaxbound.regions.polytopes import Polytope
 from jaxbound.regions.rounding import cast_to, next_number
@@ -268,7 +269,7 @@ _VOID = {
 
 @functools.cache
 def _is_empty() -> Callable:
-    return eager_jit(is_empty)
+    return eager_jit(inlined(is_empty))
 
 
 def _check_shapes(region: Region, name: str) -> None:

@@ -36,6 +36,7 @@ import numpy as np
 from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.backend.caches import kept
+from jaxbound.backend.tracing import inlined
 from jaxbound.graph import Block, Op
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes
@@ -212,7 +213,7 @@ def _compiled(step: Callable, static: Hashable, once: bool) -> Callable:
     def batched(constants: Sequence, *state: Any):
         return jax.vmap(functools.partial(step, static, constants))(*state)
 
-    return eager_jit(batched, level=0 if once else 1)
+    return eager_jit(inlined(batched), level=0 if once else 1)
 
 
 def _add(

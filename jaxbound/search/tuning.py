@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from jaxbound._compat import eager_jit
+from jaxbound.backend.tracing import inlined
 from jaxbound.certificates.proofs.files import STEPS
 from jaxbound.methods.ascent import mixed
 from jaxbound.relaxations import affine
@@ -154,7 +155,7 @@ def _lower(skeleton: Skeleton, arrays, cuts: Cuts, rows, ready: Ready, tuned: Tu
 def _batched(function, axes):
     """A step for a batch of domains, compiled for every network and option."""
     return functools.lru_cache(64)(
-        lambda *static: eager_jit(jax.vmap(functools.partial(function, *static), in_axes=axes))
+        lambda *static: eager_jit(inlined(jax.vmap(functools.partial(function, *static), in_axes=axes)))
     )
 
 

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound.backend.tracing import rolled
 from jaxbound.curvature.analysis import Cell, Curvature, analyse
 from jaxbound.curvature.enclosing import enclose
 from jaxbound.graph import Op
@@ -246,7 +247,7 @@ def _touch(
         moved = jnp.clip(points - jnp.clip(step, -reach, reach), near - reach, near + reach)
         return jnp.clip(moved, low, high)
 
-    first, last = jax.lax.fori_loop(0, 4, move, near)
+    first, last = rolled(jax.lax.fori_loop)(0, 4, move, near)
     # a point at an end moves with it; elsewhere the line does not change with its point of contact
     return jnp.where(first <= lower, ends[0], first), jnp.where(last >= upper, ends[2], last)
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxbound.backend.tracing import rolled
+
 LOSS = 5
 """By how many times the error of one value the result may exceed the true minimum."""
 
@@ -65,7 +67,7 @@ def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> 
 
     points = a, c, d, b
     state = points, tuple(function(jnp.stack(points)))
-    (a, c, d, b), values = jax.lax.fori_loop(0, _STEPS[jnp.finfo(lower.dtype).bits], step, state)
+    (a, c, d, b), values = rolled(jax.lax.fori_loop)(0, _STEPS[jnp.finfo(lower.dtype).bits], step, state)
     point = jnp.clip(jnp.where(values[1] < values[2], c, d), lower, upper)
     return point, _below((a, c, d, b), values)
 
