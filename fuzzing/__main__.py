@@ -56,9 +56,6 @@ def _maps() -> int:
 def _search(options: argparse.Namespace) -> int:
     # Before anything that imports JAX: compiling takes most of the time.
     os.environ["JAX_ENABLE_X64"] = str(options.dtype == "float64")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.folder / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     if not options.optimised:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false")

@@ -11,6 +11,7 @@ import numpy as np
 import jaxbound as jb
 from fuzzing.evaluation import rational
 
+KINDS = ("box", "inf", "two", "one", "inf clipped", "two clipped", "one clipped")
 STYLES = ("small integers", "normal", "scales", "subnormal")
 
 
@@ -28,20 +29,20 @@ def numbers(rng: np.random.Generator, shape, style: str, dtype) -> np.ndarray:
         return np.clip(np.asarray(drawn, dtype), -1e35, 1e35)
 
 
-def region(rng: np.random.Generator, size: int, style: str, dtype) -> Any:
-    """A box or a ball, maybe a point."""
+def region(rng: np.random.Generator, size: int, style: str, dtype, kind: str) -> Any:
+    """A box or a ball of a kind, maybe a point."""
     center, unit = numbers(rng, (size,), style, dtype), 1.0
     if style in ("scales", "subnormal"):
         unit = float(np.max(np.abs(center))) or 1.0
     radius = dtype(unit * rng.choice([0, 1e-3, 0.25, 0.5, 1, 2, 10]))
-    kind = rng.choice(["box", "box", "inf", "two", "one"])
     if kind == "box":
         widths = (radius * rng.choice([0, 0.5, 1, 2], (2, size))).astype(dtype)
         return jb.Box(center - widths[0], center + widths[1])
     clip = None
-    if rng.random() < 0.4:
+    norm, _, cut = kind.partition(" ")
+    if cut:
         clip = (center - dtype(radius / 2)).astype(dtype), (center + np.asarray(3 * radius / 4, dtype)).astype(dtype)
-    return jb.LpBall(center, radius, {"inf": np.inf, "two": 2, "one": 1}[str(kind)], clip=clip)
+    return jb.LpBall(center, radius, {"inf": np.inf, "two": 2, "one": 1}[norm], clip=clip)
 
 
 def contains(where: Any, x: np.ndarray) -> bool:

@@ -1,9 +1,8 @@
 """Programs: lines of JAX on vectors, drawn at random from a table of operations.
 
 A program is a chain of stages, each one nonlinear and one affine operation, which read the value before and the one
-before that. Compiling is what a program costs, seconds for each new stage, and eager bounds share compiled steps
-between equal ones; so most programs are chains of some seventy stages of one size, which a long run compiles once. A
-few have any operation anywhere, or are the gradient of another one.
+before that. Tracing and compiling is what a program costs, seconds for each stage, so most chains are short. A few
+programs have any operation anywhere, or are the gradient of another one.
 
 To add an operation: one line in a table, with `{x}` the last value, `{y}` an earlier one, `{v}` a vector of parameters,
 `{m}` a matrix, `{n}` the size. What it calls must exist in `evaluation` too.
@@ -83,6 +82,8 @@ AFFINE = {
 }
 LINEAR_PIECES = ("relu", "abs", "clip", "relu6", "leaky", "maximum", "minimum", "threshold", "largest", "pool")
 """Of these MILP knows the exact range."""
+_STAGES = [0.45, 0.3, 0.15, 0.1]
+"""How often a chain has one stage, two, three or four."""
 TABLE = RATIONAL | SMOOTH | AFFINE
 
 
@@ -153,7 +154,7 @@ def _anything(rng: np.random.Generator) -> Program:
 
 
 def _chain(rng: np.random.Generator) -> Program:
-    """One to four stages: a nonlinear operation, and one of two affine ones that belong to it, or none."""
+    """One to four stages: a nonlinear operation and an affine one."""
     pieces, rational = rng.random() < 0.25, rng.random() < 0.6
     nonlinear = LINEAR_PIECES if pieces else list(RATIONAL) if rational else list(RATIONAL | SMOOTH)
     lines: list[Line] = []
@@ -163,8 +164,8 @@ def _chain(rng: np.random.Generator) -> Program:
 
     if rng.random() < 0.7:
         add("dense")
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.choice([1, 2, 3, 4], p=_STAGES))):
         name = str(rng.choice(nonlinear))
         add(name)
-        add("dense" if rng.random() < 0.8 else list(AFFINE)[list(RATIONAL | SMOOTH).index(name) % len(AFFINE)])
+        add("dense" if rng.random() < 0.6 else str(rng.choice(list(AFFINE))))
     return Program(tuple(lines), 3)

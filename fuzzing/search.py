@@ -28,8 +28,13 @@ METHODS = (
 )  # fmt: skip
 _SHARES = [0.4, 0.3, *[0.3 / (len(METHODS) - 2)] * (len(METHODS) - 2)]
 """What is drawn how often: each method compiles steps of its own."""
-_EXECUTED = 0.3
+_EXECUTED = 0.2
 """How often it is bounded as it runs, where it can be."""
+_COMPILED = 0.95
+"""How often the whole call is compiled: tracing is what a program costs, and eager steps are traced again for each
+number of rows that is left to bound."""
+_KINDS = [0.4, 0.12, 0.12, 0.12, 0.08, 0.08, 0.08]
+"""How often each kind of region is drawn."""
 _POINTS = 10
 
 
@@ -49,7 +54,10 @@ class Tally:
     """What has been done."""
 
     structures: int = 0
+    """Programs with a case that was bounded."""
     cases: int = 0
+    compiled: int = 0
+    """Cases bounded by one compiled program."""
     finite: int = 0
     """Cases whose bounds are all finite."""
     comparisons: int = 0
@@ -89,41 +97,65 @@ def method_of(name: str):
     return eval(name, {key: getattr(jb, key) for key in jb.__all__})
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the cases of a program are bounded: what compiles anew is the same for all of them."""
+
+    method: str
+    compiled: bool
+    """Whether the whole call is jitted, once; else JAX compiles steps, anew for each number of rows that is left."""
+    roundings: tuple[bool | str, ...]
+    kinds: tuple[str, ...]
+    """Kinds of regions."""
+
+
+def planned(program: Program, rng: np.random.Generator) -> Plan:
+    """One method; compiled for one kind of region and of rounding, most often."""
+    method = METHODS[int(rng.choice(len(METHODS), p=_SHARES))]
+    if method.startswith("MILP") and not program.has_linear_pieces:
+        method = "Crown()"
+    rounding: bool | str = "execution" if rng.random() < _EXECUTED else bool(rng.random() < 0.85)
+    compiled = not method.startswith(("LP", "MILP")) and bool(rng.random() < _COMPILED)
+    kind = str(rng.choice(cases.KINDS, p=_KINDS))
+    if compiled:
+        return Plan(method, True, (rounding,), (kind,))
+    return Plan(method, False, tuple({rounding, True}), cases.KINDS)
+
+
 def run(program: Program, rng: np.random.Generator, dtype, count: int, tally: Tally) -> Iterator[Violation]:
-    """Check `count` cases of a program, for one or two methods."""
-    tally.structures += 1
-    names = [METHODS[int(rng.choice(len(METHODS), p=_SHARES))]]
-    if rng.random() < 0.15:
-        names.append(METHODS[int(rng.integers(len(METHODS)))])
-    if names[-1].startswith("MILP") and not program.has_linear_pieces:
-        names.pop()
-    calls: dict[tuple, Any] = {
-        (name, True): jb.bound(function_of(program), method_of(name), rounding=True) for name in names
-    }
-    refused: set = set()
+    """Check `count` cases of a program."""
+    plan, before = planned(program, rng), tally.cases
+    calls = {rounding: _call(program, plan, rounding) for rounding in plan.roundings}
     reference = Reference(program, dtype)
     for _ in range(count):
         style = str(rng.choice(cases.STYLES, p=[0.3, 0.3, 0.3, 0.1]))
+        rounding = list(calls)[int(rng.integers(len(calls)))]
+        if not rounding and style not in ("small integers", "normal"):
+            style = "normal"
         params = [cases.numbers(rng, shape, style, dtype) for shape in program.shapes()]
-        where = cases.region(rng, program.size, str(rng.choice([style, "normal"])), dtype)
-        for name in names:
-            rounding: bool | str = not (style in ("small integers", "normal") and rng.random() < 0.2)
-            if rng.random() < _EXECUTED and (name, "execution") not in refused:
-                rounding = "execution"
-            case = Case(program, name, rounding, params, where)
-            if (name, rounding) not in calls:
-                calls[name, rounding] = jb.bound(function_of(program), method_of(name), rounding=rounding)
-            found = bounds(case, calls[name, rounding])
-            if found is None:
-                tally.refused += 1
-                refused.add((name, rounding))
-                continue
-            tally.cases += 1
-            tally.executed += rounding == "execution"
-            tally.finite += bool(np.all(np.isfinite(found)))
-            if violation := _first_outside(case, found, reference, rng, tally):
-                tally.violations += 1
-                yield violation
+        kind = str(rng.choice(plan.kinds))
+        where = cases.region(rng, program.size, str(rng.choice([style, "normal"])), dtype, kind)
+        case = Case(program, plan.method, rounding, params, where)
+        found = bounds(case, calls[rounding])
+        if found is None:
+            tally.refused += 1
+            del calls[rounding]
+            if not calls:
+                break
+            continue
+        tally.cases += 1
+        tally.executed += rounding == "execution"
+        tally.compiled += plan.compiled
+        tally.finite += bool(np.all(np.isfinite(found)))
+        if violation := _first_outside(case, found, reference, rng, tally):
+            tally.violations += 1
+            yield violation
+    tally.structures += tally.cases > before
+
+
+def _call(program: Program, plan: Plan, rounding: bool | str):
+    call = jb.bound(function_of(program), method_of(plan.method), rounding=rounding)
+    return jax.jit(call) if plan.compiled else call
 
 
 def bounds(case: Case, call=None) -> tuple[np.ndarray, np.ndarray] | None:

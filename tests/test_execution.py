@@ -208,6 +208,35 @@ def test_certificates_of_the_network_that_runs():
     assert verdicts["execution"] < 0.4 - 0.03  # (x + 1e6) is a multiple of 1/16
 
 
+def test_double_precision_and_pytrees():
+    """In and out of pytrees, in float32 and float64, and from one into the other: eager and compiled values are inside."""
+    with jax.enable_x64(True):
+        for dtype, wide in ((np.float32, np.float32), (np.float64, np.float64), (np.float32, np.float64)):
+            rng = np.random.default_rng(0)
+            kernel, out = rng.normal(size=(3, 4)).astype(dtype), rng.normal(size=(4, 2)).astype(wide)
+
+            def tree(d, kernel=kernel, out=out):
+                hidden = jnp.tanh(d["a"] @ kernel + kernel[0])
+                return {"y": hidden.astype(out.dtype) @ out, "moved": (d["b"][::-1], 3 * d["b"])}
+
+            low, high = rng.normal(size=3).astype(dtype), rng.normal(size=3).astype(dtype)
+            box = jb.Box(np.minimum(low, high), np.maximum(low, high))
+            found = jb.bound(tree, jb.Crown(), rounding="execution")({"a": box, "b": box})
+            share = rng.uniform(size=(200, 3)).astype(dtype)
+            x = np.clip(low + share * (high - low), box.lower, box.upper)
+            for run in (jax.vmap(tree), jax.jit(jax.vmap(tree))):
+                values = run({"a": x, "b": x})
+                assert values["y"].dtype == wide and found["y"].lower.dtype == wide
+                for value, end in zip(
+                    jax.tree.leaves(values), jax.tree.leaves(found, is_leaf=_is_interval), strict=True
+                ):
+                    assert np.all(np.asarray(end.lower) <= value) and np.all(value <= np.asarray(end.upper))
+
+
+def _is_interval(leaf) -> bool:
+    return isinstance(leaf, jb.Interval)
+
+
 def test_the_experiment_finds_nothing_outside():
     row = execution.examined(depth=2, count=4, trees=5, seed=0)
     assert row["outside"] == 0 and row["values"] >= 4 * 3 * 12

@@ -42,7 +42,7 @@ def test_literals_are_those_of_the_dtype():
 def test_points_lie_in_their_regions(style):
     rng = np.random.default_rng(0)
     for _ in range(40):
-        where = cases.region(rng, 3, style, np.float32)
+        where = cases.region(rng, 3, style, np.float32, str(rng.choice(cases.KINDS)))
         for x in cases.points(rng, where, 8):
             assert cases.contains(where, x)
 
@@ -63,6 +63,7 @@ def test_a_planted_fault_is_found_made_small_and_written_down(monkeypatch, tmp_p
         return np.full(value.shape, -np.inf), value * (1 + np.sign(value) * 1e-6)
 
     monkeypatch.setattr(search, "bounds", faulty)
+    monkeypatch.setattr(search, "planned", lambda *_: search.Plan("IBP()", True, (True,), ("box",)))
     program = Program((Line("dense", 0, 0), Line("relu", 1, 0), Line("scale", 2, 1), Line("shift", 3, 2)), 3)
     tally = search.Tally()
     found = list(search.run(program, np.random.default_rng(0), np.float32, 20, tally))
@@ -73,6 +74,15 @@ def test_a_planted_fault_is_found_made_small_and_written_down(monkeypatch, tmp_p
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(path))
     assert not ended.value.code  # jaxbound itself has no such fault
+
+
+def test_cases_of_a_program_share_what_is_compiled():
+    drawn = [search.planned(programs.draw(np.random.default_rng(k)), np.random.default_rng(k)) for k in range(300)]
+    compiled = [plan for plan in drawn if plan.compiled]
+    assert len(compiled) > 200 and all(len(plan.kinds) == len(plan.roundings) == 1 for plan in compiled)
+    assert {kind for plan in compiled for kind in plan.kinds} == set(cases.KINDS)
+    assert {rounding for plan in drawn for rounding in plan.roundings} == {True, False, "execution"}
+    assert {plan.method for plan in drawn} > {"IBP()", "Crown()", "Frown(steps=2)"}
 
 
 def test_honest_bounds_pass():

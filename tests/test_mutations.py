@@ -15,6 +15,7 @@ import checks
 import checks_adversarial
 import checks_choices
 import checks_exact
+import checks_modes
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,27 +27,40 @@ from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives
 from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, patterns
 from jaxbound.jacobian import norms, recursion
-from jaxbound.methods import domains
+from jaxbound.methods import ascent, domains, executed
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
-from jaxbound.regions import balls, sets, support
-from jaxbound.relaxations import affine, backward, coefficients, convolutions, forward, interval, windows
+from jaxbound.regions import balls, polytopes, sets, support, zonotopes
+from jaxbound.relaxations import (
+    affine,
+    backward,
+    coefficients,
+    convolutions,
+    execution,
+    forward,
+    interval,
+    windows,
+)
 from jaxbound.relaxations.enclosures import (
     evaluation,
     logsumexp,
     maximum,
     meet,
     product,
+    running,
     scalar,
     search,
     select,
+    simplification,
     sort,
     staircase,
 )
 
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
-    for name, check in (checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS | checks_adversarial.CHECKS).items()
+    for name, check in (
+        checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS | checks_adversarial.CHECKS | checks_modes.CHECKS
+    ).items()
 }
 
 # --- the faults -----------------------------------------------------------------------------------------------------------
@@ -302,6 +316,29 @@ MUTANTS: dict[str, Mutant] = {
     "folded numbers are exact": Mutant("folded_numbers", folding, "_proved", _always(None)),
     "exact within functions": Mutant("folded_numbers_within_functions", evaluation, "_stored", _always(0.0)),
     "subnormal parameters are not flushed": Mutant("subnormal_parameters", evaluation, "is_subnormal", _after(jnp.zeros_like)),
+    # what runs
+    "nothing is as it runs": Mutant("executed_sums", execution, "MODE", lambda _: "no mode"),
+    "what runs is exact": Mutant("executed_sums", execution, "error", _after(jnp.zeros_like)),
+    "functions that run have no error": Mutant("executed_functions", running, "error", _after(jnp.zeros_like)),
+    "errors are not carried on by exp": Mutant("executed_functions", running.RULES, "exp", lambda original: lambda x: (*original(x)[:2], 0 * x.error)),
+    "errors of factors are not carried on": Mutant("executed_functions", running.RULES, "mul", lambda original: lambda x, y: (*original(x, y)[:2], 0 * x.error)),
+    "factors of any size": Mutant("executed_factors", simplification, "FACTORS", lambda _: (0.0, float("inf"))),
+    "factors are not gathered": Mutant("executed_factors", executed, "_factors", _after(lambda counts: [0] * len(counts))),
+    "readers see the same value": Mutant("executed_readers", executed, "_unsettled", _after(lambda found: [False] * len(found))),
+    "nothing is simplified": Mutant("executed_pairs", simplification, "refusal", _always("")),
+    # polytopes and zonotopes
+    "multipliers of either sign": Mutant("polytope_minima", polytopes, "_multipliers", _after(lambda y: -y)),
+    "multipliers without right sides": Mutant("polytope_minima", polytopes.Polytope, "_flat", _after(lambda rows: rows._replace(offsets=rows.offsets - 0.05))),
+    "rows leave the wrong end": Mutant("polytope_minima", polytopes, "_tightened", lambda original: lambda rows: original(rows._replace(matrix=-rows.matrix))),
+    "no room for rounded rows": Mutant("polytope_rounding", polytopes, "_rounded", lambda original: lambda own, exact: original(own, True)),
+    "everything is empty": Mutant("polytope_emptiness", polytopes, "_lagrangian", _after(lambda found: (jnp.abs(found[0]) + 1, found[1]))),
+    "nothing is proved to be empty": Mutant("polytope_emptiness", polytopes, "_multipliers", _after(jnp.zeros_like)),
+    "generators that cancel": Mutant("zonotopes", zonotopes.Zonotope, "_flat", _after(lambda parts: (parts[0], parts[1].sum(axis=-2, keepdims=True), parts[2]))),
+    # tuned lines
+    "lines beyond the table": Mutant("tuned_tables", ascent, "between", lambda original: lambda table, share: original(table, None if share is None else share - 0.5)),
+    "the best of another row": Mutant("tuned_lines", ascent, "_where", lambda original: lambda condition, new, old: original(condition, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, 0), new), old)),
+    "intercepts of other lines": Mutant("tuned_tables", ascent, "mixed", lambda original: lambda op, table, shares: original(op, dataclasses.replace(table, lower_intercept=table.lower_intercept[::-1]), shares)),
+    "lines below taken for those above": Mutant("tuned_lines", ascent, "mixed", _upper_as_lower),
     # Jacobians, norms and radii
     "no underflow in Jacobians": Mutant("underflow_of_jacobians", recursion, "enlargement", _always(0.0)),
     "no underflow in products of norms": Mutant("underflow_of_norms", norms, "product", lambda _: lambda factors, dtype: functools.reduce(jnp.multiply, factors)),
@@ -340,5 +377,5 @@ def test_faults_are_found(name, monkeypatch):
 
 
 def test_there_are_enough_faults_and_every_check_finds_some():
-    assert len(MUTANTS) >= 70
+    assert len(MUTANTS) >= 130
     assert {mutant.check for mutant in MUTANTS.values()} == set(CHECKS)

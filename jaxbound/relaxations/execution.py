@@ -62,7 +62,7 @@ def error(op: Op, inputs: Sequence[Ends], constants: Sequence) -> jax.Array:
     own = affine.rounding(op, magnitudes, constants)
     assert own is not None
     numbers = _numbers(op, constants)
-    largest = [jnp.max(part, initial=0) for part in (*magnitudes, *numbers)]
+    largest = [jnp.max(part, initial=0).astype(op.dtype) for part in (*magnitudes, *numbers)]
     flushed = tiny * running.LOST * affine.terms(op) * sum(largest, 1.0)
     limits = float(jnp.finfo(op.dtype).max)
     overflows = functools.reduce(jnp.logical_or, [~(part <= _LARGEST * limits) for part in largest])
