@@ -452,6 +452,7 @@ def test_networks_of_one_architecture_share_programs(tmp_path):
         ([("Conv", ["x", "w"], ["y"], {})], (1, 2), {}, r"network.onnx: node 'Conv_0' \(Conv\): "),
         ([("Reshape", ["x", "s"], ["y"], {})], (1, 2), {}, r"node 'Reshape_0' \(Reshape\): its input 's' depends on the"),
         ([("Relu", ["x"], ["z"], {})], (1, 2), {}, "nothing gives the output 'y'"),
+        ([("Relu", ["x"], ["y"], {}), ("Neg", ["y"], ["y"], {})], (1, 2), {}, r"node 'Neg_1' \(Neg\) gives 'y', which is given"),
         ([("Identity", ["w"], ["y"], {})], (1, 2), {}, "the output 'y' does not depend on the input"),
         ([("Relu", ["x"], ["y"], {})], (1, "height"), {}, r"the shape of 'x' is \(1, 0\), 0 where it is open: pass input_shape"),
         ([("Relu", ["x"], ["y"], {})], (1, 2), {"input_shape": (1, 3)}, r"input_shape is \(1, 3\); the file says \(1, 2\)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,30 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
             value = tuple(part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in value)
         found[attribute.name] = value
     return found
+
+
+def inputs_of(graph) -> list[Any]:
+    """What a graph takes: its inputs but those that are parameters with a value in the file."""
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    if not inputs or not graph.output:
+        raise errors.ArgumentError(f"the network has no {'input' if graph.output else 'output'}")
+    return inputs
+
+
+def shapes_by_name(given: Sequence[int] | Mapping[str, Sequence[int]] | None, names: Sequence[str]) -> Mapping:
+    """The shapes that a user gives, by the names of inputs."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(names) > 1:
+            wanted = f"pass a dictionary of shapes by name, of {', '.join(names)}"
+            raise errors.argument("input_shape", f"is one shape, and the network has {len(names)} inputs", wanted)
+        return {names[0]: given}
+    for name in given:
+        if name not in names:
+            raise errors.unknown_option("input_shape", name, names)
+    return given
 
 
 def input_shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
