@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 7
+_GZIP, _MOST_TIMES = b"\x1f\x8b\x08", 1100
+"""What a part of a gzipped file begins with, and how many times its length it can at most expand to."""
 LARGEST = 1 << 28
 """Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
 
@@ -32,7 +34,7 @@ def parsed(path: Path) -> onnx.ModelProto:
         raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        content = _decompressed(content) if content[:2] == _GZIP[:2] else content
         if content.startswith(b"version https://git-lfs"):
             raise ValueError("a pointer of Git LFS, not the file: fetch it with git lfs pull")
         model = onnx.load_model_from_string(content)
@@ -48,6 +50,16 @@ def parsed(path: Path) -> onnx.ModelProto:
         can = f"{OLDEST_OPSET} to {newest} can be read"
         raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _decompressed(content: bytes) -> bytes:
+    """A gzipped file's content; that of one part alone at once into the room that its last bytes ask for."""
+    size = int.from_bytes(content[-4:], "little")
+    if content.count(_GZIP) == 1 and 0 < size < _MOST_TIMES * len(content):
+        found = zlib.decompress(content, 31, size)
+        if len(found) == size:
+            return found
+    return gzip.decompress(content)
 
 
 def newest_opset() -> int:

@@ -180,7 +180,7 @@ class _Reader:
         from onnx import numpy_helper
 
         for tensor in graph.initializer:
-            values[tensor.name] = _kept(numpy_helper.to_array(tensor))
+            values[tensor.name] = np.asarray(numpy_helper.to_array(tensor))
         for node in graph.node:
             absent = [name for name in node.input if name and name not in values]
             if absent:
@@ -258,11 +258,9 @@ class _Reader:
         return Operand("parameter", self._named[id(operand)][0])
 
     def _given(self, reference: Operand, operand: Any) -> Any:
-        return (
-            jnp.asarray(self._params[reference.content])
-            if reference.kind == "parameter"
-            else (operand if reference.kind == "value" else reference.content)
-        )
+        if reference.kind == "parameter":  # within a trace, so that nothing is copied: of a parameter no value is asked
+            return jnp.zeros_like(self._params[reference.content])
+        return operand if reference.kind == "value" else reference.content
 
     def _folded(self, node: onnx.NodeProto, operands: list[Any]) -> Sequence[np.ndarray]:
         """What depends on no input, by ONNX's reference."""
@@ -283,7 +281,7 @@ class _Reader:
             None, dict(zip(filter(None, names), (o for o in operands if o is not None), strict=True))
         )
         by_name = dict(zip((name for name in node.output if name), found, strict=True))
-        return [_kept(np.asarray(by_name[name])) if name else _Missing() for name in node.output]  # pyright: ignore[reportReturnType]
+        return [np.array(by_name[name]) if name else _Missing() for name in node.output]  # pyright: ignore[reportReturnType]
 
     def _branch(self, node: onnx.NodeProto, condition: bool, values: dict[str, Any]) -> Sequence[Any]:
         wanted = "then_branch" if condition else "else_branch"
@@ -301,11 +299,6 @@ def _one_or_all(found: Sequence[Any]) -> Any:
 
 def _first_line(fault: Exception) -> str:
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-
-
-def _kept(array: np.ndarray) -> np.ndarray:
-    """An array of its own, of a type that NumPy has."""
-    return np.array(array)
 
 
 def _abstract(value: Any, name: str) -> jax.ShapeDtypeStruct:
