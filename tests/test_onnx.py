@@ -126,6 +126,8 @@ CASES = [
     *[(name, {}, ARRAY, [], 18 if name == "Mish" else 17) for name in UNARY],
     *[(name, {}, (2, 3), [_random(2, 3, low=0.5)], 17) for name in ["Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum"]],
     *[("Gelu", {"approximate": kind}, ARRAY, [], 20) for kind in ("none", "tanh")],
+    *[(f"Reduce{name}", {"noop_with_empty_axes": 1, "keepdims": kept}, ARRAY, [], 18) for name in ["Sum", "L1", "L2", "SumSquare", "Max"] for kept in (0, 1)],
+    *[("Resize", {"nearest_mode": kind}, (7, 6), [None, np.array([0.6, 0.5], np.float32)], 13) for kind in ("floor", "ceil")],
     ("Softmax", {"axis": 1}, ARRAY, [], 11),
     ("LogSoftmax", {}, ARRAY, [], 9),
     ("Softmax", {"axis": 0}, ARRAY, [], 13),
@@ -460,13 +462,19 @@ def test_networks_of_one_architecture_share_programs(tmp_path):
         ([("IsInf", ["x"], ["y"], {"detect_negative": 0})], (1, 2), {}, "its attribute 'detect_negative' cannot be read"),
         ([("Gather", ["x", "i"], ["y"], {})], (1, 2), {}, r"its indices reach beyond an axis of size 1"),
         ([("Resize", ["x", "", "w"], ["y"], {"mode": "area"})], (3, 2), {}, "mode='area' cannot be read"),
+        ([("Dropout", ["x", "", "t"], ["y"], {})], (3, 2), {}, "training mode, in which entries are dropped at random"),
+        ([("TopK", ["x", "k"], ["y", "z"], {"sorted": 0})], (3, 2), {}, "sorted=0 cannot be read"),
+        ([("Squeeze", ["x", "e"], ["y"], {})], (1, 2), {}, r"axes=\(\) cannot be read"),
+        ([("MaxPool", ["x"], ["y"], {"kernel_shape": [2], "dilations": [2], "auto_pad": "SAME_UPPER"})], (1, 2, 7), {}, r"auto_pad='SAME_UPPER' with dilations=\(2,\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path, nodes, shape, options, reason):
     if nodes[0][0] == "Reshape":
         nodes = [("Cast", ["x"], ["s"], {"to": 7}), *[(op, ins, outs, at) for op, ins, outs, at in nodes]]
         reason = reason.replace("Reshape_0", "Reshape_1")
-    content = _file(nodes, shape, {"w": np.array([2.0, 2.0], np.float32), "i": np.array(3)})
+    constants = {"w": np.array([2.0, 2.0], np.float32), "i": np.array(3), "t": np.array(True), "k": _integers(1)}
+    constants["e"] = _integers()
+    content = _file(nodes, shape, constants)
     with pytest.raises(jb.JaxboundError, match=reason):
         _loaded(tmp_path, content, **options)
 
