@@ -213,7 +213,7 @@ class _Second:
         seen.graph.output.extend(onnx.ValueInfoProto(name=k) for node in seen.graph.node for k in node.output if k)
         with contextlib.suppress(Exception):
             session = onnxruntime.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
-            values = session.run(None, dict(self.feed))
+            values = [np.asarray(value) for value in session.run(None, dict(self.feed))]
             return any(value.dtype.kind == "f" and np.isnan(value).any() for value in values)
         return False
 
