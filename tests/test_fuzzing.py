@@ -112,6 +112,33 @@ def test_broken_files_are_the_same_everywhere_and_refused_or_right(tmp_path):
     assert {"refused"} <= words <= {"refused", "equal", "not in onnxruntime", "large"}
 
 
+def _only(operator, *constants, opset=17):
+    """A network of one operator on forty numbers."""
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    names = [f"c{k}" for k in range(len(constants))]
+    stored = [onnx.numpy_helper.from_array(np.float32(c), n) for c, n in zip(constants, names, strict=True)]
+    ends = [[make.make_tensor_value_info(name, 1, [1, 40])] for name in "xy"]
+    graph = make.make_graph([make.make_node(operator, ["x", *names], ["y"])], "one", *ends, stored)
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", opset)])
+    model.ir_version = 8
+    return model.SerializeToString()
+
+
+def test_nan_is_right_only_where_others_have_it(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from fuzzing import networks
+    from jaxbound.frontends.operators import OPERATORS, Operator
+
+    def found(content):
+        return networks.check(content, np.random.default_rng(0), tmp_path, lambda reader: None)
+
+    assert found(_only("Sqrt")) == "equal" and found(_only("Relu")) == "equal"
+    monkeypatch.setitem(OPERATORS, "Relu", Operator(lambda _node, x: jnp.where(x > 0, x, jnp.nan)))
+    monkeypatch.setitem(OPERATORS, "Sqrt", Operator(lambda _node, x: jnp.sqrt(jnp.maximum(x, 0))))
+    assert found(_only("Relu")) == "wrong" and found(_only("Sqrt")) == "wrong"
+
+
 def test_a_wrong_reader_and_a_wrong_network_are_found(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
+from jaxbound.frontends.files import _decompressed
 from jaxbound.frontends.operators import OPERATORS
 
 onnx = pytest.importorskip("onnx")
@@ -125,6 +126,8 @@ CASES = [
     *[(name, {}, ARRAY, [], 18 if name == "Mish" else 17) for name in UNARY],
     *[(name, {}, (2, 3), [_random(2, 3, low=0.5)], 17) for name in ["Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum"]],
     *[("Gelu", {"approximate": kind}, ARRAY, [], 20) for kind in ("none", "tanh")],
+    *[(f"Reduce{name}", {"noop_with_empty_axes": 1, "keepdims": kept}, ARRAY, [], 18) for name in ["Sum", "L1", "L2", "SumSquare", "Max"] for kept in (0, 1)],
+    *[("Resize", {"nearest_mode": kind}, (7, 6), [None, np.array([0.6, 0.5], np.float32)], 13) for kind in ("floor", "ceil")],
     ("Softmax", {"axis": 1}, ARRAY, [], 11),
     ("LogSoftmax", {}, ARRAY, [], 9),
     ("Softmax", {"axis": 0}, ARRAY, [], 13),
@@ -452,19 +455,26 @@ def test_networks_of_one_architecture_share_programs(tmp_path):
         ([("Conv", ["x", "w"], ["y"], {})], (1, 2), {}, r"network.onnx: node 'Conv_0' \(Conv\): "),
         ([("Reshape", ["x", "s"], ["y"], {})], (1, 2), {}, r"node 'Reshape_0' \(Reshape\): its input 's' depends on the"),
         ([("Relu", ["x"], ["z"], {})], (1, 2), {}, "nothing gives the output 'y'"),
+        ([("Relu", ["x"], ["y"], {}), ("Neg", ["y"], ["y"], {})], (1, 2), {}, r"node 'Neg_1' \(Neg\) gives 'y', which is given"),
         ([("Identity", ["w"], ["y"], {})], (1, 2), {}, "the output 'y' does not depend on the input"),
         ([("Relu", ["x"], ["y"], {})], (1, "height"), {}, r"the shape of 'x' is \(1, 0\), 0 where it is open: pass input_shape"),
         ([("Relu", ["x"], ["y"], {})], (1, 2), {"input_shape": (1, 3)}, r"input_shape is \(1, 3\); the file says \(1, 2\)"),
         ([("IsInf", ["x"], ["y"], {"detect_negative": 0})], (1, 2), {}, "its attribute 'detect_negative' cannot be read"),
         ([("Gather", ["x", "i"], ["y"], {})], (1, 2), {}, r"its indices reach beyond an axis of size 1"),
         ([("Resize", ["x", "", "w"], ["y"], {"mode": "area"})], (3, 2), {}, "mode='area' cannot be read"),
+        ([("Dropout", ["x", "", "t"], ["y"], {})], (3, 2), {}, "training mode, in which entries are dropped at random"),
+        ([("TopK", ["x", "k"], ["y", "z"], {"sorted": 0})], (3, 2), {}, "sorted=0 cannot be read"),
+        ([("Squeeze", ["x", "e"], ["y"], {})], (1, 2), {}, r"axes=\(\) cannot be read"),
+        ([("MaxPool", ["x"], ["y"], {"kernel_shape": [2], "dilations": [2], "auto_pad": "SAME_UPPER"})], (1, 2, 7), {}, r"auto_pad='SAME_UPPER' with dilations=\(2,\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path, nodes, shape, options, reason):
     if nodes[0][0] == "Reshape":
         nodes = [("Cast", ["x"], ["s"], {"to": 7}), *[(op, ins, outs, at) for op, ins, outs, at in nodes]]
         reason = reason.replace("Reshape_0", "Reshape_1")
-    content = _file(nodes, shape, {"w": np.array([2.0, 2.0], np.float32), "i": np.array(3)})
+    constants = {"w": np.array([2.0, 2.0], np.float32), "i": np.array(3), "t": np.array(True), "k": _integers(1)}
+    constants["e"] = _integers()
+    content = _file(nodes, shape, constants)
     with pytest.raises(jb.JaxboundError, match=reason):
         _loaded(tmp_path, content, **options)
 
@@ -481,6 +491,21 @@ def test_inputs_that_have_no_regions_are_refused(tmp_path):
 def test_open_shapes_can_be_given(tmp_path):
     content = _file([("Relu", ["x"], ["y"], {})], (1, "height"))
     assert _loaded(tmp_path, content, input_shape=(1, 3)).input_shape == (3,)
+
+
+def test_gzipped_files_of_one_part_and_of_several(tmp_path):
+    """Of several parts the first is not the file, whatever the last bytes say."""
+    content, path = _file(CHAIN, (1, 3), _chain_weights()), tmp_path / "network.onnx.gz"
+    half = len(content) // 2
+    for parts in ([content], [content[:half], content[half:]], [content, b""], [content, content]):
+        path.write_bytes(b"".join(map(gzip.compress, parts)))
+        if len(parts) == 2 and parts[0] == parts[1]:
+            assert _decompressed(path.read_bytes()) == content * 2
+        else:
+            assert jb.onnx.load(path).input_shape == (3,)
+    path.write_bytes(gzip.compress(content)[:-8] + b"\0" * 8)
+    with pytest.raises(jb.ArgumentError, match="cannot be read"):
+        jb.onnx.load(path)
 
 
 def test_networks_without_batch_axis_keep_their_shape(tmp_path):

@@ -54,7 +54,7 @@ def problem_of(options: given.OnData) -> Problem:
         options.data, clip = options.data or loaded.run.dataset, clip or CLIP
     if not options.data:
         raise errors.argument("data", "is missing", f"pass it after the network: jaxbound COMMAND {options.net} DATA")
-    x, labels = examples.read(options.data, options.count, options.data_dir)
+    x, labels = examples.read(options.data, options.count, options.data_dir, loaded.inputs)
     x = fitted(x, loaded.input_shape).astype(jnp.result_type(float), copy=False)
     return Problem(loaded, x, labels, {"apply_fn": loaded.apply_fn, "norm": options.norm, "clip": clip})
 

@@ -26,6 +26,8 @@ class Loaded(NamedTuple):
     """Of one example, where the network says it."""
     run: Configuration | None = None
     """Of the training run that it is from."""
+    inputs: tuple[str, ...] = ()
+    """What several inputs are called, which are flat and one behind the other here."""
 
 
 def load(net: str) -> Loaded:
@@ -38,11 +40,15 @@ def load(net: str) -> Loaded:
     if net.endswith((".onnx", ".onnx.gz")):
         from jaxbound.frontends import onnx
 
-        model = onnx.load(path)
-        return Loaded(model, input_shape=model.input_shape)
+        return _of_model(onnx.load(path))
     if net.endswith((".keras", ".h5")):
         return _keras(path)
     return _of_run(path) if path.is_dir() else _imported(net)
+
+
+def _of_model(model: Model) -> Loaded:
+    names = () if isinstance(model.input_name, str) else model.input_name
+    return Loaded(model.flat, input_shape=model.flat.input_shape, inputs=names)
 
 
 def _keras(path: Path) -> Loaded:
@@ -88,7 +94,7 @@ def _imported(net: str) -> Loaded:
     if inspect.isfunction(found) and not _required(found):
         found = found()
     if isinstance(found, Model):
-        return Loaded(found, input_shape=found.input_shape)
+        return _of_model(found)
     if isinstance(found, tuple) and len(found) == 2:
         params, apply_fn = found if callable(found[1]) or hasattr(found[1], "apply") else found[::-1]
         return Loaded(params, apply_fn)

@@ -19,7 +19,7 @@ _THEORIES = {
     "vnnlib-versions": "2.0\n2.0",
     "onnx-element-types": "real",
     "hidden-node-theories": "NH",
-    "multiple-input-output-theories": "SIO",
+    "multiple-input-output-theories": "MIO",
     "multiple-network-theories": "SNET",
     "multiple-node-comparison-theories": "MNC",
     "arithmetic-complexity-theories": "LIN",

@@ -72,7 +72,7 @@ def check_inputs(fn: Callable, regions: Sequence[Box]) -> None:
         ArgumentError: it does not.
     """
     count = np.size(regions[0].lower)
-    if isinstance(fn, Model) and math.prod(fn.input_shape) != count:
+    if isinstance(fn, Model) and math.prod(fn.flat.input_shape) != count:
         raise errors.argument("prop", f"speaks of {count} inputs; the network takes {fn.input_shape}")
     if not isinstance(fn, Model):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 7
+_GZIP, _MOST_TIMES = b"\x1f\x8b\x08", 1100
+"""What a part of a gzipped file begins with, and how many times its length it can at most expand to."""
 LARGEST = 1 << 28
 """Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
 
@@ -32,7 +34,7 @@ def parsed(path: Path) -> onnx.ModelProto:
         raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        content = _decompressed(content) if content[:2] == _GZIP[:2] else content
         if content.startswith(b"version https://git-lfs"):
             raise ValueError("a pointer of Git LFS, not the file: fetch it with git lfs pull")
         model = onnx.load_model_from_string(content)
@@ -48,6 +50,16 @@ def parsed(path: Path) -> onnx.ModelProto:
         can = f"{OLDEST_OPSET} to {newest} can be read"
         raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _decompressed(content: bytes) -> bytes:
+    """A gzipped file's content; that of one part alone at once into the room that its last bytes ask for."""
+    size = int.from_bytes(content[-4:], "little")
+    if content.count(_GZIP) == 1 and 0 < size < _MOST_TIMES * len(content):
+        found = zlib.decompress(content, 31, size)
+        if len(found) == size:
+            return found
+    return gzip.decompress(content)
 
 
 def newest_opset() -> int:
@@ -79,6 +91,30 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
             value = tuple(part.decode("utf-8", "replace") if isinstance(part, bytes) else part for part in value)
         found[attribute.name] = value
     return found
+
+
+def inputs_of(graph) -> list[Any]:
+    """What a graph takes: its inputs but those that are parameters with a value in the file."""
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    if not inputs or not graph.output:
+        raise errors.ArgumentError(f"the network has no {'input' if graph.output else 'output'}")
+    return inputs
+
+
+def shapes_by_name(given: Sequence[int] | Mapping[str, Sequence[int]] | None, names: Sequence[str]) -> Mapping:
+    """The shapes that a user gives, by the names of inputs."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(names) > 1:
+            wanted = f"pass a dictionary of shapes by name, of {', '.join(names)}"
+            raise errors.argument("input_shape", f"is one shape, and the network has {len(names)} inputs", wanted)
+        return {names[0]: given}
+    for name in given:
+        if name not in names:
+            raise errors.unknown_option("input_shape", name, names)
+    return given
 
 
 def input_shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:

@@ -11,6 +11,7 @@ Reference: the ONNX specification, https://onnx.ai/onnx/operators; operator sets
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,23 +32,28 @@ if TYPE_CHECKING:
     import onnx
 
 
-def load(path: str | Path, *, input_shape: Sequence[int] | None = None, dtype: DTypeLike | None = None) -> Model:
+_Shapes = Sequence[int] | Mapping[str, Sequence[int]] | None
+
+
+def load(path: str | Path, *, input_shape: _Shapes = None, dtype: DTypeLike | None = None) -> Model:
     """Read a network from an ONNX file, plain or gzipped.
 
     The model's `fn(params, x)` equals the file's network up to the rounding of its operations, with the batch axis left
-    out: it is the input's first axis if that is symbolic or 1, the input has another, and the outputs begin with 1 too.
+    out: it is the first axis if that is symbolic or 1 in every input, each has another, and the outputs begin with 1
+    too. Several inputs are arguments one after the other, `fn(params, x, y)`, in the order of the file.
 
     Args:
         path: the file; data beside it are read as well.
-        input_shape: the whole shape of the input, where the file leaves some of it open; by default open sizes in
-            front are 1, and others are refused.
+        input_shape: the whole shape of the input, where the file leaves some of it open, or a dictionary of shapes by
+            name; by default open sizes in front are 1, and others are refused.
         dtype: the floating dtype that the parameters are rounded to; by default the file's own.
 
     Returns:
         A `Model`; it stands where `crown`, `certify` and the like take parameters.
 
     Raises:
-        ArgumentError: the file is broken, or has several inputs, or float64 numbers while JAX has none.
+        ArgumentError: the file is broken, or has inputs that are no floating-point numbers or of several dtypes, or
+            float64 numbers while JAX has none.
         UnsupportedError: operators that are not read, all of them at once, with node and operator set.
 
     Reference: Bai, Lu, Zhang et al. 2019, "ONNX: Open Neural Network Exchange".
@@ -84,68 +90,70 @@ class _Reader:
         self._model, self._dtype = model, None if dtype is None else jnp.dtype(dtype)
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
         self._places: dict[str, int] = {}
+        self._numbers = itertools.count()
         self._steps: list[Step] = []
         self._params: dict[str, np.ndarray] = {}
         self._named: dict[int, tuple[str, np.ndarray]] = {}  # by identity, with the array, so that it stays
         self._refusals: list[str] = []
 
-    def read(self, input_shape: Sequence[int] | None) -> Model:
+    def read(self, input_shape: _Shapes) -> Model:
         graph = self._model.graph
-        given = {tensor.name for tensor in graph.initializer}
-        inputs = [value for value in graph.input if value.name not in given]
-        if len(inputs) != 1 or not graph.output:
-            names = ", ".join(value.name for value in inputs) or "none"
-            raise errors.ArgumentError(f"the network's inputs are {names}: networks of one input can be read")
-        (source,) = inputs
-        shape, first_is_free = files.input_shape_of(source, input_shape)
-        dtype = self._input_dtype(source)
+        sources = files.inputs_of(graph)
+        given = files.shapes_by_name(input_shape, [source.name for source in sources])
+        found = [files.input_shape_of(source, given.get(source.name)) for source in sources]
+        shapes = [shape for shape, _ in found]
+        dtype = self._input_dtype(sources)
         names = [value.name for value in graph.output]
 
-        def outputs(x):
-            values = self._run(graph, {source.name: x})
+        def outputs(*inputs):
+            values = self._run(graph, {source.name: x for source, x in zip(sources, inputs, strict=True)})
             if self._refusals:
                 raise errors.UnsupportedError(*dict.fromkeys(self._refusals))
             if absent := [name for name in names if name not in values]:
                 raise errors.ArgumentError(f"nothing gives the output {absent[0]!r}")
             return [values[name] for name in names]
 
-        self._places[source.name] = 0
-        traced = [
-            _abstract(value, name) for value, name in zip(*self._traced(outputs, shape, dtype, names), strict=True)
-        ]
-        batched = first_is_free and len(shape) > 1 and all(value.shape[:1] == (1,) for value in traced)
-        sizes = [value.shape[1:] if batched else value.shape for value in traced]
-        program = Program(self._used(names), [self._places[name] for name in names], shape, batched)
+        self._places = {source.name: next(self._numbers) for source in sources}
+        traced = [_abstract(*pair) for pair in zip(self._traced(outputs, shapes, dtype), names, strict=True)]
+        batched = all(free and len(shape) > 1 for shape, free in found)
+        batched = batched and all(value.shape[:1] == (1,) for value in traced)
+        own, sizes = ([shape[batched:] for shape in each] for each in (shapes, [value.shape for value in traced]))
+        program = Program(self._used(names), [self._places[name] for name in names], shapes, batched)
         kept = {o.content for step in program.steps for o in step.operands if o.kind == "parameter"}
         return Model(
             program,
             jax.device_put({name: array for name, array in self._params.items() if name in kept}),
-            shape[1:] if batched else shape,
-            sizes[0] if len(sizes) == 1 else tuple(sizes),  # pyright: ignore[reportArgumentType]
-            source.name,
-            ", ".join(names),
+            _one_or_all(own),
+            _one_or_all(sizes),
+            _one_or_all([source.name for source in sources]),
+            _one_or_all(names),
             np.dtype(dtype),
         )
 
-    def _traced(self, outputs, shape, dtype, names):
+    def _traced(self, outputs, shapes, dtype):
         found = []
 
-        def trace(x):
-            found.extend(outputs(x))
+        def trace(*inputs):
+            found.extend(outputs(*inputs))
             return jnp.zeros(())
 
-        jax.eval_shape(trace, jax.ShapeDtypeStruct(shape, dtype))
-        return found, names
+        jax.eval_shape(trace, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+        return found
 
-    def _input_dtype(self, source) -> np.dtype:
+    def _input_dtype(self, sources) -> np.dtype:
         import onnx
 
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise errors.ArgumentError(
-                f"the input {source.name!r} is of {dtype}: only floating-point inputs have regions"
-            )
-        return self._floating(dtype)
+        kinds = [source.type.tensor_type.elem_type for source in sources]
+        dtypes = [np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in kinds]
+        for source, dtype in zip(sources, dtypes, strict=True):
+            if not jnp.issubdtype(dtype, jnp.floating):
+                raise errors.ArgumentError(
+                    f"the input {source.name!r} is of {dtype}: only floating-point inputs have regions"
+                )
+        if len(set(dtypes)) > 1 and self._dtype is None:
+            names = ", ".join(f"{source.name!r} of {dtype}" for source, dtype in zip(sources, dtypes, strict=True))
+            raise errors.ArgumentError(f"the inputs are {names}: pass one dtype for all, load(path, dtype=jnp.float32)")
+        return self._floating(dtypes[0])
 
     def _floating(self, dtype: np.dtype) -> np.dtype:
         """The dtype that numbers of a floating dtype get."""
@@ -172,11 +180,13 @@ class _Reader:
         from onnx import numpy_helper
 
         for tensor in graph.initializer:
-            values[tensor.name] = _kept(numpy_helper.to_array(tensor))
+            values[tensor.name] = np.asarray(numpy_helper.to_array(tensor))
         for node in graph.node:
             absent = [name for name in node.input if name and name not in values]
             if absent:
                 raise errors.ArgumentError(f"{files.titled(node)} takes {absent[0]!r}, which nothing gives")
+            if twice := [name for name in node.output if name and name in values]:
+                raise errors.ArgumentError(f"{files.titled(node)} gives {twice[0]!r}, which is given before")
             operands = [values[name] if name else None for name in node.input]
             try:
                 found = self._step(node, operands, values)
@@ -227,7 +237,7 @@ class _Reader:
             return found
         results = []
         for name in node.output[: len(found)]:
-            self._places[name] = len(self._places)
+            self._places[name] = next(self._numbers)
             results.append(self._places[name])
         self._steps.append(Step(short, tuple(references), tuple(results)))
         return found
@@ -248,11 +258,9 @@ class _Reader:
         return Operand("parameter", self._named[id(operand)][0])
 
     def _given(self, reference: Operand, operand: Any) -> Any:
-        return (
-            jnp.asarray(self._params[reference.content])
-            if reference.kind == "parameter"
-            else (operand if reference.kind == "value" else reference.content)
-        )
+        if reference.kind == "parameter":  # within a trace, so that nothing is copied: of a parameter no value is asked
+            return jnp.zeros_like(self._params[reference.content])
+        return operand if reference.kind == "value" else reference.content
 
     def _folded(self, node: onnx.NodeProto, operands: list[Any]) -> Sequence[np.ndarray]:
         """What depends on no input, by ONNX's reference."""
@@ -273,7 +281,7 @@ class _Reader:
             None, dict(zip(filter(None, names), (o for o in operands if o is not None), strict=True))
         )
         by_name = dict(zip((name for name in node.output if name), found, strict=True))
-        return [_kept(np.asarray(by_name[name])) if name else _Missing() for name in node.output]  # pyright: ignore[reportReturnType]
+        return [np.array(by_name[name]) if name else _Missing() for name in node.output]  # pyright: ignore[reportReturnType]
 
     def _branch(self, node: onnx.NodeProto, condition: bool, values: dict[str, Any]) -> Sequence[Any]:
         wanted = "then_branch" if condition else "else_branch"
@@ -285,13 +293,12 @@ class _Reader:
         return [inner[value.name] for value in graph.output]
 
 
+def _one_or_all(found: Sequence[Any]) -> Any:
+    return found[0] if len(found) == 1 else tuple(found)
+
+
 def _first_line(fault: Exception) -> str:
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-
-
-def _kept(array: np.ndarray) -> np.ndarray:
-    """An array of its own, of a type that NumPy has."""
-    return np.array(array)
 
 
 def _abstract(value: Any, name: str) -> jax.ShapeDtypeStruct:

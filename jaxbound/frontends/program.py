@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound import errors
 from jaxbound.frontends.operators import OPERATORS, Node
 
 
@@ -17,7 +18,8 @@ class Operand(NamedTuple):
     """Where a step takes an input from.
 
     Args:
-        kind: "value" of the input, 0, or of an earlier step; "parameter"; "constant"; or "nothing", an option left out.
+        kind: "value" of an input, which have the first numbers, or of an earlier step; "parameter"; "constant"; or
+            "nothing", an option left out.
         content: the value's number, the parameter's name, or the constant.
     """
 
@@ -36,9 +38,9 @@ class Step(NamedTuple):
 class Program:
     """The steps of a network; equal where the steps are, so that what is compiled for one serves the other."""
 
-    def __init__(self, steps: Sequence[Step], outputs: Sequence[int], shape: tuple[int, ...], batched: bool):
-        self.steps, self._outputs, self._shape, self._batched = tuple(steps), tuple(outputs), shape, batched
-        text = hashlib.sha256(repr((self._outputs, shape, batched)).encode())
+    def __init__(self, steps: Sequence[Step], outputs: Sequence[int], shapes: Sequence[tuple], batched: bool):
+        self.steps, self._outputs, self._shapes, self._batched = tuple(steps), tuple(outputs), tuple(shapes), batched
+        text = hashlib.sha256(repr((self._outputs, self._shapes, batched)).encode())
         for step in self.steps:
             text.update(_described((step.node.operator, step.node.opset, step.node.outputs, step.results)))
             text.update(_described(sorted(step.node.attributes.items())))
@@ -51,9 +53,17 @@ class Program:
     def __hash__(self) -> int:
         return hash(self._digest)
 
-    def __call__(self, params: Mapping[str, jax.Array], x: jax.Array) -> Any:
-        """The outputs for one example."""
-        values: dict[int, Any] = {0: jnp.asarray(x).reshape(self._shape)}
+    def __call__(self, params: Mapping[str, jax.Array], *inputs: jax.Array) -> Any:
+        """The outputs for one example, of as many inputs as the network has.
+
+        Raises:
+            ArgumentError: there are more or fewer.
+        """
+        if len(inputs) != len(self._shapes):
+            takes = f"the network takes {len(self._shapes)}, of shapes {self._shapes}, one after the other"
+            raise errors.argument("x", f"is {len(inputs)} inputs", takes)
+        pairs = enumerate(zip(inputs, self._shapes, strict=True))
+        values: dict[int, Any] = {number: jnp.asarray(x).reshape(shape) for number, (x, shape) in pairs}
         with jax.default_matmul_precision("highest"):
             for step in self.steps:
                 operands = [taken(operand, values, params) for operand in step.operands]

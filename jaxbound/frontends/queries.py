@@ -5,6 +5,7 @@ Reference: the VNN-LIB 2.0 standard, https://www.vnnlib.org, chapters "Query lan
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from jaxbound import errors
 from jaxbound.network.model import Model
 
+_NAME = re.compile(r'"[^"\s]{1,500}"')
 _ARRAY = re.compile(r"(\w+)\s*\[([\d\s,]{0,200})\]", re.ASCII)
 _REAL = ("Real", "real")
 _FLOATS = (*_REAL, "float16", "float32", "float64", "bfloat16")
@@ -23,19 +25,25 @@ _MOST_VARIABLES = 10_000_000
 
 
 class Array(NamedTuple):
-    """A declared input or output: its name, element type and shape."""
+    """A declared input or output: its name, element type and shape, and what the ONNX file calls it if that is said."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    own_name: str | None = None
 
 
 class Query(NamedTuple):
     """A network as a query declares it."""
 
     network: str
-    input: Array
-    output: Array
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Inputs and outputs."""
+        return self.inputs + self.outputs
 
 
 def refuse(line: int, reason: str) -> NoReturn:
@@ -44,23 +52,29 @@ def refuse(line: int, reason: str) -> NoReturn:
 
 
 def declared(form: list) -> Query:
-    """The declaration of a network of one input and one output, from the form (line, command, name, parts)."""
+    """The declaration of a network of inputs and outputs, from the form (line, command, name, parts)."""
     line, _, *parts = form
     kinds = [part[1] if isinstance(part, list) and len(part) > 1 else part for part in parts[1:]]
-    if kinds != ["declare-input", "declare-output"] or not isinstance(parts[0], str):
-        refuse(line, "only one network of one input and one output can be read")
-    return Query(parts[0], *(_array(part) for part in parts[1:]))
+    count = kinds.count("declare-input")
+    wanted = ["declare-input"] * count + ["declare-output"] * (len(kinds) - count)
+    if not 0 < count < len(kinds) or kinds != wanted or not isinstance(parts[0], str):
+        refuse(line, "only one network of inputs and, behind them, outputs can be read")
+    arrays = tuple(_array(part) for part in parts[1:])
+    if sum(math.prod(array.shape) for array in arrays) > _MOST_VARIABLES:
+        refuse(line, f"{parts[0]} has more than {_MOST_VARIABLES} entries")
+    return Query(parts[0], arrays[:count], arrays[count:])
 
 
 def _array(form: list) -> Array:
-    line, _, name, kind, *rest = [*form, "", ""]
+    line, _, name, kind, own, *rest = [*form, "", "", ""][: max(5, len(form))]
     array = _ARRAY.fullmatch(kind) if isinstance(kind, str) else None
-    if not array or not isinstance(name, str) or any(rest[:-2]) or array[1] not in _FLOATS:
+    named = own == "" or (isinstance(own, str) and _NAME.fullmatch(own))
+    if not array or not isinstance(name, str) or not named or rest or array[1] not in _FLOATS:
         refuse(line, f"{name} is not declared as an array of floating-point numbers")
     shape = tuple(int(size) for size in array[2].split(",") if size.strip())
     if math.prod(shape) > _MOST_VARIABLES:
         refuse(line, f"{name} has more than {_MOST_VARIABLES} entries")
-    return Array(name, array[1], shape)
+    return Array(name, array[1], shape, own[1:-1] or None)
 
 
 def check_network(query: Query, model: Model) -> None:
@@ -69,15 +83,29 @@ def check_network(query: Query, model: Model) -> None:
     Raises:
         ArgumentError: it is another.
     """
-    shapes = (query.input, model.input_shape), (query.output, model.output_shape)
-    for array, shape in shapes:
-        if array.shape not in (tuple(shape), (1, *shape)) and (1, *array.shape) != tuple(shape):
-            raise errors.argument(
-                array.name, f"is declared with shape {array.shape}, the network has {tuple(shape)}", "pass its network"
-            )
-    for array in query[1:]:
-        if array.kind not in (*_REAL, str(model.dtype)):
-            raise errors.argument(array.name, f"is declared as {array.kind}, the network is of {model.dtype}")
+    ends = (
+        ("inputs", query.inputs, model.input_shapes, model.input_name),
+        ("outputs", query.outputs, model.output_shapes, model.output_name),
+    )
+    for what, arrays, shapes, names in ends:
+        if len(arrays) != len(shapes):
+            raise errors.argument("query", f"declares {len(arrays)} {what}, the network has {len(shapes)}")
+        names = (names,) if isinstance(names, str) else names
+        for array, shape, name in zip(arrays, shapes, names, strict=True):
+            _check_array(array, shape, name, str(model.dtype))
+
+
+def _check_array(array: Array, shape: tuple[int, ...], name: str, dtype: str) -> None:
+    if array.own_name not in (None, name):
+        raise errors.argument(
+            array.name, f"is declared to be {array.own_name!r}, and is {name!r}", "declare arrays in the file's order"
+        )
+    if array.shape not in (tuple(shape), (1, *shape)) and (1, *array.shape) != tuple(shape):
+        raise errors.argument(
+            array.name, f"is declared with shape {array.shape}, the network has {tuple(shape)}", "pass its network"
+        )
+    if array.kind not in (*_REAL, dtype):
+        raise errors.argument(array.name, f"is declared as {array.kind}, the network is of {dtype}")
 
 
 def check_real(query: Query) -> None:
@@ -86,7 +114,7 @@ def check_real(query: Query) -> None:
     Raises:
         ArgumentError: it asks for the numbers of a machine.
     """
-    for array in query[1:]:
+    for array in query.arrays:
         if array.kind not in _REAL:
             raise errors.argument(
                 array.name,
@@ -96,10 +124,10 @@ def check_real(query: Query) -> None:
 
 
 def assigned(query: Query, values: Sequence[Any]) -> str:
-    """An input and an output in the form that the standard prints: a line for each array, and one for each entry.
+    """Inputs and outputs in the form that the standard prints: a line for each array, and one for each entry.
 
     >>> x = Array("X", "real", (1, 2))
-    >>> print(assigned(Query("N", x, Array("Y", "real", ())), [np.float32([0.5, 0.1]), np.float32(2)]), end="")
+    >>> print(assigned(Query("N", (x,), (Array("Y", "real", ()),)), [np.float32([0.5, 0.1]), np.float32(2)]), end="")
     X real [1,2]
     0.5
     0.1
@@ -107,18 +135,27 @@ def assigned(query: Query, values: Sequence[Any]) -> str:
     2.0
     """
     lines = []
-    for array, value in zip(query[1:], values, strict=True):
+    for array, value in _by_array(query, values):
         lines.append(f"{array.name} {array.kind} [{','.join(map(str, array.shape))}]")
-        lines += [str(entry) for entry in np.ravel(np.asarray(value))]
+        lines += [str(entry) for entry in np.ravel(value)]
     return "\n".join(lines) + "\n"
 
 
 def serialise(query: Query, values: Sequence[Any], folder: str | Path) -> None:
-    """Write an input and an output as ONNX tensors, a file for each array."""
+    """Write inputs and outputs as ONNX tensors, a file for each array."""
     from onnx import numpy_helper
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for array, value in zip(query[1:], values, strict=True):
-        tensor = numpy_helper.from_array(np.asarray(value).reshape(array.shape), array.name)
-        (folder / f"{array.name}.pb").write_bytes(tensor.SerializeToString())
+    for array, value in _by_array(query, values):
+        (folder / f"{array.name}.pb").write_bytes(numpy_helper.from_array(value, array.name).SerializeToString())
+
+
+def _by_array(query: Query, values: Sequence[Any]) -> list[tuple[Array, np.ndarray]]:
+    """Each array with its part of the flat inputs or the flat outputs."""
+    found = []
+    for arrays, value in zip((query.inputs, query.outputs), values, strict=True):
+        ends = list(itertools.accumulate(math.prod(array.shape) for array in arrays))
+        parts = np.split(np.ravel(np.asarray(value)), ends[:-1])
+        found += [(array, part.reshape(array.shape)) for array, part in zip(arrays, parts, strict=True)]
+    return found

@@ -1,8 +1,9 @@
 """VNN-LIB: properties of networks as files, 1.0 read and written, 2.0 read where it speaks of one network.
 
-A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., or in 2.0 a network with an input and an output
-array, whose entries `X[0,1]` are numbered in row-major order. It asserts what a *counterexample* satisfies:
-comparisons of linear terms, joined by `and` and `or`. Reading brings the assertions into a disjunction of conjunctions.
+A file declares inputs `X_0`, `X_1`, ... and outputs `Y_0`, `Y_1`, ..., or in 2.0 a network with input and output
+arrays, whose entries `X[0,1]` are numbered in row-major order, one array after the other. It asserts what a
+*counterexample* satisfies: comparisons of linear terms, joined by `and` and `or`. Reading brings the assertions into a
+disjunction of conjunctions.
 In each conjunction the rows of one input make a box, and the others a `Clause` (see `properties`).
 
 Rounding is outward, always to the side where there are more counterexamples: what is verified of the result holds for
@@ -74,11 +75,12 @@ def load(path: str | Path) -> tuple[list[Box], Property]:
         path: the file.
 
     Returns:
-        The input boxes, float64 of shape (inputs,), and the property over them. Where the boxes have properties of
+        The input boxes, float64 of shape (inputs,), several inputs one behind the other as in `Model.flat`, and the
+        property over them. Where the boxes have properties of
         their own, the clauses say in which box they count.
 
     Raises:
-        ArgumentError: the file is not VNN-LIB, or of several networks or arrays; with the line and the reason.
+        ArgumentError: the file is not VNN-LIB, or of several networks; with the line and the reason.
 
     Rounding: outward.
 
@@ -181,11 +183,13 @@ def _declare(form: list, declared: _Declared) -> None:
 
 
 def _declare_network(form: list, declared: _Declared) -> None:
-    """The entries of the one input and the one output of a network, as 2.0 declares them."""
+    """The entries of the inputs and outputs of a network, as 2.0 declares them, numbered one array after the other."""
     if declared:
-        _refuse(form[0], "only one network of one input and one output can be read")
-    for array, letter in zip(queries.declared(form)[1:], "XY", strict=True):
-        for number, index in enumerate(np.ndindex(*array.shape)):
+        _refuse(form[0], "only one network can be read")
+    query = queries.declared(form)
+    for arrays, letter in ((query.inputs, "X"), (query.outputs, "Y")):
+        entries = [(array, index) for array in arrays for index in np.ndindex(*array.shape)]
+        for number, (array, index) in enumerate(entries):
             name = f"{array.name}[{','.join(map(str, index))}]" if array.shape else array.name
             if name in declared:
                 _refuse(form[0], f"{name} is declared again")

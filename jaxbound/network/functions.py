@@ -127,6 +127,17 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class OfTuple:
+    """A function of several inputs, `fn(params, x, y, ...)`, as one of a tuple of them."""
+
+    fn: Callable
+
+    def __call__(self, variables, example):
+        """The output for one example."""
+        return self.fn(variables, *example)
+
+
+@dataclass(frozen=True)
 class Specified:
     """A network's flattened output times a specification matrix (specs, outputs)."""
 

@@ -22,7 +22,7 @@ from flax import nnx
 
 from jaxbound import errors, regions
 from jaxbound.network import independence
-from jaxbound.network.functions import ARRAY, Applied, Chain, Linen, Merged, Rebuilt, Stateless
+from jaxbound.network.functions import ARRAY, Applied, Chain, Linen, Merged, OfTuple, Rebuilt, Stateless
 from jaxbound.network.inputs import example_structs, is_several, leaves_of, struct_of
 from jaxbound.network.model import Model
 from jaxbound.regions import is_region
@@ -59,7 +59,7 @@ def resolve(
         params: a variables dict, a bare parameter tree, a `TrainState`; a bound Linen module, an NNX module, a callable
             pytree of one example (Equinox), a Keras model, a `Model`; or Dense layers: a list of `(kernel, bias)` or
             `{"kernel", "bias"}`, or a tree of layers named with a common prefix and an integer.
-        x: the input, array or region, or several in a tuple, list or dict.
+        x: the input, array or region, or several in a tuple, list or dict; of a `Model` in a tuple, in its order.
         apply_fn: a Linen module or its `apply` (bare trees are wrapped as `{"params": ...}`), or any
             `f(params, batch)`, to which modules go as they are and a `TrainState` as its variables.
         activation: between Dense layers without `apply_fn`: a name in `jax.nn` or `jax.numpy`, or a callable. None for
@@ -77,8 +77,7 @@ def resolve(
     if not weights and any(map(is_region, leaves_of(params))):
         raise errors.argument("params", "hold regions", "bound a function of its weights by jaxbound.bound(fn, method)")
     if isinstance(params, Model):
-        _check_single(x)
-        return _of_model(params, regions.leaf_struct(x).shape if is_region(x) else np.shape(x), apply_fn)
+        return _of_model(params, x, apply_fn)
     network = _module(params, x, apply_fn)
     if network is None:
         _check_single(x)
@@ -168,10 +167,18 @@ def _chain(params, x, activation, certificate: str) -> Network:
     )
 
 
-def _of_model(model: Model, shape: tuple[int, ...], apply_fn: Callable | None) -> Network:
+def _of_model(model: Model, x, apply_fn: Callable | None) -> Network:
     if apply_fn is not None:
         raise errors.argument("apply_fn", "is given beside a Model, which is a function already", "leave it out")
-    return Network(model.fn, model.params, model.is_batch(shape))
+    if len(model.input_shapes) == 1:
+        _check_single(x)
+        return Network(model.fn, model.params, model.is_batch(_shape(x)))
+    if not isinstance(x, tuple | list):
+        wanted = f"pass a tuple of the inputs {', '.join(model.input_name)}, or model.flat for params"
+        raise errors.argument_type("x", f"is a {type(x).__name__}", wanted)
+    if not model.is_batch(*map(_shape, x)):
+        raise errors.argument("x", "is one example of several inputs", "give each a batch axis of 1")
+    return Network(OfTuple(model.fn), model.params, True)
 
 
 def _evaluation_view(module):

@@ -27,6 +27,8 @@ Array = np.ndarray
 
 _SHORTEST, _FINEST = 0.01, 1e-4
 """The last step of an attack, as a part of the first; and of a search for the least value."""
+_TOGETHER = 64
+"""Points that one run of a program takes."""
 
 
 class Ends(NamedTuple):
@@ -111,7 +113,9 @@ class Attack:
 
     def among(self, points: Array) -> Counterexample | None:
         """The first confirmed counterexample among some points, best first."""
-        margins = np.asarray(_margins(self.skeleton, self.shape)(self.arrays, points, jnp.asarray(self.goal.clause)))
+        program, rows = _margins(self.skeleton, self.shape), jnp.asarray(self.goal.clause)
+        parts = [(part, program(self.arrays, _filled(part), rows)) for part in _parts(points)]
+        margins = np.concatenate([np.asarray(found)[: len(part)] for part, found in parts])
         for k in np.argsort(margins)[:3]:
             if margins[k] <= _near(self.goal):
                 found = self.confirmed(points[k])
@@ -144,16 +148,27 @@ class Attack:
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         part = generator.random((starts, size))
         part[: self.goal.count] = 0.5
-        x = jnp.asarray(np.clip(low + part * (high - low), low, high).astype(low.dtype))
-        state = x, x, np.full(starts, np.inf, low.dtype)
+        x = np.clip(low + part * (high - low), low, high).astype(low.dtype)
+        clauses = [jnp.asarray(_filled(own)) for own in _parts(clause)]
+        states = [(own := jnp.asarray(_filled(some)), own, np.full(_TOGETHER, np.inf, low.dtype)) for some in _parts(x)]
         step, rows = _descend(self.skeleton, self.shape), jnp.asarray(self.goal.clause)
         for number in range(steps):
             if stop():
                 break
             length = np.asarray(0.25 * shortest ** (number / max(1, steps - 1)), low.dtype)
-            state = step(self.arrays, (low, high), rows, clause, length, state)
+            pairs = zip(clauses, states, strict=True)
+            states = [step(self.arrays, (low, high), rows, own, length, state) for own, state in pairs]
             if number % 10 == 9 or number == steps - 1:
-                yield np.asarray(state[1]), np.asarray(state[2])
+                yield tuple(np.concatenate([state[k] for state in states])[:starts] for k in (1, 2))
+
+
+def _parts(array: Array) -> list[Array]:
+    """Rows of an array, so many at once: points come in any number, and programs are compiled for one."""
+    return [array[start : start + _TOGETHER] for start in range(0, len(array), _TOGETHER)]
+
+
+def _filled(part: Array) -> Array:
+    return part[np.arange(_TOGETHER) % len(part)]
 
 
 def _near(goal: Goal) -> float:

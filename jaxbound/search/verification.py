@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def verify(
     `fn(x)` as computed by calling fn at x.
 
     Args:
-        fn: any JAX function of one example, or a `Model`.
+        fn: any JAX function of one example, or a `Model`; one of several inputs or outputs as its `flat`, on one box
+            of all inputs, one behind the other.
         region: a `Box`, a ball of the maximum norm, or several.
         prop: what a counterexample satisfies.
         method: how to search.
@@ -111,11 +113,16 @@ def verify(
     """
     if _compat.is_tracing():
         raise errors.host_loop("verify", "bound")
+    fn = fn.flat if isinstance(fn, Model) else fn
     check_options(method)
     if timeout is not None and not timeout >= 0:
         raise errors.argument("timeout", f"is {timeout!r}", "pass a number of 0 or more, or None")
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
+    takes = math.prod(fn.input_shape) if isinstance(fn, Model) else None
+    for box in boxes if takes is not None else ():
+        if np.size(box.lower) != takes:
+            raise errors.argument("region", f"has {np.size(box.lower)} numbers", f"the network takes {takes}")
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
     sizes = kept = None
     if certificate is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 """Endings of the files that an image folder may hold."""
 
 
-def read(source: str, count: int = 0, data_dir: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+def read(
+    source: str, count: int = 0, data_dir: str | None = None, inputs: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Examples and their classes.
 
     Args:
@@ -25,9 +28,11 @@ def read(source: str, count: int = 0, data_dir: str | None = None) -> tuple[np.n
             or `sklearn:NAME`, such as `sklearn:iris`.
         count: the first so many; 0 for all.
         data_dir: where TFDS keeps prepared data sets.
+        inputs: what several inputs of a network are called: an .npz file may hold an array for each instead of x.
 
     Returns:
-        x, floating; arrays of bytes and images as float32 in [0, 1]. Labels, int32, or None where there are none.
+        x, floating; arrays of bytes and images as float32 in [0, 1]; several inputs flat, one behind the other. Labels,
+        int32, or None where there are none.
 
     Raises:
         ArgumentError: no such source, or one that cannot be read.
@@ -45,7 +50,7 @@ def read(source: str, count: int = 0, data_dir: str | None = None) -> tuple[np.n
     elif path.is_dir():
         return _images(path, stop)
     elif source.endswith(".npz") and path.is_file():
-        x, labels = _arrays(path)
+        x, labels = _arrays(path, inputs)
     else:
         known = f"an .npz file, a folder of images, sklearn:NAME, or one of {', '.join(data.SOURCES)}"
         raise errors.argument("data", f"is {source!r}", f"pass {known}")
@@ -61,16 +66,28 @@ def _floating(x: np.ndarray) -> np.ndarray:
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _arrays(path: Path, inputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path) as arrays:
             x = [arrays[name] for name in _X if name in arrays]
+            several = [arrays[name] for name in inputs if name in arrays]
             labels = [arrays[name] for name in _LABELS if name in arrays]
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as fault:
         raise errors.argument("data", f"{str(path)!r} is no .npz file", "write one with numpy.savez") from fault
+    if inputs and len(several) == len(inputs):
+        x = [_joined(several)]
     if not x:
-        raise errors.argument("data", f"{str(path)!r} has no array x", f"name it one of {', '.join(_X)}")
+        named = f"name them {', '.join(inputs)}" if inputs else f"name it one of {', '.join(_X)}"
+        raise errors.argument("data", f"{str(path)!r} has no array x", named)
     return x[0], labels[0] if labels else None
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Several inputs as one, each flat."""
+    if len({np.shape(part)[:1] for part in parts}) != 1 or not parts[0].ndim:
+        shapes = [part.shape for part in parts]
+        raise errors.argument("data", f"holds inputs of shapes {shapes}", "the first axis is the examples'")
+    return np.concatenate([_floating(part).reshape(len(part), -1) for part in parts], axis=1)
 
 
 def _images(folder: Path, stop: int | None) -> tuple[np.ndarray, np.ndarray]:

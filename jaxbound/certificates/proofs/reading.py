@@ -103,6 +103,7 @@ def _folded(layers: list[Layer]) -> list[Layer]:
 
 def _function(network: Any) -> Callable:
     if isinstance(network, Model):
+        network = network.flat
         return lambda x: network.fn(network.params, x)
     if callable(network):
         return network

@@ -156,5 +156,5 @@ def _over_axis(function, node, x):
 @operator("Dropout")
 def _dropout(node: Node, x, _ratio=None, training=None):
     if node.get("is_test", 1) == 0 or (training is not None and np.any(training)):
-        node.require("training_mode", False)
+        raise errors.ArgumentError("training mode, in which entries are dropped at random, cannot be read")
     return (x, np.ones(x.shape, bool))[: node.outputs] if node.outputs > 1 else x

@@ -46,6 +46,8 @@ def _paddings(node: Node, sizes, window, strides, dilations) -> list[tuple[int, 
         return [(pads[axis], pads[axis + rank]) for axis in range(rank)]
     if mode == "VALID":
         return [(0, 0)] * rank
+    if any(dilation > 1 for dilation in dilations):  # onnxruntime and the specification differ
+        raise errors.ArgumentError(f"auto_pad={mode!r} with dilations={tuple(dilations)} cannot be read: write pads")
     pairs = []
     for size, length, stride, dilation in zip(sizes, window, strides, dilations, strict=True):
         total = max((-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size, 0)

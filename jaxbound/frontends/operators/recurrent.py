@@ -11,7 +11,7 @@ from jaxbound.frontends.operators.table import Node, operator
 
 _ACTIVATIONS = {
     "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu, "Softsign": jax.nn.soft_sign,
-    "Softplus": jax.nn.softplus, "Affine": lambda x: x, "HardSigmoid": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
+    "Softplus": jax.nn.softplus, "HardSigmoid": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
     "Elu": jax.nn.elu, "LeakyRelu": lambda x: jax.nn.leaky_relu(x, 0.01),
 }  # fmt: skip
 

@@ -22,9 +22,10 @@ _REDUCTIONS = {
 def _enter(name: str, function) -> None:
     def reduce(node: Node, x, axes=None):
         chosen, none_is_none = axes_of(node, axes, x.ndim), node.flag("noop_with_empty_axes")
-        if not chosen and none_is_none:
-            return x
-        return function(x, axis=chosen or None, keepdims=node.flag("keepdims", True))
+        kept = node.flag("keepdims", True)
+        if not chosen and none_is_none:  # each entry by itself: its square, its absolute value
+            return function(jnp.expand_dims(x, -1), axis=-1, keepdims=False)
+        return function(x, axis=chosen or None, keepdims=kept)
 
     OPERATORS[name] = Operator(reduce, known=(1,))
 
@@ -54,6 +55,7 @@ def _place_of(node: Node, x, function):
 
 @operator("TopK", known=(1,))
 def _top_k(node: Node, x, k):
+    node.require("sorted", 1)  # else the order is anyone's
     axis, count = node.get("axis", -1), int(np.asarray(k).item())
     sign = 1 if node.flag("largest", True) else -1
     values, places = lax.top_k(jnp.moveaxis(sign * x, axis, -1), count)

@@ -43,7 +43,10 @@ def _transpose(node: Node, x):
 
 @operator("Squeeze", known=(1,))
 def _squeeze(node: Node, x, axes=None):
-    return jnp.squeeze(x, axes_of(node, axes, x.ndim))
+    chosen = axes_of(node, axes, x.ndim)
+    if chosen == ():  # onnxruntime takes it for all, the reference for none
+        raise errors.ArgumentError("axes=() cannot be read: name the axes, or leave them out")
+    return jnp.squeeze(x, chosen)
 
 
 @operator("Unsqueeze", known=(1,))
@@ -234,7 +237,8 @@ def _resized(node: Node, x, axes, sizes, scales, transformation: str):
         new = math.floor(np.float32(old) * np.float32(scale)) if sizes is None else int(sizes[place])
         if (new, scale) == (old, 1.0):
             continue
-        points = _positions(transformation, old, new, scale)
+        kind = np.float64 if sizes is not None else np.float32  # as onnxruntime: some places are ties
+        points = _positions(transformation, kind(old), new, kind(scale))
         if mode == "nearest":
             x = jnp.take(x, _nearest(points, node, old), axis)
             continue
@@ -243,9 +247,9 @@ def _resized(node: Node, x, axes, sizes, scales, transformation: str):
     return x
 
 
-def _positions(transformation: str, old: int, new: int, scale: float) -> np.ndarray:
+def _positions(transformation: str, old: np.floating, new: int, scale: np.floating) -> np.ndarray:
     """Where each new entry lies among the old ones."""
-    place = np.arange(new, dtype=np.float64)
+    place = np.arange(new, dtype=old.dtype)
     if transformation == "half_pixel":
         return (place + 0.5) / scale - 0.5
     if transformation == "pytorch_half_pixel":

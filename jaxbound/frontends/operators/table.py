@@ -52,7 +52,7 @@ OPERATORS: dict[str, Operator] = {}
 IDLE_ATTRIBUTES = {
     "kernel_shape", "hidden_size", "num_outputs",  # said by the operands and outputs, too
     "momentum", "ratio", "seed", "consumed_inputs",  # of training
-    "sorted", "storage_order", "stash_type",  # of order and precision within
+    "storage_order", "stash_type",  # of order and precision within
     "cubic_coeff_a", "nearest_mode", "exclude_outside", "extrapolation_value",  # of modes of Resize that do not ask
 }  # fmt: skip
 """Attributes that change no number where a row does not ask for them."""
