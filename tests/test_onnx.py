@@ -462,6 +462,7 @@ def test_networks_of_one_architecture_share_programs(tmp_path):
         ([("IsInf", ["x"], ["y"], {"detect_negative": 0})], (1, 2), {}, "its attribute 'detect_negative' cannot be read"),
         ([("Gather", ["x", "i"], ["y"], {})], (1, 2), {}, r"its indices reach beyond an axis of size 1"),
         ([("Resize", ["x", "", "w"], ["y"], {"mode": "area"})], (3, 2), {}, "mode='area' cannot be read"),
+        ([("Resize", ["x", "", "u"], ["y"], {"coordinate_transformation_mode": "half_pixel_symmetric"})], (2, 3), {}, "halfway between two entries"),
         ([("Dropout", ["x", "", "t"], ["y"], {})], (3, 2), {}, "training mode, in which entries are dropped at random"),
         ([("TopK", ["x", "k"], ["y", "z"], {"sorted": 0})], (3, 2), {}, "sorted=0 cannot be read"),
         ([("Squeeze", ["x", "e"], ["y"], {})], (1, 2), {}, r"axes=\(\) cannot be read"),
@@ -473,7 +474,7 @@ def test_what_cannot_be_read_is_named(tmp_path, nodes, shape, options, reason):
         nodes = [("Cast", ["x"], ["s"], {"to": 7}), *[(op, ins, outs, at) for op, ins, outs, at in nodes]]
         reason = reason.replace("Reshape_0", "Reshape_1")
     constants = {"w": np.array([2.0, 2.0], np.float32), "i": np.array(3), "t": np.array(True), "k": _integers(1)}
-    constants["e"] = _integers()
+    constants |= {"e": _integers(), "u": np.array([0.6, 1.0], np.float32)}
     content = _file(nodes, shape, constants)
     with pytest.raises(jb.JaxboundError, match=reason):
         _loaded(tmp_path, content, **options)

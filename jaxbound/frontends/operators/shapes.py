@@ -240,7 +240,15 @@ def _resized(node: Node, x, axes, sizes, scales, transformation: str):
         kind = np.float64 if sizes is not None else np.float32  # as onnxruntime: some places are ties
         points = _positions(transformation, kind(old), new, kind(scale))
         if mode == "nearest":
-            x = jnp.take(x, _nearest(points, node, old), axis)
+            chosen, near = _nearest(points, node, old), 1e-5 * old
+            if transformation == "half_pixel_symmetric" and any(
+                np.any(_nearest(points + off, node, old) != chosen) for off in (-near, near)
+            ):
+                raise errors.ArgumentError(
+                    "half_pixel_symmetric has places halfway between two entries at this scale, which libraries round "
+                    "differently"
+                )
+            x = jnp.take(x, chosen, axis)
             continue
         matrix = _interpolation(points, old, mode, node)
         x = jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ matrix.T.astype(x.dtype), -1, axis)
