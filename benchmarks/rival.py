@@ -1,4 +1,4 @@
-"""auto_LiRPA on the same tasks, in a process of its own: `python rival.py CHECKOUT TASK.npz` answers seeds with times.
+"""auto_LiRPA on the same tasks, in a process of its own: `python rival.py CHECKOUT TASK.npz` answers with times.
 
 It needs PyTorch and a checkout of auto_LiRPA, and nothing of JAX or of jaxbound. `TASK.npz` (see `tasks.Task.arrays`)
 holds the layers in order (`kernel0`, `bias0`, ...; convolutions as (height, width, in, out) beside `stride0`), batches

@@ -145,6 +145,16 @@ def _source_files() -> Iterator[Path]:
             yield path
 
 
+def test_loops_stay_loops():
+    """Where programs are traced inline JAX unrolls loops that are not `rolled` (see `jaxbound.backend.tracing`)."""
+    loops = {"scan", "fori_loop", "map", "while_loop"}
+    for room in ("regions", "relaxations", "driver", "methods", "jacobian", "search"):
+        for path in (ROOT / "jaxbound" / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in loops:
+                    assert _dotted(node.func).split(".")[-2:][0] != "lax", f"{path}:{node.lineno}: not rolled"
+
+
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 

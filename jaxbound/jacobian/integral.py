@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxbound import errors
 from jaxbound._compat import is_tracer
+from jaxbound.backend.tracing import rolled
 from jaxbound.graph import Graph
 from jaxbound.jacobian import norms
 from jaxbound.jacobian.lipschitz import magnitude
@@ -76,7 +77,7 @@ class LipschitzIntegral(Method):
 
         steps = jnp.arange(1, self.steps + 1).astype(jnp.result_type(ball.radius))
         if any(map(is_tracer, jax.tree.leaves((graph.constants, leaves)))):
-            total = jnp.sum(jax.lax.map(part, steps), axis=0)
+            total = jnp.sum(rolled(jax.lax.map)(part, steps), axis=0)
         else:
             total = sum(map(part, steps), start=jnp.zeros(()))
         total = total * (1 + 4 * self.steps * jnp.finfo(total.dtype).eps)

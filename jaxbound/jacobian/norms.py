@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
+from jaxbound.backend.tracing import rolled
 from jaxbound.regions import balls
 from jaxbound.relaxations.affine import gamma
 
@@ -95,7 +96,8 @@ def _perron(matrix: jax.Array) -> jax.Array:
         # no entry may reach 0: a quotient by it would say nothing
         return moved / jnp.maximum(jnp.max(moved, axis=-1, keepdims=True), 1e-30) + jnp.finfo(moved.dtype).eps
 
-    vector = jax.lax.stop_gradient(jax.lax.fori_loop(0, _ROUNDS, improve, jnp.ones(slim.shape[:-1], slim.dtype)))
+    vector = rolled(jax.lax.fori_loop)(0, _ROUNDS, improve, jnp.ones(slim.shape[:-1], slim.dtype))
+    vector = jax.lax.stop_gradient(vector)
     bound = jnp.sqrt(jnp.max(apply(vector) / vector, axis=-1)) * scale[..., 0, 0]
     slack = gamma(2 * (matrix.shape[-1] + matrix.shape[-2] + 8), matrix.dtype)
     lost = math.prod(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).tiny  # subnormal entries

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound.backend.tracing import rolled
 from jaxbound.driver import Run
 from jaxbound.graph import Constants
 from jaxbound.jacobian.chains import Chain
@@ -139,7 +140,7 @@ class Problem(NamedTuple):
         if self.run.eager:
             parts = [one(first) for first in starts]
         else:
-            stacked = jax.lax.map(one, jnp.asarray(starts))
+            stacked = rolled(jax.lax.map)(one, jnp.asarray(starts))
             parts = [jax.tree.map(lambda leaf, k=k: leaf[k], stacked) for k in range(len(starts))]
         return self.run.call(_cut, total, ((), ()), parts, known.ends)
 
@@ -182,7 +183,7 @@ class Problem(NamedTuple):
             parts = [one(chosen) for chosen in index]
             joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
         else:
-            stacked = jax.lax.map(one, jnp.asarray(index))
+            stacked = rolled(jax.lax.map)(one, jnp.asarray(index))
             joined = jax.tree.map(lambda leaf: jnp.concatenate(list(leaf), axis), stacked)
         return jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 0, total, axis=axis), joined)
 

@@ -119,10 +119,9 @@ def verify(
         raise errors.argument("timeout", f"is {timeout!r}", "pass a number of 0 or more, or None")
     clock = Clock(method.timeout if timeout is None else timeout)
     boxes = [_as_box(one) for one in _several(region)]
-    takes = math.prod(fn.input_shape) if isinstance(fn, Model) else None
-    for box in boxes if takes is not None else ():
-        if np.size(box.lower) != takes:
-            raise errors.argument("region", f"has {np.size(box.lower)} numbers", f"the network takes {takes}")
+    counts = {np.size(box.lower) for box in boxes}
+    if isinstance(fn, Model) and (other := counts - {math.prod(fn.input_shape)}):
+        raise errors.argument("region", f"has {min(other)} numbers", f"the network takes {math.prod(fn.input_shape)}")
     own = [(box, part) for one in boxes for box, part in _checked(prop).parts(one)]
     sizes = kept = None
     if certificate is not None:

@@ -240,15 +240,9 @@ def _resized(node: Node, x, axes, sizes, scales, transformation: str):
         kind = np.float64 if sizes is not None else np.float32  # as onnxruntime: some places are ties
         points = _positions(transformation, kind(old), new, kind(scale))
         if mode == "nearest":
-            chosen, near = _nearest(points, node, old), 1e-5 * old
-            if transformation == "half_pixel_symmetric" and any(
-                np.any(_nearest(points + off, node, old) != chosen) for off in (-near, near)
-            ):
-                raise errors.ArgumentError(
-                    "half_pixel_symmetric has places halfway between two entries at this scale, which libraries round "
-                    "differently"
-                )
-            x = jnp.take(x, chosen, axis)
+            if transformation == "half_pixel_symmetric":
+                _check_no_ties(points, node, old)
+            x = jnp.take(x, _nearest(points, node, old), axis)
             continue
         matrix = _interpolation(points, old, mode, node)
         x = jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ matrix.T.astype(x.dtype), -1, axis)
@@ -283,6 +277,15 @@ def _nearest(points: np.ndarray, node, size: int) -> np.ndarray:
             "ceil": lambda: np.ceil(points),
         }[node.get("nearest_mode", "round_prefer_floor")]()
     return np.clip(found, 0, size - 1).astype(np.int32)
+
+
+def _check_no_ties(points: np.ndarray, node, size: int) -> None:
+    """Refuse places about halfway between two entries: libraries sum up to them in other orders, and round apart."""
+    low, high = (_nearest(points + off * size, node, size) for off in (-1e-5, 1e-5))
+    if np.any(low != high):
+        raise errors.ArgumentError(
+            "half_pixel_symmetric has places halfway between two entries at this scale, which libraries round apart"
+        )
 
 
 def _interpolation(points: np.ndarray, size: int, mode: str, node) -> np.ndarray:
