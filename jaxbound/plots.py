@@ -261,9 +261,10 @@ def search_leaves(certificate: str | os.PathLike, *, coordinates: tuple[int, int
         raise errors.argument("certificate", "splits neurons, not inputs", 'pass one of BranchAndBound(split="input")')
     first, second = coordinates
     for part, tree in zip(parts, stored.trees, strict=True):
-        if part.lower.size <= max(coordinates):
-            raise errors.argument("coordinates", f"are {coordinates}", f"the input has {part.lower.size}")
-        for low, high in _leaves(tree, np.ravel(part.lower), np.ravel(part.upper)):
+        lower, upper = np.ravel(np.asarray(part.lower)), np.ravel(np.asarray(part.upper))
+        if lower.size <= max(coordinates):
+            raise errors.argument("coordinates", f"are {coordinates}", f"the input has {lower.size}")
+        for low, high in _leaves(tree, lower, upper):
             corner, size = (low[first], low[second]), (high - low)[[first, second]]
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="k", linewidth=0.6))
     axes.autoscale_view()
