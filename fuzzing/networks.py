@@ -55,7 +55,7 @@ _WHOLE = [
     "Sum",
 ]
 _SCALES = [0.0, -1.0, 0.5, 1.0, 1.0, 1.0, 3.0, 100.0]
-_ONE, _TWO, _INDEX = np.float32(0.5), np.float32([2.0]), np.array([0, -1], np.int64)
+_ONE, _TWO, _INDEX = np.float32(0.5), np.array([2.0], np.float32), np.array([0, -1], np.int64)
 _INSERTED = [
     *((name, [None], {}) for name in ("Sin", "Exp", "Softplus", "Mish", "HardSwish", "Celu", "Selu", "Softsign")),
     *((name, [None], {}) for name in ("Sqrt", "Reciprocal", "Log", "Round", "Ceil", "Neg", "Shrink", "Atan", *_WHOLE)),

@@ -47,6 +47,8 @@ def made():
     import flax.linen as nn
     layers = {{"layers_0": {{"kernel": w, "bias": b}}, "layers_2": {{"kernel": v, "bias": 0 * v[0]}}}}
     return nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]), {{"params": layers}}
+def fails():
+    raise RuntimeError("no weights")
 """
 PROPERTY = """
 (declare-const X_0 Real) (declare-const X_1 Real) (declare-const X_2 Real) (declare-const X_3 Real)
@@ -288,7 +290,7 @@ PROPERTY_OUTPUT = "(declare-const Y_0 Real) (assert (<= Y_0 0))"
         (["bounds", "net.onnx", "x.npz", "--eps", "-1"], "pass a number of 0 or more"),
         (["bounds", "net.onnx", "x.npz", "--eps", "1", "--norm", "0.5"], "pass p >= 1"),
         (["bounds", "net.onnx", "x.npz", "--eps", "1", "--clip", "1", "0"], "lower end first"),
-        (["certify", "net.onnx", "unlabelled.npz", "--eps", "1"], "has no labels"),
+        (["certify", "net.onnx", "unlabelled.npz", "--eps", "1"], "has no labels that number classes"),
         (["verify", "net.onnx", "x.npz"], "x.npz, line 1"),
         (["verify", "net.onnx", "three.vnnlib"], "speaks of 3 inputs; the network takes (4,)"),
         (
@@ -300,16 +302,27 @@ PROPERTY_OUTPUT = "(declare-const Y_0 Real) (assert (<= Y_0 0))"
             "plot is 'figure.nope'; pass a file that",
         ),
         (["bounds", "net.onnx", "junk.npz", "--eps", "1"], "'junk.npz' is no .npz file"),
+        (["bounds", "net.onnx", "empty.npz", "--eps", "1"], "'empty.npz' is no .npz file"),
+        (["bounds", "net.onnx", "complex.npz", "--eps", "1"], "holds x of complex64; pass real numbers"),
+        (["certify", "net.onnx", "targets.npz", "--eps", "1"], "has no labels that number classes"),
+        (["bounds", ":net", "x.npz", "--eps", "1"], "':net' cannot be imported (ValueError: Empty module name)"),
+        (["bounds", "tiny_network:fails", "x.npz", "--eps", "1"], "cannot be imported (RuntimeError: no weights)"),
+        (["verify", "net.onnx", "three.vnnlib", "--certificate", "empty"], "certificate 'empty' cannot be written"),
+        (["verify", "net.onnx", "three.vnnlib", "--results", "nowhere/a"], "results 'nowhere/a' cannot be written"),
+        (["verify", "net.onnx", "three.vnnlib", "--steps", "-1"], "steps is -1; pass a number of 0 or more"),
         (["evaluate", "net.onnx", "x.npz"], "eps is missing"),
         (["certify", ".", "x.npz", "--eps", "1"], "holds 0 training runs"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, folder, capsys):
     np.savez(folder / "unlabelled.npz", x=X)
+    np.savez(folder / "complex.npz", x=np.asarray(X) * np.complex64(1j))
+    np.savez(folder / "targets.npz", x=X, labels=np.arange(len(X)) + 0.5)
     (folder / "junk.npz").write_text("junk")
+    (folder / "empty.npz").write_text("")
+    (folder / "empty").mkdir(exist_ok=True)
     (folder / "three.vnnlib").write_text("".join(map(PROPERTY_INPUT.format, range(3))) + PROPERTY_OUTPUT)
     if arguments[1] == ".":
-        (folder / "empty").mkdir(exist_ok=True)
         arguments = [arguments[0], "empty", *arguments[2:]]
     assert main(arguments) == 2
     printed = capsys.readouterr()

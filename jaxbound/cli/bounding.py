@@ -42,7 +42,7 @@ class Problem(NamedTuple):
             ArgumentError: there are none.
         """
         if self.labels is None:
-            raise errors.argument("data", "has no labels", "add an array named labels")
+            raise errors.argument("data", "has no labels that number classes", "add an array named labels")
         return self.labels
 
 
