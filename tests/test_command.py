@@ -166,6 +166,20 @@ def test_verify_without_time_or_domains_is_unknown(capsys):
     assert code == 0 and found["status"] == "verified"
 
 
+def test_sizes_that_a_file_leaves_open_are_given(folder, capsys):
+    import onnx
+
+    ends = [[onnx.helper.make_tensor_value_info(name, 1, ["batch", "width"])] for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "open", *ends)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "open.onnx")
+    (folder / "one.vnnlib").write_text(PROPERTY_INPUT.format(0) + "(declare-const Y_0 Real) (assert (<= Y_0 -1))")
+    assert run(capsys, "verify", "open.onnx", "one.vnnlib", "--input-shape", 1)[1]["status"] == "verified"
+    assert run(capsys, "explain", "open.onnx", "--input-shape", 1)[1]["supported"]
+    assert main(["verify", "open.onnx", "one.vnnlib"]) == 2
+    assert "pass input_shape" in capsys.readouterr().err
+
+
 def test_check(capsys):
     given = ["verify", "net.onnx", "holds.vnnlib", "--certificate", "proof.npz"]
     assert run(capsys, *given)[1]["status"] == "verified"

@@ -30,8 +30,8 @@ class Loaded(NamedTuple):
     """What several inputs are called, which are flat and one behind the other here."""
 
 
-def load(net: str) -> Loaded:
-    """The network that an argument names.
+def load(net: str, input_shape: Sequence[int] = ()) -> Loaded:
+    """The network that an argument names; of an ONNX file with open sizes, for examples of a shape.
 
     Raises:
         ArgumentError: there is none, or it cannot be read.
@@ -40,7 +40,7 @@ def load(net: str) -> Loaded:
     if net.endswith((".onnx", ".onnx.gz")):
         from jaxbound.frontends import onnx
 
-        return _of_model(onnx.load(path))
+        return _of_model(onnx.load(path, input_shape=(1, *input_shape) if input_shape else None))
     if net.endswith((".keras", ".h5")):
         return _keras(path)
     return _of_run(path) if path.is_dir() else _imported(net)
