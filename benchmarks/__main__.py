@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 import jaxbound as jb
-from benchmarks import measure, tasks
+from benchmarks import loading, measure, tasks
 
 TASKS = (
     "mlp_3x100 crown 1", "mlp_20x100 crown 1", *tasks.RIVALS, "mlp_3x1024 jit_crown 8", "mlp_3x1024 jit_crown_budget 8",
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", help='"<network> <method> <batch>", such as "cnn_small crown 8"; default: a table')
     parser.add_argument("--curves", action="store_true", help="the table in depth, width, batch and image size instead")
     parser.add_argument("--first", action="store_true", help="a table of what first calls take, and for what, instead")
+    parser.add_argument(
+        "--loading", type=Path, help="a folder of ONNX and VNN-LIB files: how long reading them takes instead"
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--cache", type=Path, help="keep compiled programs there; a second run finds them")
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks.json"), help="where the table is kept")
@@ -48,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.cache is not None:
         jb.compilation_cache(options.cache)
+    if options.loading is not None:
+        found = sorted(loading.rows(options.loading), key=lambda row: row[2])
+        for name, wall, cpu in found:
+            print(f"{wall:8.3f} s {cpu:8.3f} CPU s  {name}")
+        print(f"{len(found)} files, {sum(cpu < 1 for _, _, cpu in found)} in less than one CPU second")
+        return
     if options.task is not None:
         try:
             task = tasks.make(options.task, options.data)

@@ -54,6 +54,26 @@ _WHOLE = [
     "ReduceMean",
     "Sum",
 ]
+_SCALES = [0.0, -1.0, 0.5, 1.0, 1.0, 1.0, 3.0, 100.0]
+_ONE, _TWO, _INDEX = np.float32(0.5), np.array([2.0], np.float32), np.array([0, -1], np.int64)
+_INSERTED = [
+    *((name, [None], {}) for name in ("Sin", "Exp", "Softplus", "Mish", "HardSwish", "Celu", "Selu", "Softsign")),
+    *((name, [None], {}) for name in ("Sqrt", "Reciprocal", "Log", "Round", "Ceil", "Neg", "Shrink", "Atan", *_WHOLE)),
+    *((name, [None, _ONE], {}) for name in ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Greater", "LessOrEqual")),
+    *((name, [_TWO, None], {}) for name in ("Sub", "Div", "Pow", "Less", "Equal", "PRelu", "Mean")),
+    *((name, [None], {"keepdims": 1}) for name in ("ReduceMax", "ReduceL2", "ReduceLogSumExp", "ArgMax", "ReduceProd")),
+    *((name, [None, None], {}) for name in ("Mul", "Sub", "Div", "Max", "GreaterOrEqual")),
+    ("Concat", [None, None], {"axis": -1}), ("Gather", [None, _INDEX], {"axis": -1}),
+    ("GatherElements", [None, np.array([[1]], np.int64)], {"axis": 1}),
+    ("Pad", [None, np.array([0, 1, 0, 0], np.int64), _ONE], {}), ("CumSum", [None, np.int64(1)], {}),
+    ("Split", [None], {"axis": 1, "num_outputs": 1}), ("Tile", [None, np.array([1, 2], np.int64)], {}),
+    ("Expand", [None, np.array([2, 1, 1], np.int64)], {}), ("Unsqueeze", [None, np.array([1], np.int64)], {}),
+    ("Where", [np.array([True]), None, _ONE], {}), ("Mod", [None, _TWO], {"fmod": 1}),
+    ("Einsum", [None, None], {"equation": "ij,ij->ij"}), ("LRN", [None], {"size": 3}), ("Trilu", [None], {}),
+    ("LpNormalization", [None], {"axis": 1}), ("LayerNormalization", [None, _TWO], {}),
+    ("TopK", [None, np.array([1], np.int64)], {}), ("Clip", [None, _ONE], {}),
+]  # fmt: skip
+"""What is put between: an operator, its inputs (None where the value goes), and its attributes."""
 
 
 def draw(rng: np.random.Generator) -> onnx.ModelProto:
@@ -79,7 +99,8 @@ def draw(rng: np.random.Generator) -> onnx.ModelProto:
         step("MatMul", weights(5, 3))
     elif kind == 1:
         step("Conv", weights(3, 2, 2, 3), weights(3), pads=[1, 0, 1, 1], strides=[1, 2])
-        step(["Relu", "LeakyRelu", "HardSigmoid", "GlobalAveragePool", "InstanceNormalization"][rng.integers(5)])
+        name = ["Relu", "LeakyRelu", "HardSigmoid", "GlobalAveragePool", "InstanceNormalization"][rng.integers(5)]
+        step(name, *(weights(3) for _ in range(2 * (name == "InstanceNormalization"))))
         step(["MaxPool", "AveragePool"][rng.integers(2)], kernel_shape=[2, 1], ceil_mode=int(rng.integers(2)))
         if rng.random() < 0.3:
             step("Resize", np.zeros(0, np.float32), np.array([1, 1, 1.5, 2], np.float32), mode="linear")
@@ -103,11 +124,12 @@ def draw(rng: np.random.Generator) -> onnx.ModelProto:
 
 
 def broken(model: onnx.ModelProto, rng: np.random.Generator) -> bytes:
-    """The model with a few of its parts changed, or its bytes, or neither."""
+    """The model with a few of its parts changed, so that it mostly stays one or not, or its bytes, or neither."""
     way = rng.random()
     if way < 0.7:
-        for _ in range(rng.integers(1, 3)):
-            _change(model, rng)
+        change = _vary if way < 0.4 else _change
+        for _ in range(rng.integers(1, 4)):
+            change(model, rng)
     content = bytearray(model.SerializeToString())
     if way > 0.75:
         for _ in range(rng.integers(1, 3)):
@@ -115,6 +137,55 @@ def broken(model: onnx.ModelProto, rng: np.random.Generator) -> bytes:
         if rng.random() < 0.3:
             content = content[: int(rng.integers(len(content)))]
     return bytes(content)
+
+
+def _vary(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """Change what leaves most files whole: numbers, attributes that the operator has, inserted steps, operator sets."""
+    graph = model.graph
+    node, way = graph.node[rng.integers(len(graph.node))], rng.integers(6)
+    if way == 0 and graph.initializer:
+        tensor = graph.initializer[rng.integers(len(graph.initializer))]
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            scales = _SCALES[int(array.ndim == 0) :]  # a scale of 0 is nothing to quantize by
+            array = np.asarray(array * rng.choice(scales, array.shape), np.float32)
+        else:
+            array = (array + rng.integers(-1, 2, array.shape)).astype(array.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    elif way <= 2:
+        names = sorted(_ATTRIBUTES.keys() & onnx.defs.get_schema(node.op_type).attributes)
+        if names:
+            name = names[rng.integers(len(names))]
+            kept = [attribute for attribute in node.attribute if attribute.name != name]
+            del node.attribute[:]
+            value = _ATTRIBUTES[name][rng.integers(len(_ATTRIBUTES[name]))]
+            node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+    elif way <= 4:
+        _insert(graph, int(rng.integers(len(graph.node))), rng)
+    else:
+        model.opset_import[0].version = int(rng.integers(13, 24))
+
+
+def _insert(graph: onnx.GraphProto, place: int, rng: np.random.Generator) -> None:
+    """Put a step behind a node: what took the node's result takes the step's."""
+    make = onnx.helper.make_node
+    operator, others, attributes = _INSERTED[rng.integers(len(_INSERTED))]
+    old, count = graph.node[place].output[0], len(graph.node) + len(graph.initializer)
+    new = f"w{count}"
+    for each in graph.node:
+        each.input[:] = [new if name == old else name for name in each.input]
+    if graph.output[0].name == old:
+        graph.output[0].name = new
+    arrays = {f"k{count}_{number}": other for number, other in enumerate(others) if other is not None}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
+    inputs = [old if other is None else f"k{count}_{number}" for number, other in enumerate(others)]
+    made = [
+        make(operator, inputs, [f"{new}_own"], name=f"i{count}", **attributes),
+        make("Cast", [f"{new}_own"], [new], name=f"j{count}", to=1),  # of comparisons; else it changes nothing
+    ]
+    nodes = [*graph.node[: place + 1], *made, *graph.node[place + 1 :]]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _change(model: onnx.ModelProto, rng: np.random.Generator) -> None:

@@ -119,20 +119,16 @@ print("inside:", bool(((bounds.lower <= sampled) & (sampled <= bounds.upper)).al
 radii = np.geomspace(0.0025, 0.08, 6, dtype=np.float32)
 functions = {"IBP": jb.ibp, "CROWN-IBP": jb.crown_ibp, "CROWN": jb.crown}
 
-figure, axes = plt.subplots(figsize=(5, 3.5))
-for name, function in functions.items():
-    widths = [function(params, x, radius, activation="relu").width.mean() for radius in radii]
-    axes.loglog(radii, widths, marker="o", label=name)
-reached = [
+widths = {
+    name: [function(params, x, radius, activation="relu").width.mean() for radius in radii]
+    for name, function in functions.items()
+}
+widths["range of 200 random corners"] = [
     np.ptp(jax.vmap(lambda step, r=radius: model.apply(params, x + r * step))(noise / eps), axis=0).mean()
     for radius in radii
 ]
-axes.loglog(radii, reached, "k--", marker="x", label="range of 200 random corners")
-axes.set(xlabel=r"$\ell_\infty$ radius", ylabel="mean width of the logits' bounds")
-axes.set_xticks(radii, [f"{radius:.3g}" for radius in radii])
-axes.minorticks_off()
-axes.legend(fontsize="small")
-figure.tight_layout()
+figure, axes = plt.subplots(figsize=(5, 3.5))
+axes = jb.plots.against_radius(radii, widths, quantity="mean width of the logits' bounds", axes=axes)
 
 # %% [markdown]
 # ## Certificates
@@ -157,20 +153,17 @@ attack = jax.jit(
 )
 attacks = [attack(radius) for radius in radii]
 
-figure, axes = plt.subplots(figsize=(7, 3.5))
-pgd_accuracy = np.array([1 - found.success.mean() for found in attacks])
-axes.plot(radii, 100 * pgd_accuracy, "k--", marker="x", label="PGD (upper limit)")
+accuracies = {"PGD (upper limit)": [100 * (1 - found.success.mean()) for found in attacks]}
 for name, method in methods.items():
     reports = [jb.certify(params, x, labels, radius, method=method, activation="relu", clip=(0, 1)) for radius in radii]
     for report, found in zip(reports, attacks, strict=True):
         jb.check_against_attack(report, found)
     verified = np.array([report.verified_accuracy for report in reports])
-    axes.plot(radii, 100 * verified, marker="o", label=f"{name}, verified")
+    accuracies[f"{name}, verified"] = 100 * verified
     print(f"{name}: done, {verified[1]:.0%} at radius {radii[1]:g}", flush=True)
-axes.fill_between(radii, 100 * verified, 100 * pgd_accuracy, color="0.9", label="not decided")
-axes.set(xlabel=r"$\ell_\infty$ radius", ylabel="accuracy on 100 test images [%]")
-axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
-figure.tight_layout()
+
+figure, axes = plt.subplots(figsize=(5, 3.5))
+axes = jb.plots.against_radius(radii, accuracies, quantity="accuracy on 100 test images [%]", log=False, axes=axes)
 
 # %% [markdown]
 # ## What is done, and what is refused
@@ -227,16 +220,11 @@ print(f"margins {worst.lower.shape}; positive for {(worst.lower > 0).all(axis=1)
 # %% alt="GELU on four intervals, each between its two lines"
 boxes = jb.Box(jnp.array([-4.0, -2.0, -1.0, -4.0]), jnp.array([-1.5, 0.5, 3.0, 4.0]))
 lines = jax.jit(jax.vmap(jb.linear_bounds(jax.nn.gelu, jb.Crown())))(boxes)
-(lower_slope,), (upper_slope,) = lines.lower_slope, lines.upper_slope  # like the arguments: one leaf
 
 figure, axes = plt.subplots(1, 4, figsize=(12, 2.8))
 for i, panel in enumerate(axes):
-    z = np.linspace(boxes.lower[i], boxes.upper[i], 200)
-    panel.plot(z, jax.nn.gelu(z), "k", label="GELU")
-    panel.plot(z, upper_slope[i] * z + lines.upper_intercept[i], label="upper line")
-    panel.plot(z, lower_slope[i] * z + lines.lower_intercept[i], label="lower line")
-axes[0].legend(fontsize="small")
-figure.tight_layout()
+    ends, own = jb.Interval(boxes.lower[i], boxes.upper[i]), jax.tree.map(lambda leaf, i=i: leaf[i], lines)
+    panel = jb.plots.lines(jax.nn.gelu, ends, own, name="GELU", axes=panel)
 
 # %% [markdown]
 # ## Bounds are JAX functions

@@ -40,13 +40,13 @@ import jaxbound as jb
 # is best depends on the rest of the network, not on this neuron.
 
 # %% alt="ReLU on an interval, the chord above it and three valid lines below"
-z = np.linspace(-2, 1.5, 200)
+ends = np.array([-2.0, 1.5])
 figure, axes = plt.subplots(figsize=(5, 3))
-axes.plot(z, np.maximum(z, 0), "k", label="relu")
-axes.plot(z, 1.5 / 3.5 * (z + 2), label="above")
-for slope in (0.0, 0.4, 1.0):
-    axes.plot(z, slope * z, "--", label=f"below, slope {slope:g}")
-axes.legend(fontsize=8)
+crown = jb.linear_bounds(jax.nn.relu, jb.Crown())(jb.Box(*ends))
+axes = jb.plots.lines(jax.nn.relu, jb.Interval(*ends), crown, name="relu", axes=axes)
+for slope in (0.4, 1.0):
+    axes.plot(ends, slope * ends, "--", label=f"lower line, slope {slope:g}")
+axes.legend(fontsize="small")
 
 # %% [markdown]
 # ## A small network

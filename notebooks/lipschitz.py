@@ -122,15 +122,10 @@ print("constants grow with the radius:", all(np.all(np.diff(values) >= -1e-4) fo
 print("RecurJac is never above Fast-Lip:", bool(np.all(constants["RecurJac"] <= constants["Fast-Lip"] * 1.0001)))
 
 # %% alt="Lipschitz constants against the radius: RecurJac below Fast-Lip below the product of norms"
-figure, panel = plt.subplots(figsize=(6, 4))
-for name, values in constants.items():
-    panel.plot(radii[1:-1], values[1:-1], marker="o", label=name)
-panel.axhline(product, color="black", linestyle="--", label="product of operator norms")
-panel.set_xscale("log")
-panel.set_yscale("log")
-panel.set_xlabel("radius")
-panel.set_ylabel("Lipschitz constant of the label's logit")
-panel.legend()
+figure, axes = plt.subplots(figsize=(6, 4))
+curves = {name: values[1:-1] for name, values in constants.items()}
+curves["product of operator norms"] = np.full(len(radii) - 2, product)
+axes = jb.plots.against_radius(radii[1:-1], curves, quantity="Lipschitz constant of the label's logit", axes=axes)
 # %% [markdown]
 # ## Certified radii
 #

@@ -29,7 +29,6 @@
 # %%
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -47,7 +46,7 @@ from jaxbound.training.step import Schedules, Step, create, everywhere, sharded
 # over a ramp: over large balls a fresh network has no loss worth descending. With it go $\kappa$, the weight of the
 # natural loss, and $\beta$, which leads from the tight bounds of CROWN-IBP to plain interval bounds.
 
-# %% alt="How the radius, kappa and beta go over the steps of training"
+# %%
 digits = data.load("digits")
 sampler = data.Sampler(len(digits.train), batch_size=128, seed=0)
 model = MLP((24,))
@@ -56,13 +55,6 @@ total = epochs * sampler.steps_per_epoch
 ramp = Epsilon(radius, start=total // 20, length=total // 2)
 schedules = Schedules.of(ramp, kappa_start=1.0, kappa_final=0.25)
 
-steps = np.arange(total)
-figure, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
-for name in ("epsilon", "kappa", "beta"):
-    values = jax.vmap(getattr(schedules, name))(steps)
-    axes.plot(steps, values / (radius if name == "epsilon" else 1), label=name)
-axes.set_xlabel("step")
-axes.legend()
 # %% [markdown]
 # ## Training
 #
@@ -90,13 +82,9 @@ def train(term):
 
 trained = {name: train(term) for name, term in TERMS.items()}
 
-# %% alt="The shares of a batch that are not certified, and wrong, against the step"
-history = trained["intervals"][1]
-figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-axes.plot(steps, history.robust_error, label="not certified")
-axes.plot(steps, history.clean_error, label="wrong")
-axes.set(xlabel="step", ylabel="share of the batch, at the step's radius")
-axes.legend()
+# %% alt="The parts of a batch that are not certified, and wrong, and the schedules, against the step"
+jb.plots.training_progress(trained["intervals"][1])
+
 # %% [markdown]
 # ## Certificates
 #

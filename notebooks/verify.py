@@ -78,33 +78,17 @@ assert proved.status == "verified" and refuted.counterexample is not None
 # %% [markdown]
 # ## The search
 #
-# The certificate is an archive of NumPy arrays. Its tree stands in preorder: for every node the coordinate where it is
-# split, or -1 for a leaf, and the point. So we can draw how the box was split: finely where the network is low and
-# bends.
+# The certificate holds the tree of splits: for every node the coordinate where it is split, and the point. So we
+# can draw how the box was split: finely where the network is low and bends.
 
 # %% alt="The leaves of the search over the region, small where the output is near its least value"
-tree = {name.removeprefix("tree0/"): array for name, array in np.load(folder / "proof").items() if "tree0/" in name}
-leaves: list[tuple] = []
-pending: list[tuple] = [(-1.0, -1.0, 1.0, 1.0)]
-for coordinate, point in zip(tree["split"], tree["point"], strict=True):
-    part = pending.pop()
-    if coordinate == -1:
-        leaves.append(part)
-    elif coordinate == -2:  # bounded again, after a clip
-        pending.append(part)
-    else:
-        first, second = list(part), list(part)
-        first[2 + coordinate] = second[coordinate] = float(point)
-        pending += [tuple(second), tuple(first)]
-
 figure, axes = plt.subplots(figsize=(5.5, 4.5))
 shown = axes.contourf(axis, axis, heights, levels=20, cmap="viridis")
-for left, bottom, right, top in leaves:
-    axes.add_patch(plt.Rectangle((left, bottom), right - left, top - bottom, fill=False, color="w", linewidth=0.6))
+axes = jb.plots.search_leaves(folder / "proof", axes=axes)
 axes.plot(*refuted.counterexample, "rx", label="counterexample of the other property")
 axes.legend(loc="upper right", fontsize=8)
 figure.colorbar(shown, label="output")
-axes.set(title=f"{len(leaves)} leaves prove that the output is above {least - 0.05:.2f}")
+axes.set(title=f"{len(axes.patches)} leaves prove that the output is above {least - 0.05:.2f}")
 plt.show()
 
 # %% alt="How the lower bound of the margin rises and domains are done, against seconds"

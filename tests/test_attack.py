@@ -199,3 +199,9 @@ def test_pgd_on_a_dense_chain():
     np.testing.assert_array_equal(single.x, X[0])
     with pytest.raises(ValueError, match="eps"):
         pgd(chain, X, LABELS, key=KEY, activation="relu")
+
+
+def test_a_step_of_undefined_length_leaves_no_ball():
+    found = attack(linear, X, LpBall(X, 0.1, np.inf, batch_ndim=1), LABELS, key=KEY, steps=3, step_size=np.nan)
+    np.testing.assert_array_equal(found.x, X)
+    assert np.all(np.isfinite(found.margin))

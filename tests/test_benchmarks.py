@@ -68,6 +68,20 @@ def test_a_task_is_written_for_another_process():
     assert (arrays["stride0"], arrays["stride1"], arrays["method"]) == (2, 1, "train_crown_ibp")
 
 
+def test_loading_is_measured_for_every_file_of_a_folder(tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    ends = [[make.make_tensor_value_info(name, 1, [1, 4])] for name in "xy"]
+    graph = make.make_graph([make.make_node("Relu", ["x"], ["y"])], "one", *ends)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+    text = "(declare-const X_0 Real) (declare-const Y_0 Real) (assert (and (<= 0 X_0) (<= X_0 1))) (assert (<= Y_0 0))"
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "prop.vnnlib").write_text(text)
+    command.main(["--loading", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "net.onnx" in said and "prop.vnnlib" in said and "2 files" in said
+
+
 @pytest.mark.parametrize("name", ["cnn_small crown", "nothing crown 8", "cnn_small guess 8", "cnn_small crown many"])
 def test_an_unknown_task_names_the_known_ones(name, capsys):
     with pytest.raises(SystemExit):

@@ -47,6 +47,8 @@ def made():
     import flax.linen as nn
     layers = {{"layers_0": {{"kernel": w, "bias": b}}, "layers_2": {{"kernel": v, "bias": 0 * v[0]}}}}
     return nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)]), {{"params": layers}}
+def fails():
+    raise RuntimeError("no weights")
 """
 PROPERTY = """
 (declare-const X_0 Real) (declare-const X_1 Real) (declare-const X_2 Real) (declare-const X_3 Real)
@@ -162,6 +164,20 @@ def test_verify_without_time_or_domains_is_unknown(capsys):
     assert code == 20 and found["status"] == "unknown" and Path("results.txt").read_text() == "timeout\n"
     code, found = run(capsys, "verify", "tiny_network:batch", "holds.vnnlib", "--input-shape", 4, "--no-attack")
     assert code == 0 and found["status"] == "verified"
+
+
+def test_sizes_that_a_file_leaves_open_are_given(folder, capsys):
+    import onnx
+
+    ends = [[onnx.helper.make_tensor_value_info(name, 1, ["batch", "width"])] for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "open", *ends)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "open.onnx")
+    (folder / "one.vnnlib").write_text(PROPERTY_INPUT.format(0) + "(declare-const Y_0 Real) (assert (<= Y_0 -1))")
+    assert run(capsys, "verify", "open.onnx", "one.vnnlib", "--input-shape", 1)[1]["status"] == "verified"
+    assert run(capsys, "explain", "open.onnx", "--input-shape", 1)[1]["supported"]
+    assert main(["verify", "open.onnx", "one.vnnlib"]) == 2
+    assert "pass input_shape" in capsys.readouterr().err
 
 
 def test_check(capsys):
@@ -288,7 +304,7 @@ PROPERTY_OUTPUT = "(declare-const Y_0 Real) (assert (<= Y_0 0))"
         (["bounds", "net.onnx", "x.npz", "--eps", "-1"], "pass a number of 0 or more"),
         (["bounds", "net.onnx", "x.npz", "--eps", "1", "--norm", "0.5"], "pass p >= 1"),
         (["bounds", "net.onnx", "x.npz", "--eps", "1", "--clip", "1", "0"], "lower end first"),
-        (["certify", "net.onnx", "unlabelled.npz", "--eps", "1"], "has no labels"),
+        (["certify", "net.onnx", "unlabelled.npz", "--eps", "1"], "has no labels that number classes"),
         (["verify", "net.onnx", "x.npz"], "x.npz, line 1"),
         (["verify", "net.onnx", "three.vnnlib"], "speaks of 3 inputs; the network takes (4,)"),
         (
@@ -300,16 +316,27 @@ PROPERTY_OUTPUT = "(declare-const Y_0 Real) (assert (<= Y_0 0))"
             "plot is 'figure.nope'; pass a file that",
         ),
         (["bounds", "net.onnx", "junk.npz", "--eps", "1"], "'junk.npz' is no .npz file"),
+        (["bounds", "net.onnx", "empty.npz", "--eps", "1"], "'empty.npz' is no .npz file"),
+        (["bounds", "net.onnx", "complex.npz", "--eps", "1"], "holds x of complex64; pass real numbers"),
+        (["certify", "net.onnx", "targets.npz", "--eps", "1"], "has no labels that number classes"),
+        (["bounds", ":net", "x.npz", "--eps", "1"], "':net' cannot be imported (ValueError: Empty module name)"),
+        (["bounds", "tiny_network:fails", "x.npz", "--eps", "1"], "cannot be imported (RuntimeError: no weights)"),
+        (["verify", "net.onnx", "three.vnnlib", "--certificate", "empty"], "certificate 'empty' cannot be written"),
+        (["verify", "net.onnx", "three.vnnlib", "--results", "nowhere/a"], "results 'nowhere/a' cannot be written"),
+        (["verify", "net.onnx", "three.vnnlib", "--steps", "-1"], "steps is -1; pass a number of 0 or more"),
         (["evaluate", "net.onnx", "x.npz"], "eps is missing"),
         (["certify", ".", "x.npz", "--eps", "1"], "holds 0 training runs"),
     ],
 )
 def test_bad_input_is_one_line(arguments, said, folder, capsys):
     np.savez(folder / "unlabelled.npz", x=X)
+    np.savez(folder / "complex.npz", x=np.asarray(X) * np.complex64(1j))
+    np.savez(folder / "targets.npz", x=X, labels=np.arange(len(X)) + 0.5)
     (folder / "junk.npz").write_text("junk")
+    (folder / "empty.npz").write_text("")
+    (folder / "empty").mkdir(exist_ok=True)
     (folder / "three.vnnlib").write_text("".join(map(PROPERTY_INPUT.format, range(3))) + PROPERTY_OUTPUT)
     if arguments[1] == ".":
-        (folder / "empty").mkdir(exist_ok=True)
         arguments = [arguments[0], "empty", *arguments[2:]]
     assert main(arguments) == 2
     printed = capsys.readouterr()

@@ -464,6 +464,7 @@ def test_networks_of_one_architecture_share_programs(tmp_path):
         ([("Resize", ["x", "", "w"], ["y"], {"mode": "area"})], (3, 2), {}, "mode='area' cannot be read"),
         ([("Resize", ["x", "", "u"], ["y"], {"coordinate_transformation_mode": "half_pixel_symmetric"})], (2, 3), {}, "halfway between two entries"),
         ([("Dropout", ["x", "", "t"], ["y"], {})], (3, 2), {}, "training mode, in which entries are dropped at random"),
+        ([("MaxPool", ["x"], ["a"], {"kernel_shape": [2]}), ("ReduceMean", ["a"], ["y"], {})], (1, 2, 1), {}, "a mean of no entries"),
         ([("TopK", ["x", "k"], ["y", "z"], {"sorted": 0})], (3, 2), {}, "sorted=0 cannot be read"),
         ([("Squeeze", ["x", "e"], ["y"], {})], (1, 2), {}, r"axes=\(\) cannot be read"),
         ([("MaxPool", ["x"], ["y"], {"kernel_shape": [2], "dilations": [2], "auto_pad": "SAME_UPPER"})], (1, 2, 7), {}, r"auto_pad='SAME_UPPER' with dilations=\(2,\)"),

@@ -164,6 +164,8 @@ def test_networks_are_read_as_they_are():
         g = convolve(padded, other, (1, 1), ((0, 0), (1, 0)), **own)
         parts = [jnp.ravel(g), jnp.flip(jnp.ravel(h)[::2]), jnp.ones(1), 2.0 - x[1:3, 1].sum(axis=0)]
         z = jnp.concatenate(parts)[:27] * scale
+        first, second = jnp.split(z, [4])
+        z = jnp.concatenate([second, first + jnp.split(scale, [4])[0]])
         return weights @ z - 0.5 * (z[:5] + jnp.maximum(-z, 0.0) @ weights.T)
 
     x = draw.normal(size=(5, 4, 2)).astype(np.float32)

@@ -290,6 +290,7 @@ def _pieces(function: Callable, restarts: int) -> _Pieces:
     def step(variables, region: Region, label, length, point: jax.Array, best: Best) -> tuple[jax.Array, Best]:
         value, gradient = jax.value_and_grad(margin, argnums=2)(variables, label, point)
         moved = project(region, point - length * _steepest(region, point, gradient))
+        moved = jnp.where(jnp.isnan(moved), point, moved)  # a step of undefined length is none
         return moved.astype(point.dtype), keep(best, point, value)
 
     def last(variables, label, point: jax.Array, best: Best) -> Best:

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
             ArgumentError: there are none.
         """
         if self.labels is None:
-            raise errors.argument("data", "has no labels", "add an array named labels")
+            raise errors.argument("data", "has no labels that number classes", "add an array named labels")
         return self.labels
 
 
@@ -140,7 +140,7 @@ def lipschitz(options: given.Lipschitz, started: float) -> int:
 
 def explain(options: given.Explain, started: float) -> int:
     """`jaxbound explain`."""
-    loaded = load(options.net)
+    loaded = load(options.net, options.input_shape)
     shape = shape_of(loaded, options.input_shape)
     fn, params = of_one_example(loaded, shape)
     box = jb.Box(np.zeros(shape, jnp.result_type(float)), np.ones(shape, jnp.result_type(float)))

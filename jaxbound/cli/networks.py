@@ -30,8 +30,8 @@ class Loaded(NamedTuple):
     """What several inputs are called, which are flat and one behind the other here."""
 
 
-def load(net: str) -> Loaded:
-    """The network that an argument names.
+def load(net: str, input_shape: Sequence[int] = ()) -> Loaded:
+    """The network that an argument names; of an ONNX file with open sizes, for examples of a shape.
 
     Raises:
         ArgumentError: there is none, or it cannot be read.
@@ -40,7 +40,7 @@ def load(net: str) -> Loaded:
     if net.endswith((".onnx", ".onnx.gz")):
         from jaxbound.frontends import onnx
 
-        return _of_model(onnx.load(path))
+        return _of_model(onnx.load(path, input_shape=(1, *input_shape) if input_shape else None))
     if net.endswith((".keras", ".h5")):
         return _keras(path)
     return _of_run(path) if path.is_dir() else _imported(net)
@@ -52,7 +52,8 @@ def _of_model(model: Model) -> Loaded:
 
 
 def _keras(path: Path) -> Loaded:
-    os.environ.setdefault("KERAS_BACKEND", "jax")
+    if "keras" not in sys.modules:  # whatever else the user's Keras runs on, files fit every backend
+        os.environ["KERAS_BACKEND"] = "jax"
     try:
         import keras
     except ImportError as missing:
@@ -87,12 +88,14 @@ def _imported(net: str) -> Loaded:
         found = importlib.import_module(name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as fault:
-        raise errors.argument("net", f"{net!r} cannot be imported ({fault})") from fault
+        if inspect.isfunction(found) and not _required(found):
+            found = found()
+    except errors.JaxboundError:
+        raise
+    except (Exception, SystemExit) as fault:  # whatever the module does
+        raise errors.argument("net", f"{net!r} cannot be imported ({type(fault).__name__}: {fault})") from fault
     finally:
         sys.path.remove(os.getcwd())
-    if inspect.isfunction(found) and not _required(found):
-        found = found()
     if isinstance(found, Model):
         return _of_model(found)
     if isinstance(found, tuple) and len(found) == 2:

@@ -30,6 +30,13 @@ def _positive(name: str, value: float) -> None:
         raise errors.argument(name, f"is {value!r}", "pass a number of 0 or more")
 
 
+def _check_place(name: str, path: str) -> None:
+    """Refuse a file that cannot be written, before the work that it is for."""
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise errors.argument(name, f"{path!r} cannot be written", "pass a file in a folder that is there")
+
+
 def _check_figure(path: str) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
@@ -69,6 +76,21 @@ class Options:
 
     def check(self) -> None:
         """Refuse what is wrong whatever the network is."""
+        for name in (
+            "count",
+            "batch_size",
+            "steps",
+            "step_size",
+            "restarts",
+            "pgd_steps",
+            "max_nodes",
+            "timeout",
+            "tolerance",
+        ):
+            _positive(name, getattr(self, name, None) or 0)
+        for name in ("plot", "results"):
+            if path := getattr(self, name, None):
+                _check_place(name, path)
         if plot := getattr(self, "plot", None):
             _check_figure(plot)
 
@@ -107,8 +129,6 @@ class OnData(OnNetwork):
     def check(self) -> None:
         """Numbers are in their ranges, and files are there."""
         super().check()
-        _positive("count", self.count)
-        _positive("batch_size", self.batch_size)
         if not self.norm >= 1:
             raise errors.argument("norm", f"is {self.norm}", "pass p >= 1, or inf")
         if self.clip is not None and not self.clip[0] <= self.clip[1]:
@@ -251,10 +271,11 @@ class Verify(OnNetwork):
     """an image file for the search's progress"""
 
     def check(self) -> None:
-        """The property is there."""
+        """The property is there, and the certificate can be written."""
         super().check()
         _check_there("property", self.property)
-        _positive("timeout", 0 if self.timeout is None else self.timeout)
+        if self.certificate:
+            _check_place("certificate", self.certificate)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -51,7 +51,7 @@ def verify(options: given.Verify, started: float) -> int:
 def _network(options: given.Verify | given.Check) -> str | Callable:
     """The network as `decide` takes it; for an ONNX file nothing else is imported."""
     if options.net.endswith((".onnx", ".onnx.gz")):
-        return options.net
+        return onnx.load(options.net, input_shape=(1, *options.input_shape)) if options.input_shape else options.net
     from jaxbound.cli.networks import load, of_one_example, shape_of
 
     loaded = load(options.net)

@@ -32,7 +32,7 @@ def read(
 
     Returns:
         x, floating; arrays of bytes and images as float32 in [0, 1]; several inputs flat, one behind the other. Labels,
-        int32, or None where there are none.
+        int32, or None where there are none, or they are no numbers of classes.
 
     Raises:
         ArgumentError: no such source, or one that cannot be read.
@@ -57,10 +57,18 @@ def read(
     if x.ndim < 2 or len(x) == 0 or (labels is not None and labels.shape != x.shape[:1]):
         shapes = f"x {x.shape}" + ("" if labels is None else f" and labels {labels.shape}")
         raise errors.argument("data", f"{source!r} holds {shapes}", "the first axis is the examples'")
-    return _floating(x[:stop]), None if labels is None else labels[:stop].astype(np.int32)
+    return _floating(x[:stop]), None if labels is None else _classes(labels[:stop])
+
+
+def _classes(labels: np.ndarray) -> np.ndarray | None:
+    """Numbers of classes, which the targets of a regression are not."""
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.all(labels == np.trunc(labels)))
+    return labels.astype(np.int32) if whole else None
 
 
 def _floating(x: np.ndarray) -> np.ndarray:
+    if x.dtype.kind not in "iubf":
+        raise errors.argument("data", f"holds x of {x.dtype}", "pass real numbers")
     if x.dtype == np.uint8:
         return x.astype(np.float32) / np.float32(255)
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
@@ -72,7 +80,7 @@ def _arrays(path: Path, inputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray |
             x = [arrays[name] for name in _X if name in arrays]
             several = [arrays[name] for name in inputs if name in arrays]
             labels = [arrays[name] for name in _LABELS if name in arrays]
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as fault:
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as fault:
         raise errors.argument("data", f"{str(path)!r} is no .npz file", "write one with numpy.savez") from fault
     if inputs and len(several) == len(inputs):
         x = [_joined(several)]

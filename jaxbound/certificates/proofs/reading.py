@@ -144,6 +144,8 @@ class _Reader:
             operands, inner = [get(atom) for atom in equation.invars], _inner(equation)
             if inner is not None:
                 results = self.run(inner, operands)
+            elif equation.primitive.name == "split":
+                results = self.split(operands[0], equation.params)
             else:
                 results = [self.step(equation, operands)]
             known.update(zip(equation.outvars, results, strict=False))
@@ -169,6 +171,12 @@ class _Reader:
         if rule is None:
             raise _refused(name, "of values that depend on the input")
         return rule(operands, params, out)
+
+    def split(self, operand: Any, params: dict) -> list:
+        """The parts of a value or a constant, one after the other: the only primitive here with several results."""
+        ends = np.cumsum(params["sizes"])[:-1]
+        places = np.split(operand.places if isinstance(operand, Value) else operand, ends, params["axis"])
+        return [self.move(operand, part) for part in places] if isinstance(operand, Value) else places
 
     # --- layers ---
 

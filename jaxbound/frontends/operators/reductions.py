@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxbound import errors
 from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, operator
 
+
+def _mean(x: jax.Array, axis: tuple[int, ...] | None, keepdims: bool) -> jax.Array:
+    if not x.size:
+        raise errors.ArgumentError("a mean of no entries is not defined")
+    return jnp.mean(x, axis, keepdims=keepdims)
+
+
 _REDUCTIONS = {
-    "ReduceSum": jnp.sum, "ReduceMean": jnp.mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
+    "ReduceSum": jnp.sum, "ReduceMean": _mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
     "ReduceSumSquare": lambda x, axis, keepdims: jnp.sum(x * x, axis, keepdims=keepdims),
     "ReduceL1": lambda x, axis, keepdims: jnp.sum(jnp.abs(x), axis, keepdims=keepdims),
     "ReduceL2": lambda x, axis, keepdims: jnp.sqrt(jnp.sum(x * x, axis, keepdims=keepdims)),
