@@ -2,9 +2,10 @@
 
 Figure 2 of the RecurJac paper, and the third task of its tool. For networks of 20 leaky ReLUs a layer and 2 to 10
 layers, the largest radius around each image of a class within which some entry of the gradient of that class's logit
-keeps its sign, so that no stationary point is there, in l_2 and l_inf; beside it the Lipschitz constant on that ball
-and the product of operator norms. A radius beyond --limit counts as the limit (by default 100, 10 and 1 for l_1, l_2
-and l_inf: the whole domain); "endless" is the share of images around which there is no stationary point at all.
+keeps its sign, so that no stationary point is there, in l_2 and l_inf; beside it the Lipschitz constant on that ball,
+or with --constants on balls of equal parts of the radius, and the product of operator norms. A radius beyond --limit
+counts as the limit (by default 100, 10 and 1 for l_1, l_2 and l_inf: the whole domain); "endless" is the share of
+images around which there is no stationary point at all.
 
 Without --networks the networks are trained on the data set and saved. Images are those of the class that all networks
 classify correctly. Writes landscape.csv, landscape.md and landscape.png; the last line printed is JSON.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +31,7 @@ COLUMNS = {
     "images": ("images", "{}"), "radius": ("mean radius", "{:.4f}"), "least": ("least", "{:.4f}"),
     "endless": ("endless", "{:.0%}"), "constant": ("Lipschitz constant there", "{:.4g}"),
     "product": ("product of operator norms", "{:.4g}"), "seconds": ("s/image", "{:.3f}"),
+    "first": ("first call s", "{:.1f}"),
 }  # fmt: skip
 
 
@@ -41,25 +42,33 @@ def measure(network: mlps.Network, images: mlps.Images, norm: float, name: str, 
     spec = np.eye(network.logits(images.x[:1]).shape[1], dtype=np.float32)[options.target][None]
     common = {"norm": norm, "apply_fn": network.apply_fn}
     clip = (0.0, 1.0) if options.clip else None
-    limit, started, radii, constants = options.limit or LIMITS[norm], time.perf_counter(), [], []
-    for begin in range(0, len(images.x), size):
-        index = np.minimum(np.arange(begin, begin + size), len(images.x) - 1)
+    limit = options.limit or LIMITS[norm]
+
+    def evaluate(index: np.ndarray) -> np.ndarray:
+        """Radii, and the constants at equal parts of each, the last of which is all of it."""
         x = images.x[index]
         found = jb.landscape_radius(
             network.params, x, classes[index], method=method, initial=options.eps, steps=options.steps, clip=clip,
             **common,
         )  # fmt: skip
         own = np.minimum(np.asarray(found), np.float32(limit))
-        radii.append(found)
-        constants.append(jb.lipschitz(network.params, x, own, method=method, clip=clip, spec=spec, **common)[:, 0])
-    radius, constant = (np.concatenate(part)[: len(images.x)] for part in (radii, constants))
+        parts = np.arange(1, options.constants + 1, dtype=np.float32) / options.constants
+        constants = [
+            jb.lipschitz(network.params, x, part * own, method=method, clip=clip, spec=spec, **common)[:, 0]
+            for part in parts
+        ]
+        return np.stack([found, *constants], axis=1)
+
+    batches, seconds, first = tables.timed(evaluate, len(images.x), size)
+    radius, *constants = np.concatenate(batches)[: len(images.x)].T
     whole = np.minimum(radius, limit)
     return {
         "network": network.name, "layers": len(network.params), "norm": f"{norm:g}", "method": name,
         "images": len(radius), "radius": float(whole.mean()), "least": float(whole.min()),
-        "endless": float(np.isinf(radius).mean()), "constant": float(constant.mean()),
+        "endless": float(np.isinf(radius).mean()), "constant": float(constants[-1].mean()),
+        "constants": " ".join(f"{part.mean():.6g}" for part in constants),
         "product": float(jb.spectral_lipschitz(network.params, images.x[:1], spec=spec, **common)[0]),
-        "seconds": (time.perf_counter() - started) / len(radius),
+        "seconds": seconds, "first": first,
     }  # fmt: skip
 
 
@@ -91,6 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_method_flags(parser, ["recurjac"])
     parser.add_argument("--steps", type=int, default=15, help="radii that are evaluated per image")
     parser.add_argument("--eps", type=float, default=0.1, help="the first radius")
+    parser.add_argument("--constants", type=int, default=1, help="Lipschitz constants at so many parts of each radius")
     parser.add_argument("--limit", type=float, help="what larger radii count as")
     parser.add_argument("--clip", action="store_true", help="valid inputs are in [0, 1]")
     parser.add_argument("--batch_size", type=int, default=20, help="images at once")
@@ -99,8 +109,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.smoke:
         vars(options).update(count=2, depths=[2, 3], norms=[2.0], steps=5, epochs=2, width=6)
-    if min(options.count, options.steps, options.batch_size) < 1 or min(options.depths) < 1 or options.eps <= 0:
-        parser.error("--count, --steps, --batch_size and --depths are 1 or more, --eps above 0")
+    if (
+        min(options.count, options.steps, options.batch_size, options.constants) < 1
+        or min(options.depths) < 1
+        or options.eps <= 0
+    ):
+        parser.error("--count, --steps, --batch_size, --constants and --depths are 1 or more, --eps above 0")
     return options
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ METHODS = robustness.JACOBIANS[1:]
 COLUMNS = {
     "network": ("network", "{}"), "method": ("method", "{}"), "radius": ("radius", "{:.5f}"),
     "constant": ("Lipschitz constant", "{:.4g}"), "product": ("product of operator norms", "{:.4g}"),
-    "images": ("images", "{}"), "seconds": ("s/image", "{:.4f}"),
+    "images": ("images", "{}"), "seconds": ("s/image", "{:.4f}"), "first": ("first call s", "{:.1f}"),
 }  # fmt: skip
 
 
@@ -55,19 +54,19 @@ def measure(network: mlps.Network, images: mlps.Images, name: str, options: argp
     by_class = dict(zip(np.unique(chosen).tolist(), product, strict=True))
     rows = []
     for radius in radii_of(options):
-        started, parts = time.perf_counter(), []
-        size = min(options.batch_size, len(images.x))
-        for begin in range(0, len(images.x), size):
-            index = np.minimum(np.arange(begin, begin + size), len(images.x) - 1)
-            parts.append(jb.lipschitz(
+
+        def constants(index: np.ndarray, radius: np.float32 = radius):
+            return jb.lipschitz(
                 network.params, images.x[index], radius, norm=options.norm, method=method, apply_fn=network.apply_fn,
                 spec=rows_of[chosen[index]][:, None], clip=(0.0, 1.0) if options.clip else None,
-            ))  # fmt: skip
-        found = np.concatenate([np.asarray(part)[:, 0] for part in parts])[: len(images.x)]
+            )[:, 0]  # fmt: skip
+
+        parts, seconds, first = tables.timed(constants, len(images.x), min(options.batch_size, len(images.x)))
+        found = np.concatenate(parts)[: len(images.x)]
         rows.append({
             "network": network.name, "method": name, "radius": float(radius), "constant": float(found.mean()),
-            "product": float(np.mean([by_class[int(k)] for k in chosen])), "images": len(found),
-            "seconds": (time.perf_counter() - started) / len(found),
+            "product": float(np.mean([by_class[int(k)] for k in chosen])), "images": len(found), "seconds": seconds,
+            "first": first,
         })  # fmt: skip
         bar.update()
     return rows

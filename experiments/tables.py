@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from experiments import write_csv
 
@@ -42,6 +46,19 @@ def save(folder: Path, name: str, rows: Sequence[dict], columns: Columns, draw: 
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     draw(rows, folder / f"{name}.png")
     return text
+
+
+def timed(call: Callable[[np.ndarray], Any], images: int, size: int) -> tuple[list, float, float]:
+    """What `call(index)` gives for batches of images, seconds per image, and seconds of a first call.
+
+    The last batch is filled up. The first one runs twice, so that compilation is timed apart.
+    """
+    batches = [np.minimum(np.arange(k, k + size), images - 1) for k in range(0, images, size)]
+    moments, found = [time.perf_counter()], []
+    for index in (batches[0], *batches):
+        found.append(jax.block_until_ready(call(index)))
+        moments.append(time.perf_counter())
+    return found[1:], (moments[-1] - moments[1]) / images, moments[1] - moments[0]
 
 
 @contextlib.contextmanager

@@ -118,11 +118,14 @@ def test_lipschitz_constants_grow_from_the_gradient_to_the_global_one(trained, t
 
 
 def test_landscapes_of_given_networks(trained, tmp_path):
-    lines = run(landscape.main, "--smoke", "--networks", trained[0], "--target", 3, "--output", tmp_path)
+    lines = run(landscape.main, "--smoke", "--networks", trained[0], "--target", 3, "--constants", 3, "--output", tmp_path)  # fmt: skip
     (row,) = checked(tmp_path, "landscape", lines, 1)
     assert (row["network"], row["layers"], row["norm"]) == ("small", "3", "2")
     assert 0 < float(row["least"]) <= float(row["radius"]) <= landscape.LIMITS[2.0]
     assert 0 < float(row["constant"]) <= 1.01 * float(row["product"]) and float(row["endless"]) in (0, 0.5, 1)
+    constants = [float(part) for part in row["constants"].split()]
+    assert len(constants) == 3 and constants[-1] == pytest.approx(float(row["constant"]), rel=1e-5)
+    assert np.all(np.diff(constants) >= -1e-3)
 
 
 def test_robustness_of_a_given_network(trained, tmp_path):

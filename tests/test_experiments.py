@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments import digits, reference, sequences, verified_accuracy
+from experiments import beside, digits, reference, sequences, verified_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 RADII = (0.01, 0.02)
@@ -194,3 +194,28 @@ def test_verified_accuracy_is_coherent(tmp_path, capsys):
     assert float(small["first batch s"]) > 0 and float(small["then s/image"]) > 0
     names = sorted(path.name for path in (tmp_path / "partial").iterdir())
     assert names == ["small_crown_ibp_linf_0.02.npz", "small_crown_ibp_linf_0.npz"]
+
+
+# --- beside another library -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", beside.NETWORKS)
+def test_networks_beside_another_library_are_the_same_on_both_sides(name):
+    """The function that is bounded has the values that bounds are held against."""
+    w, x = beside.weights(name, 4, 2, 0), np.random.default_rng(0).uniform(size=(2, 2 * beside.INPUTS))
+    low, high = beside.ours(name, w, x, "forward", np.inf)
+    values = beside.values(name, w, beside.points(x, np.inf, 50, np.random.default_rng(1)))
+    assert beside.outside((low, high), values) < 1e-5 and np.max(high - low) < 30 * np.ptp(values, axis=0).max()
+
+
+@pytest.mark.parametrize("norm", beside.NORMS)
+def test_points_beside_another_library_are_in_the_ball(norm):
+    x = np.zeros((3, 5))
+    sizes = np.linalg.norm(beside.points(x, norm, 40, np.random.default_rng(0)), ord=norm, axis=-1)
+    assert np.all(sizes <= beside.NORMS[norm] * (1 + 1e-12))
+
+
+def test_another_library_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["beside", "--rival", str(tmp_path), "--rival-python", sys.executable])
+    with pytest.raises(SystemExit, match="auto_LiRPA"):
+        beside.main()

@@ -21,7 +21,10 @@ from jaxbound.jacobian.recurjac import FastLip, RecurJac
 from jaxbound.jacobian.spectral import spectral_lipschitz
 from jaxbound.network.bounding import bound_network
 
-PAIRS = [(1, 1), (1, 2), (1, np.inf), (2, 2), (2, np.inf), (2, 1), (np.inf, 1), (np.inf, 2), (np.inf, np.inf), (3, 1)]
+PAIRS = [
+    (1, 1), (1, 2), (1, np.inf), (2, 2), (2, np.inf), (2, 1), (np.inf, 1), (np.inf, 2), (np.inf, np.inf), (3, 1),
+    (1.2, 1.2), (1.5, 1.5), (3, 3), (10, 10), (20, 20),
+]  # fmt: skip
 
 
 def random_layers(sizes, seed=0, scale=1.0):
@@ -89,6 +92,24 @@ def test_perron_bound_needs_no_convergence():
     """Two nearly equal eigenvalues and blocks that do not meet: power iteration is far off, the bound is not below."""
     matrix = np.array([[1, 0, 0], [0, 0.999999, 0], [0, 1e-6, 1e-9]], np.float32)
     assert np.linalg.norm(matrix.astype(float), 2) <= float(norms.nonnegative(jnp.asarray(matrix), 2, 2)) < 1.001
+
+
+@pytest.mark.parametrize("p", [1.05, 1.5, 2.5, 5.0, 100.0])
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (20, 20), (1, 9)])
+def test_norms_from_p_to_p_are_above_and_close(p, shape):
+    """Boyd's power method converges from below; matrices of sizes far apart, with zeros, and tiny ones."""
+    draw = np.random.default_rng(5)
+    full = draw.random(shape)
+    for matrix in (full, full * (full < 0.5), full * 10.0 ** draw.integers(-12, 12, shape), 1e-30 * full):
+        matrix = np.asarray(matrix, np.float32)
+        exact, x = matrix / matrix.max().astype(float), np.ones(shape[1])
+        for _ in range(2000):
+            outer = exact @ x
+            x = (exact.T @ (outer / outer.max()) ** (p - 1)) ** (1 / (p - 1))
+            x /= x.max()
+        below = np.linalg.norm(exact @ x, p) / np.linalg.norm(x, p) * float(matrix.max())
+        found = float(norms.nonnegative(jnp.asarray(matrix), p, p))
+        assert below <= found <= 1.005 * below, (p, shape)
 
 
 # --- Lipschitz constants ----------------------------------------------------------------------------------------------

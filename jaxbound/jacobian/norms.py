@@ -5,8 +5,13 @@ matrix M with no negative entries (p* the dual exponent of p):
 
     p = 1        the largest q-norm of a column           q = inf      the largest p*-norm of a row
     p = inf      the q-norm of the sums of the rows       q = 1        the p*-norm of the sums of the columns
-    p = q = 2    sqrt of the largest eigenvalue of M^T M, at most max_i (M^T M v)_i / v_i for any v > 0
-                 (Collatz 1942, Wielandt 1950), whatever v is; v comes from power iteration and only tightens it
+    p = q        at most max_j ((M^T (M v)^(p-1))_j / v_j^(p-1))^(1/p) for any v > 0, powers entry by entry (Schur's
+                 test; for p = 2 Collatz 1942, Wielandt 1950), whatever v is; v comes from power iteration (Boyd 1974)
+                 and only tightens it. And at most (largest row sum)^(1-1/p) (largest column sum)^(1/p), its v = 1
+
+Schur's test is Hölder's inequality: with w = M v and 1/p + 1/q = 1,
+
+    sum_i (M x)_i^p  <=  sum_i w_i^(p/q) sum_j M_ij v_j^(-p/q) x_j^p  <=  max_j ((M^T w^(p-1))_j / v_j^(p-1)) ||x||_p^p.
 
 For any matrix W, `||W||_2^2 = ||W^T W||_2`, and the Frobenius norm is above the spectral norm: after k squarings the
 bound `||(W^T W)^(2^(k-1))||_F^(1 / 2^k)` exceeds it by a factor of at most `rank^(1 / 2^(k+1))`. Power iteration itself
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,36 +78,53 @@ def nonnegative(matrix: jax.Array, p_in: float, p_out: float) -> jax.Array:
         return vector_norm(vector_norm(matrix, 1), p_out)
     if p_out == 1:
         return vector_norm(vector_norm(columns, 1), own)
-    if (p_in, p_out) == (2, 2):
-        return _perron(matrix)
+    if p_in == p_out:
+        # ||M||_p = ||M^T||_q, so that the vector may have the shorter side's length
+        return _schur(matrix, p_in) if matrix.shape[-1] <= matrix.shape[-2] else _schur(columns, own)
     raise errors.argument(
-        "norm", f"is ({p_in:g}, {p_out:g})", "there are formulas for p_in in (1, inf), p_out in (1, inf), and (2, 2)"
+        "norm",
+        f"is ({p_in:g}, {p_out:g})",
+        "there are formulas for p_in in (1, inf), p_out in (1, inf), and equal ones",
     )
 
 
-def _perron(matrix: jax.Array) -> jax.Array:
-    """The spectral norm of matrices with no negative entries, from above."""
-    slim = matrix if matrix.shape[-2] <= matrix.shape[-1] else jnp.swapaxes(matrix, -1, -2)
-    largest = jnp.max(slim, axis=(-1, -2), keepdims=True)
+def _schur(matrix: jax.Array, p: float) -> jax.Array:
+    """The operator norm from p to p, 1 < p < inf, of matrices with no negative entries, from above."""
+    limits, power = jnp.finfo(matrix.dtype), p - 1
+    largest = jnp.max(matrix, axis=(-1, -2), keepdims=True)
     finite = jnp.isfinite(largest[..., 0, 0])
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    slim = slim / scale
+    matrix = matrix / scale
+    lost = 2 * (sum(matrix.shape[-2:]) + 2) * limits.tiny  # what may underflow in a sum of so many products
+    # No entry may be so small that its power, which is divided by, vanishes.
+    floor = max(float(limits.eps), float(limits.tiny) ** min(1.0, 0.75 / power))
 
-    def apply(vector):
-        inner = jnp.einsum("...ji,...j->...i", slim, vector, precision=jax.lax.Precision.HIGHEST)
-        return jnp.einsum("...ji,...i->...j", slim, inner, precision=jax.lax.Precision.HIGHEST)
+    def apply(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """M^T (M v / m)^(p-1), and the largest entry m of M v."""
+        inner = jnp.einsum("...ij,...j->...i", matrix, vector, precision=jax.lax.Precision.HIGHEST) + lost
+        most = jnp.max(inner, axis=-1, keepdims=True)
+        outer = _raised(inner / most, power)
+        return jnp.einsum("...ij,...i->...j", matrix, outer, precision=jax.lax.Precision.HIGHEST) + lost, most[..., 0]
 
-    def improve(_, vector):
-        moved = apply(vector)
-        # no entry may reach 0: a quotient by it would say nothing
-        return moved / jnp.maximum(jnp.max(moved, axis=-1, keepdims=True), 1e-30) + jnp.finfo(moved.dtype).eps
+    def improve(_: Any, vector: jax.Array) -> jax.Array:
+        moved, _ = apply(vector)
+        return _raised(moved / jnp.max(moved, axis=-1, keepdims=True), 1 / power) + floor
 
-    vector = rolled(jax.lax.fori_loop)(0, _ROUNDS, improve, jnp.ones(slim.shape[:-1], slim.dtype))
-    vector = jax.lax.stop_gradient(vector)
-    bound = jnp.sqrt(jnp.max(apply(vector) / vector, axis=-1)) * scale[..., 0, 0]
-    slack = gamma(2 * (matrix.shape[-1] + matrix.shape[-2] + 8), matrix.dtype)
-    lost = math.prod(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).tiny  # subnormal entries
-    return jnp.where(finite, bound * (1 + slack) + lost, jnp.inf)
+    start = jnp.ones((*matrix.shape[:-2], matrix.shape[-1]), matrix.dtype)
+    vector = jax.lax.stop_gradient(rolled(jax.lax.fori_loop)(0, _ROUNDS, improve, start))
+    moved, most = apply(vector)
+    tested = _raised(jnp.max(moved / _raised(vector, power), axis=-1), 1 / p) * _raised(most, power / p)
+    rows, columns = (jnp.max(jnp.sum(matrix, axis=axis), axis=-1) + lost for axis in (-1, -2))
+    between = _raised(rows, power / p) * _raised(columns, 1 / p)
+    units = 2 * sum(matrix.shape[-2:]) + 16
+    if p != 2:  # five powers, of 64 units each; an exponent's rounding changes b^e by |log b^e|, at most -log(tiny)
+        units += 5 * 64 + math.ceil(-4 * math.log(limits.tiny))
+    found = jnp.minimum(tested, between) * (1 + gamma(units, matrix.dtype)) * scale[..., 0, 0]
+    return jnp.where(finite, found + math.prod(matrix.shape[-2:]) * limits.tiny, jnp.inf)  # subnormal entries
+
+
+def _raised(base: jax.Array, exponent: float) -> jax.Array:
+    return base if exponent == 1 else jnp.sqrt(base) if exponent == 0.5 else base**exponent
 
 
 def spectral_norm(matrix: jax.Array) -> jax.Array:
