@@ -5,7 +5,8 @@
 Recurrent networks (LSTM and GRU over --steps steps), gated units, and a chain of leaky ReLUs, of several widths, with
 the same random weights on both sides, in float64. Each is bounded over balls by CROWN, CROWN-IBP and forward linear
 bounds. A row gives the ratio of the mean widths (below 1: ours is tighter), its least and greatest over the outputs,
-and by how much values at random points and at corners of the ball leave the bounds of either side (0: they do not).
+and by how much values leave the bounds of either side (0: they do not), at random points, at corners and where the
+tangents at the example are steepest.
 auto_LiRPA runs in a process of its own, with a Python that has PyTorch. Ends with 1 if a ratio of a bound that holds
 on both sides is above --limit. Writes beside.csv.
 """
@@ -160,6 +161,20 @@ def points(x: np.ndarray, norm: float, count: int, rng: np.random.Generator) -> 
     return x + NORMS[norm] * steps / np.linalg.norm(steps, ord=norm, axis=-1, keepdims=True)
 
 
+def steepest(name: str, w: dict, x: np.ndarray, norm: float) -> np.ndarray:
+    """Where the tangent at each example is least and greatest on the ball, for each output; (2 OUTPUTS, *x.shape)."""
+    moved = x[:, None] + 1e-6 * np.eye(x.shape[-1])
+    slopes = (values(name, w, moved) - values(name, w, x[:, None])).transpose(2, 0, 1)
+    if norm == np.inf:
+        ways = np.sign(slopes)
+    elif norm == 1.0:
+        ways = np.where(np.abs(slopes) == np.abs(slopes).max(axis=-1, keepdims=True), slopes, 0)
+    else:
+        ways = slopes
+    ways = NORMS[norm] * ways / np.linalg.norm(ways, ord=norm, axis=-1, keepdims=True)
+    return np.concatenate([x + ways, x - ways])
+
+
 def outside(ends: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> float:
     """The farthest that a value is outside its bounds."""
     return max(0.0, float(np.max(ends[0] - values)), float(np.max(values - ends[1])))
@@ -187,7 +202,8 @@ def compare(name: str, width: int, options: argparse.Namespace) -> list[dict]:
             continue
         low, high = map(np.asarray, theirs[method][str(norm)])
         sides = ours(name, w, x, method, norm), (low, high)
-        found = values(name, w, points(x, norm, options.points, rng))
+        tried = np.concatenate([points(x, norm, options.points, rng), steepest(name, w, x, norm)])
+        found = values(name, w, tried)
         ratio = (sides[0][1] - sides[0][0]) / (sides[1][1] - sides[1][0])
         rows.append({
             "network": name, "width": width, "steps": options.steps, "method": method, "norm": f"{norm:g}",

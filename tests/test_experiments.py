@@ -210,9 +210,10 @@ def test_networks_beside_another_library_are_the_same_on_both_sides(name):
 
 @pytest.mark.parametrize("norm", beside.NORMS)
 def test_points_beside_another_library_are_in_the_ball(norm):
-    x = np.zeros((3, 5))
-    sizes = np.linalg.norm(beside.points(x, norm, 40, np.random.default_rng(0)), ord=norm, axis=-1)
-    assert np.all(sizes <= beside.NORMS[norm] * (1 + 1e-12))
+    w, x = beside.weights("leaky", 4, 2, 0), np.zeros((3, 2 * beside.INPUTS))
+    for made in (beside.points(x, norm, 40, np.random.default_rng(0)), beside.steepest("leaky", w, x, norm)):
+        sizes = np.linalg.norm(made, ord=norm, axis=-1)
+        assert np.all(sizes <= beside.NORMS[norm] * (1 + 1e-12))
 
 
 def test_another_library_that_is_not_there_is_named(tmp_path, monkeypatch):
