@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -206,6 +207,39 @@ def test_a_node_may_be_bounded_again(tmp_path):
         else:
             with pytest.raises(jb.CertificateError, match="leaf 1 fails"):
                 checked(tmp_path / "proof", certificate, lambda x: 1.0 * x)
+
+
+def test_what_only_looks_like_a_call_is_not_entered():
+    """A reduction holds a program too, which is not applied to the array: entered, this is one ReLU per entry."""
+    for fold in (jax.lax.reduce, functools.partial(jax.lax.reduce_window, window_strides=(1, 1), padding="VALID")):
+        where = (0,) if fold is jax.lax.reduce else (2, 1)
+        fn = lambda x, fold=fold, where=where: fold(x, np.float32(0), lambda a, b: jnp.maximum(a + b, 0), where).sum()  # noqa: E731
+        with pytest.raises(jb.UnsupportedError, match="`reduce"):
+            read(fn, (2, 2), np.float32)
+
+
+def test_arrays_of_another_form_are_no_certificate(written, tmp_path):
+    """They would be broadcast: with offsets of two axes every leaf has the bound of the first; or rounded."""
+    good = written["relu"]
+    (clause,), (tree,), ends = good.prop.clauses, good.trees, BOX.upper[None]
+    harder = clause.offsets + 0.03
+
+    def of(*clauses, **fields) -> Certificate:
+        return changed(good, **fields)._replace(prop=jb.Property(clauses))
+
+    wrong = [
+        of(dataclasses.replace(clause, offsets=harder[None])),
+        of(dataclasses.replace(clause, offsets=clause.offsets.astype(np.longdouble))),
+        of(dataclasses.replace(clause, inputs=np.zeros(3))),
+        of(clause, dataclasses.replace(clause, box=(np.ones(1), np.zeros(1)))),
+        of(clause, clause=np.zeros(1, np.int32)),
+        of(clause, multipliers=tree.multipliers[:, None]),
+        good._replace(regions=[jb.Box(BOX.lower, BOX.upper[:1])]),
+        good._replace(regions=[BOX, jb.Box(-ends, ends)], trees=good.trees * 2),
+    ]
+    for certificate in wrong:
+        with pytest.raises(jb.CertificateError, match="leaf 0 cannot be read"):
+            checked(tmp_path / "bad", certificate)
 
 
 @pytest.mark.parametrize("slope", [np.int16(-640), np.float32(-640.0), np.float32(np.nan)])
