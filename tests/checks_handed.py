@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbound as jb
+from jaxbound.certificates import records
 from jaxbound.certificates.proofs import files, reading
 from jaxbound.certificates.proofs.files import LEAF, Certificate, Tree
+from jaxbound.certificates.records import Record
 
 
 def check_forms_of_certificates():
@@ -43,6 +45,21 @@ def check_calls_of_certificates():
     except jb.UnsupportedError:
         return
     raise AssertionError("a reduction was read as one ReLU per entry")
+
+
+def check_wholeness_of_results():
+    """A margin that was changed on disk."""
+    empty = Record.empty(margins=np.zeros((0, 2)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.npz"
+        records.save(path, "mark", empty._replace(rows=(np.zeros((1, 2)),)))
+        with np.load(path) as stored:
+            np.savez(path, **{**stored, "margins": np.ones((1, 2))})
+        try:
+            records.load(path, "mark", empty)
+        except jb.ArgumentError:
+            return
+    raise AssertionError("numbers that were not written were read")
 
 
 CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}

@@ -23,7 +23,7 @@ import pytest
 
 import jaxbound as jb
 from jaxbound import _compat, graph, regions
-from jaxbound.certificates import radius
+from jaxbound.certificates import radius, records
 from jaxbound.certificates.proofs import files
 from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives
@@ -354,6 +354,7 @@ MUTANTS: dict[str, Mutant] = {
     # what is handed over
     "certificates of any form": Mutant("forms_of_certificates", files, "_check_array", _always(None)),
     "programs of reductions are entered": Mutant("calls_of_certificates", _compat, "called", lambda original: lambda primitive, params, avals: params.get("jaxpr") or original(primitive, params, avals)),
+    "results are taken as they are": Mutant("wholeness_of_results", records, "hashed", _always("")),
     "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 

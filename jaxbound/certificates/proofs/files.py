@@ -27,6 +27,10 @@ from jaxbound.certificates.properties import Clause, Property
 from jaxbound.regions import Box
 
 FORMAT = "jaxbound certificate, version 1"
+UNREADABLE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What `np.load` raises of files that are damaged, or none of its own."""
 LEAF, AGAIN = -1, -2
 KINDS = {
     "split": np.int32, "clause": np.int32, "row": np.int32, "slopes": np.uint8, "unstable": np.uint8,
@@ -136,7 +140,7 @@ def load(path: str | os.PathLike) -> Certificate:
         clauses = tuple(map(_clause, _numbered(parts, "clause")))
         _check_shapes(boxes, clauses)
         return Certificate(boxes, Property(clauses), [Tree(**part) for part in _numbered(parts, "tree")])
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+    except UNREADABLE as fault:
         raise errors.CertificateError(f"{path} is no whole certificate: leaf 0 cannot be read ({fault})") from fault
 
 
