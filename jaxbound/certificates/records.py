@@ -21,7 +21,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxbound import __version__, errors
+from jaxbound import errors
+from jaxbound._version import __version__
 from jaxbound.backend.programs import Traced, hashed
 from jaxbound.certificates.proofs.files import UNREADABLE
 from jaxbound.methods import Method

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import __version__, errors
+from jaxbound import errors
+from jaxbound._version import __version__
 from jaxbound.backend.programs import Traced, hashed
 from jaxbound.certificates.proofs import files
 from jaxbound.certificates.properties import Property
