@@ -28,7 +28,7 @@ from jaxbound.certificates.proofs import files
 from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives
 from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, patterns
-from jaxbound.jacobian import norms, recursion
+from jaxbound.jacobian import composition, norms, recursion
 from jaxbound.methods import ascent, domains, executed
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
@@ -355,6 +355,7 @@ MUTANTS: dict[str, Mutant] = {
     "certificates of any form": Mutant("forms_of_certificates", files, "_check_array", _always(None)),
     "programs of reductions are entered": Mutant("calls_of_certificates", _compat, "called", lambda original: lambda primitive, params, avals: params.get("jaxpr") or original(primitive, params, avals)),
     "results are taken as they are": Mutant("wholeness_of_results", records, "hashed", _always("")),
+    "derivatives are believed": Mutant("rules_of_others", composition, "_has_rules_of_others", _always(False)),
     "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 
