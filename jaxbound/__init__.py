@@ -13,11 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxbound import _flags as _flags
+from jaxbound._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jaxbound._public import *
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "IBP",

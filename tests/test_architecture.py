@@ -17,7 +17,7 @@ PACKAGE = ROOT / "jaxbound"
 
 # From the foundation upwards: a room imports from rooms before it, and from itself if no cycle arises.
 ROOMS = (
-    ("errors", "_flags"),  # before _compat, which raises
+    ("errors", "_flags", "_version"),  # before _compat, which raises
     ("_compat",),
     ("backend", "curvature"),
     ("regions",),

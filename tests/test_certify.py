@@ -807,6 +807,32 @@ def test_other_files_are_not_overwritten(tmp_path, content):
     assert path.read_bytes() == before
 
 
+def test_a_damaged_file_is_refused(tmp_path):
+    """Sixty bytes that are lost may be those that say how long an array is, and then no check sum is looked at."""
+    path, draw = tmp_path / "results.npz", np.random.default_rng(0)
+    empty = records.Record.empty(margins=np.zeros((0, 2)), rounding=np.zeros((0, 2)), correct=np.zeros(0, bool))
+    rows = draw.normal(size=(4, 2)), draw.uniform(size=(4, 2)), np.ones(4, bool)
+    records.save(path, "mark", empty._replace(rows=rows, seconds=1.0))
+    content = path.read_bytes()
+    for first in range(0, len(content), 5):
+        path.write_bytes(content[:first] + bytes(len(content[first : first + 60])) + content[first + 60 :])
+        try:
+            found = records.load(path, "mark", empty)
+        except errors.ArgumentError:
+            continue
+        assert all(map(np.array_equal, found.rows, rows)) and found.seconds == 1.0
+
+
+def test_results_of_another_version_are_refused(tmp_path, monkeypatch):
+    """What a version made is not kept by the one that mends it."""
+    (x, labels), path = data(), tmp_path / "results.npz"
+    call = functools.partial(certify, layers(), x, labels, 0.05, method=jb.IBP(), results=path, activation="relu")
+    call()
+    monkeypatch.setattr(records, "__version__", "0.0.1")
+    with pytest.raises(errors.ArgumentError, match="version of jaxbound"):
+        call()
+
+
 def test_a_killed_process_loses_one_batch(tmp_path):
     """SIGKILL in the middle of a write: after two batches, with the third one's file written but not in place."""
     x, labels = data()

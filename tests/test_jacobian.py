@@ -489,8 +489,11 @@ def test_derivatives_that_tell_nothing_are_refused(function, reason, method):
         jacobian_bounds((), jnp.ones((1, 2)), 0.1, apply_fn=lambda _, x: function(x), method=method)
 
 
-def test_derivative_rules_of_others_are_refused_where_they_are_used():
-    x, apply_fn = jnp.ones((1, 2)), lambda _, x: jax.jit(liar)(x)
+def test_derivative_rules_of_others_are_refused_where_they_cannot_be_left_out():
+    def apply_fn(_, x):
+        return jax.lax.scan(lambda x, _: (jax.jit(liar)(x), None), x, None, length=1)[0]
+
+    x = jnp.ones((1, 2))
     with pytest.raises(errors.UnsupportedError, match=r"`liar`.*may not be its derivative.*RecurJac"):
         jacobian_bounds((), x, 0.1, apply_fn=apply_fn, method=jb.Crown())
     bounds = jacobian_bounds((), x, 0.1, apply_fn=apply_fn, method=RecurJac())
@@ -506,10 +509,57 @@ borrower = jax.custom_jvp(jax.nn.relu.__wrapped__)
 borrower.defjvp(lambda primals, tangents: (borrower(*primals), 0 * tangents[0]))
 
 
-@pytest.mark.parametrize("function", [hidden_liar, borrower], ids=["custom_gradient", "relu with another rule"])
-def test_rules_of_others_are_refused_in_the_clothes_of_jax(function):
-    with pytest.raises(errors.UnsupportedError, match="may not be its derivative"):
-        jacobian_bounds((), jnp.ones((1, 2)), 0.1, apply_fn=lambda _, x: function(x), method=jb.Crown())
+@jax.custom_vjp
+def several(x, y):
+    return 5 * x, {"y": jnp.maximum(y, 0)}
+
+
+several.defvjp(lambda x, y: (several(x, y), None), lambda _, g: (0 * g[0], 0 * g[1]["y"]))
+
+
+@jax.custom_batching.custom_vmap
+def otherwise_in_batches(x):
+    return 5 * x
+
+
+otherwise_in_batches.def_vmap(lambda size, batched, x: (0 * x, True))
+
+
+@pytest.mark.parametrize(
+    ("function", "slope"),
+    [
+        (liar, 5),
+        (jax.checkpoint(jax.jit(liar)), 5),
+        (lambda x: liar(hidden_liar(x)), 25),
+        (borrower, 1),
+        (lambda x: several(x, x)[0] + several(x, x)[1]["y"], 6),
+        (otherwise_in_batches, 5),
+        (lambda x: jax.lax.custom_root(lambda z: z - x, x, lambda f, z: 5 * x, lambda g, y: 0 * y), 5),
+    ],
+    ids=[
+        "custom_jvp",
+        "within calls",
+        "custom_gradient",
+        "relu with another rule",
+        "custom_vjp",
+        "vmap",
+        "custom_root",
+    ],
+)
+@pytest.mark.parametrize("spec", [None, jnp.ones((1, 2))], ids=["outputs", "spec"])
+def test_rules_of_others_do_not_count(function, slope, spec):
+    """What they are rules of is differentiated as it is written, whatever they say."""
+    call = functools.partial(jacobian_bounds, jnp.ones(2), jnp.ones((1, 2)), 0.1, spec=spec)
+    found = call(apply_fn=lambda p, x: function(x) * p, method=jb.Crown())
+    for end in (found.lower, found.upper):
+        np.testing.assert_allclose(end[0], slope * (jnp.eye(2) if spec is None else spec), rtol=1e-5)
+
+
+def test_a_jump_with_a_derivative_of_its_own_is_refused():
+    straight = jax.custom_jvp(lambda x: jnp.round(x))
+    straight.defjvp(lambda primals, tangents: (straight(*primals), tangents[0]))
+    with pytest.raises(errors.UnsupportedError, match="it jumps"):
+        jacobian_bounds((), jnp.ones((1, 2)), 0.1, apply_fn=lambda _, x: straight(x), method=jb.Crown())
 
 
 @pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.relu6, jax.nn.softplus], ids=["relu", "relu6", "softplus"])

@@ -15,18 +15,20 @@ import checks
 import checks_adversarial
 import checks_choices
 import checks_exact
+import checks_handed
 import checks_modes
 import jax
 import jax.numpy as jnp
 import pytest
 
 import jaxbound as jb
-from jaxbound import graph, regions
-from jaxbound.certificates import radius
+from jaxbound import _compat, graph, regions
+from jaxbound.certificates import radius, records
+from jaxbound.certificates.proofs import files
 from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives
 from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, patterns
-from jaxbound.jacobian import norms, recursion
+from jaxbound.jacobian import composition, norms, recursion
 from jaxbound.methods import ascent, domains, executed
 from jaxbound.methods.exact import encoding, oracles, program, tree
 from jaxbound.network import functions
@@ -59,7 +61,12 @@ from jaxbound.relaxations.enclosures import (
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
     for name, check in (
-        checks.CHECKS | checks_choices.CHECKS | checks_exact.CHECKS | checks_adversarial.CHECKS | checks_modes.CHECKS
+        checks.CHECKS
+        | checks_choices.CHECKS
+        | checks_exact.CHECKS
+        | checks_adversarial.CHECKS
+        | checks_modes.CHECKS
+        | checks_handed.CHECKS
     ).items()
 }
 
@@ -344,6 +351,11 @@ MUTANTS: dict[str, Mutant] = {
     "no underflow in products of norms": Mutant("underflow_of_norms", norms, "product", lambda _: lambda factors, dtype: functools.reduce(jnp.multiply, factors)),
     "stored constants alone": Mutant("computed_constants_of_jacobians", affine, "_error", _after(jnp.zeros_like)),
     "values are not looked at": Mutant("values_of_radii", radius, "_check_values", _always(None)),
+    # what is handed over
+    "certificates of any form": Mutant("forms_of_certificates", files, "_check_array", _always(None)),
+    "programs of reductions are entered": Mutant("calls_of_certificates", _compat, "called", lambda original: lambda primitive, params, avals: params.get("jaxpr") or original(primitive, params, avals)),
+    "results are taken as they are": Mutant("wholeness_of_results", records, "hashed", _always("")),
+    "derivatives are believed": Mutant("rules_of_others", composition, "_has_rules_of_others", _always(False)),
     "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -68,9 +69,13 @@ def test_a_search_goes_on_where_it_was_left(split, written, tmp_path):
     assert not left.exists() and all(count >= 2 for count in nodes)
     for name, field in files.load(path).trees[0]._asdict().items():
         np.testing.assert_array_equal(field, getattr(written[split].trees[0], name), name)
-    left.write_bytes(stopped[:-100])
-    with pytest.raises(jb.ArgumentError, match="no search"):
-        run(method=jb.BranchAndBound(split=split, batch=16))
+    left.write_bytes(stopped)
+    with np.load(left) as stored:
+        np.savez(left.with_suffix(".npz"), **{**stored, "0/before": stored["0/before"] + 1})
+    for content in (stopped[:-100], left.with_suffix(".npz").read_bytes()):
+        left.write_bytes(content)
+        with pytest.raises(jb.ArgumentError, match="no search"):
+            run(method=jb.BranchAndBound(split=split, batch=16))
 
 
 def test_a_search_goes_on_only_with_what_it_began():
@@ -208,6 +213,39 @@ def test_a_node_may_be_bounded_again(tmp_path):
         else:
             with pytest.raises(jb.CertificateError, match="leaf 1 fails"):
                 checked(tmp_path / "proof", certificate, lambda x: 1.0 * x)
+
+
+def test_what_only_looks_like_a_call_is_not_entered():
+    """A reduction holds a program too, which is not applied to the array: entered, this is one ReLU per entry."""
+    for fold in (jax.lax.reduce, functools.partial(jax.lax.reduce_window, window_strides=(1, 1), padding="VALID")):
+        where = (0,) if fold is jax.lax.reduce else (2, 1)
+        fn = lambda x, fold=fold, where=where: fold(x, np.float32(0), lambda a, b: jnp.maximum(a + b, 0), where).sum()  # noqa: E731
+        with pytest.raises(jb.UnsupportedError, match="`reduce"):
+            read(fn, (2, 2), np.float32)
+
+
+def test_arrays_of_another_form_are_no_certificate(written, tmp_path):
+    """They would be broadcast: with offsets of two axes every leaf has the bound of the first; or rounded."""
+    good = written["relu"]
+    (clause,), (tree,), ends = good.prop.clauses, good.trees, BOX.upper[None]
+    harder = clause.offsets + 0.03
+
+    def of(*clauses, **fields) -> Certificate:
+        return changed(good, **fields)._replace(prop=jb.Property(clauses))
+
+    wrong = [
+        of(dataclasses.replace(clause, offsets=harder[None])),
+        of(dataclasses.replace(clause, offsets=clause.offsets.astype(np.longdouble))),
+        of(dataclasses.replace(clause, inputs=np.zeros(3))),
+        of(clause, dataclasses.replace(clause, box=(np.ones(1), np.zeros(1)))),
+        of(clause, clause=np.zeros(1, np.int32)),
+        of(clause, multipliers=tree.multipliers[:, None]),
+        good._replace(regions=[jb.Box(BOX.lower, BOX.upper[:1])]),
+        good._replace(regions=[BOX, jb.Box(-ends, ends)], trees=good.trees * 2),
+    ]
+    for certificate in wrong:
+        with pytest.raises(jb.CertificateError, match="leaf 0 cannot be read"):
+            checked(tmp_path / "bad", certificate)
 
 
 @pytest.mark.parametrize("slope", [np.int16(-640), np.float32(-640.0), np.float32(np.nan)])

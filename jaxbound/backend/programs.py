@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,7 @@ class Traced:
     @property
     def digest(self) -> str:
         """A hash of the equations and of every bit of every array."""
-        digest = hashlib.sha256(self.text.encode())
-        for part in map(bits, self.arrays):
-            digest.update(f"{part.shape} {part.dtype}".encode())
-            digest.update(part.tobytes())
-        return digest.hexdigest()
+        return hashed(self.text, (("", array) for array in self.arrays))
 
     def agrees(self, other: Traced) -> bool:
         """Whether both are the same equations with the same arrays."""
@@ -49,9 +46,23 @@ class Traced:
         return len(self.arrays) == len(other.arrays) and all(map(_is_same, self.arrays, other.arrays))
 
 
+def hashed(text: str, arrays: Iterable[tuple[str, Any]]) -> str:
+    """A hash of a text, and of the names, shapes, dtypes and every bit of arrays.
+
+    >>> hashed("", [("a", np.zeros(1))]) == hashed("", [("a", -np.zeros(1))])
+    False
+    """
+    digest = hashlib.sha256(text.encode())
+    for name, array in arrays:
+        part = bits(array)
+        digest.update(f"{name} {part.shape} {part.dtype}".encode())
+        digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
 def bits(array) -> np.ndarray:
     """An array's entries on the host; a PRNG key's own data."""
-    is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+    is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if is_key else array)
 
 

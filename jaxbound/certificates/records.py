@@ -1,8 +1,9 @@
 """What a host loop knows of the first examples: a record of arrays, kept on disk between batches and shown as a bar.
 
 A file of results is one record and a fingerprint: a hash of everything that the numbers depend on (the network's
-program as JAX traces it, every array, the method and the options). A run continues a file only if the fingerprints are
-equal, so numbers of two computations never meet in one file.
+program as JAX traces it, every array, the method, the options, and the versions of jaxbound and JAX). A run continues
+a file only if the fingerprints are equal, so numbers of two computations never meet in one file, and a hash of the
+numbers says whether the file is as it was written.
 
 A file is replaced in one step, after it is whole on disk. Whoever reads it, or kills the process at any time, finds the
 record of before a batch or of after it.
@@ -10,11 +11,9 @@ record of before a batch or of after it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,9 @@ import jax
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.backend.programs import Traced, bits
+from jaxbound._version import __version__
+from jaxbound.backend.programs import Traced, hashed
+from jaxbound.certificates.proofs.files import UNREADABLE
 from jaxbound.methods import Method
 from jaxbound.network.inputs import Inputs, structs
 from jaxbound.network.problems import example_of
@@ -63,7 +64,7 @@ class Record(NamedTuple):
 
 
 def fingerprint(network: Network, inputs: Inputs, labels: np.ndarray, method: Method, *options: object) -> str:
-    """A hash of everything that the numbers depend on: the network's program, all arrays, and the options.
+    """A hash of everything that the numbers depend on: the network's program, all arrays, the options, the versions.
 
     Args:
         network: as resolved, batched.
@@ -85,13 +86,9 @@ def fingerprint(network: Network, inputs: Inputs, labels: np.ndarray, method: Me
     arrays = [option for option in options if hasattr(option, "dtype")]
     given = network.variables, inputs, labels, method, program.arrays, arrays
     leaves, structure = jax.tree_util.tree_flatten_with_path(given)
-    text = f"{program.text}\n{structure}\n{' '.join(str(o) for o in options if not hasattr(o, 'dtype'))} {example}"
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())  # without addresses of functions
-    for path, leaf in leaves:
-        array = bits(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    said = *(option for option in options if not hasattr(option, "dtype")), example, __version__, jax.__version__
+    text = re.sub(r"0x[0-9a-f]+", "", f"{program.text}\n{structure}\n{said}")  # without addresses of functions
+    return hashed(text, ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves))
 
 
 def load(path: Path, mark: str, empty: Record) -> Record:
@@ -111,18 +108,21 @@ def load(path: Path, mark: str, empty: Record) -> Record:
         save(path, mark, empty)
         return empty
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = str(stored["fingerprint"])
-            rows = tuple(stored[name] for name in empty.names)
-            seconds = float(stored["first_batch_seconds"]), float(stored["seconds"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        found, whole = str(arrays.pop("fingerprint")), str(arrays.pop("whole"))
+        if whole != hashed(found, arrays.items()):
+            raise ValueError("it is not as it was written")
+        seconds = float(arrays["first_batch_seconds"]), float(arrays["seconds"])
+        rows = tuple(arrays[name] for name in empty.names)
+    except UNREADABLE as error:
         raise errors.argument(
-            "results", f"is {path}, which this function did not write", "pass another path"
+            "results", f"is {path}, which is damaged or which this function did not write", "pass another path"
         ) from error
     if found != mark:
         problem = (
             f"is {path}, which holds results of another computation: params, x, labels, eps, norm, clip, method, "
-            "batch_size, rounding, the network's code or the version of JAX differ"
+            "batch_size, rounding, the network's code or the version of jaxbound or JAX differ"
         )
         raise errors.argument("results", problem, "pass another path, or delete the file to start again")
     return Record(empty.names, rows, *seconds)
@@ -142,9 +142,10 @@ def save(path: Path, mark: str, record: Record) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            rows: dict = dict(zip(record.names, record.rows, strict=True))
-            cost: dict = {"first_batch_seconds": record.first_batch_seconds, "seconds": record.seconds}
-            np.savez(file, fingerprint=np.array(mark), **cost, **rows)
+            arrays: dict = dict(zip(record.names, record.rows, strict=True))
+            arrays["first_batch_seconds"] = np.array(record.first_batch_seconds)
+            arrays["seconds"] = np.array(record.seconds)
+            np.savez(file, fingerprint=np.array(mark), whole=np.array(hashed(mark, arrays.items())), **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -5,14 +5,14 @@ There the derivative of a nonlinearity is one scalar function, a step or a smoot
 ties are covered by the hull of both sides, so the bounds hold for Clarke's Jacobian too.
 
 A derivative says how a function changes only if the function is continuous and the derivative its own. So functions
-that may jump are refused, and so are those that give JAX another derivative: `stop_gradient`, and custom rules that are
-not JAX's own.
+that may jump are refused, and so is `stop_gradient`. Custom rules that are not JAX's own are left out: what they are
+rules of is differentiated as it is written, and where that is within a loop, refused.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -47,7 +47,7 @@ _TRUSTED = {
     "scipy/special.py": ("logit", "xlogy", "xlog1py", "_xlogx", "log_ndtr", "_erfcx", "_dawsn", "expi", "sici"),
 }
 """Functions of JAX that have rules of their own, by file; their rules give their derivatives."""
-_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call")
 _REFUSED = {
     "staircase": "it jumps, and its derivative of 0 does not tell how far",
     "select": "it may jump where the choice changes, and no derivative says how far",
@@ -60,10 +60,13 @@ class Derivative:
     """The Jacobian of a network's flattened output by its flattened example, as a function of one example."""
 
     network: Callable
+    as_written: bool = False
+    """Whether there are rules of others, which do not count."""
 
     def __call__(self, variables, example, *spec):
         """The Jacobian at one example, of shape (outputs, inputs)."""
-        jacobian = jax.jacrev(lambda example: self.network(variables, example, *spec).reshape(-1))(example)
+        network = as_written(self.network) if self.as_written else self.network
+        jacobian = jax.jacrev(lambda example: network(variables, example, *spec).reshape(-1))(example)
         return jacobian.reshape(jacobian.shape[0], -1)
 
 
@@ -86,13 +89,13 @@ class Differentiated:
         _check_continuous(self.values.graph)
         network, spec = self.network, () if self.spec is None else (self.spec,)
         function = network.function if self.spec is None else Specified(network.function)
-        _check_rules(function, self, spec)
+        derivative = Derivative(function, _has_rules_of_others(function, self, spec))
         if not network.batched:
-            return prepare(Derivative(function), (network.variables, self.region, *spec), rounding=True)
+            return prepare(derivative, (network.variables, self.region, *spec), rounding=True)
         shared = [False] * len(jax.tree.leaves(network.variables))
         batch = [*shared, True, *(np.ndim(rows) == 3 for rows in spec)]
         arguments = network.variables, regions.per_example(self.region), *spec
-        return prepare(Derivative(function), arguments, batch, rounding=True)
+        return prepare(derivative, arguments, batch, rounding=True)
 
 
 def forget(network: Network, region: Region) -> None:
@@ -205,20 +208,58 @@ def _check_continuous(graph: Graph) -> None:
             slopes.check(node, "jax.jacrev")
 
 
-def _check_rules(function: Callable, problem: Differentiated, spec: tuple) -> None:
-    """Refuse derivative rules that are not JAX's own."""
+def as_written(function: Callable) -> Callable:
+    """A function without the derivative rules of others: JAX differentiates what it computes.
+
+    Rules within loops and branches stay.
+    """
+
+    def applied(*args):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(closed, jax.tree.leaves(args)))
+
+    return applied
+
+
+def _evaluated(closed: _compat.ClosedJaxpr, given: Sequence) -> list:
+    known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    known.update(zip(closed.jaxpr.invars, given, strict=True))
+    read = lambda atom: atom.val if isinstance(atom, _compat.Literal) else known[atom]  # noqa: E731
+    for equation in closed.jaxpr.eqns:
+        operands, callee = list(map(read, equation.invars)), _compat.call_jaxpr(equation)
+        if callee is not None and not (equation.primitive.name in _CUSTOM and _is_own(equation)):
+            found = _evaluated(callee, operands)
+        else:
+            found = _compat.bind(equation.primitive, operands, equation.params)
+            found = found if equation.primitive.multiple_results else [found]
+        known.update(zip(equation.outvars, found, strict=True))
+    return list(map(read, closed.jaxpr.outvars))
+
+
+def _has_rules_of_others(function: Callable, problem: Differentiated, spec: tuple) -> bool:
+    """Whether a function holds derivative rules that are not JAX's own.
+
+    Raises:
+        UnsupportedError: one that cannot be left out.
+    """
     example = example_of(problem.network, problem.region)
     rows = [jax.ShapeDtypeStruct(np.shape(one)[-2:], jnp.result_type(one)) for one in spec]
-    closed = jax.make_jaxpr(function)(problem.network.variables, example, *rows)
-    for equation in _compat.all_equations(closed.jaxpr):
-        if equation.primitive.name in _CUSTOM:
-            name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
-            if not _is_own(equation):
-                raise errors.unsupported(
-                    name or equation.primitive.name, [], place,
-                    "its derivative rule may not be its derivative", method="jax.jacrev",
-                    way_out="write it without a custom rule, or use method=RecurJac(), which needs none",
-                )  # fmt: skip
+    given = problem.network.variables, example, *rows
+    if next(_rules_of_others(function, given), None) is None:
+        return False
+    for equation in _rules_of_others(as_written(function), given):
+        name, _, place = _origin(_compat.call_jaxpr(equation)).partition(" at ")
+        raise errors.unsupported(
+            name or equation.primitive.name, [], place, "its derivative rule may not be its derivative",
+            method="jax.jacrev", way_out="write it without a custom rule, or use method=RecurJac(), which needs none",
+        )  # fmt: skip
+    return True
+
+
+def _rules_of_others(function: Callable, given: tuple) -> Iterator[_compat.JaxprEqn]:
+    for equation in _compat.all_equations(jax.make_jaxpr(function)(*given).jaxpr):
+        if equation.primitive.name in _CUSTOM and not _is_own(equation):
+            yield equation
 
 
 def _is_own(equation: _compat.JaxprEqn) -> bool:

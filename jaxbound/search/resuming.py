@@ -1,18 +1,15 @@
 """Searches on disk: a run that was killed, or whose time was up, goes on with the domains that it had left.
 
 Beside the file of a certificate, `NAME.search` holds the domains and the log of every part of a call, and a mark: a
-hash of the network, the regions, the property and the options. It is replaced in one step, now and then, and goes when
-the property is decided.
+hash of the network, the regions, the property, the options and the versions. It is replaced in one step, now and then,
+and goes when the property is decided.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.backend.programs import Traced
+from jaxbound._version import __version__
+from jaxbound.backend.programs import Traced, hashed
 from jaxbound.certificates.proofs import files
 from jaxbound.certificates.properties import Property
 from jaxbound.regions import Box
@@ -38,12 +36,8 @@ def mark_of(fn: Callable, boxes: list[Box], prop: Property, *options: object) ->
     """A hash of all that a search depends on: its domains also on the dtype, their bounds on who found them."""
     arrays = files.arrays_of(files.Certificate(boxes, prop, []))
     program = Traced(fn, np.zeros(np.shape(boxes[0].lower), np.float32)).digest
-    options = *options, jnp.result_type(float), FORMAT, jax.__version__
-    digest = hashlib.sha256(f"{program} {options}".encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    options = *options, jnp.result_type(float), FORMAT, __version__, jax.__version__
+    return hashed(f"{program} {options}", sorted(arrays.items()))
 
 
 class Kept:
@@ -69,12 +63,14 @@ class Kept:
     def _read(self) -> None:
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                found = str(stored["mark"])
-                for name in stored.files:
-                    part, _, field = name.partition("/")
-                    if field:
-                        self.parts.setdefault(int(part), {})[field] = stored[name]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+                arrays = {name: stored[name] for name in stored.files}
+            found, whole = str(arrays.pop("mark")), str(arrays.pop("whole"))
+            if whole != hashed(found, arrays.items()):
+                raise ValueError("it is not as it was written")
+            for name, array in arrays.items():
+                part, _, field = name.partition("/")
+                self.parts.setdefault(int(part), {})[field] = array
+        except files.UNREADABLE as fault:
             raise errors.argument(
                 "certificate", f"has {self.path} beside it, which is no search", "delete it, or pass another path"
             ) from fault
@@ -92,7 +88,8 @@ class Kept:
         arrays = {f"{k}/{name}": array for k, own in self.parts.items() for name, array in own.items()}
         with self.lock:
             if not self.decided:
-                files.write(self.path, {"mark": np.array(self.mark), **arrays})
+                whole = np.array(hashed(self.mark, arrays.items()))
+                files.write(self.path, {"mark": np.array(self.mark), "whole": whole, **arrays})
         self.due = time.monotonic() + EVERY
 
     def remove(self) -> None:

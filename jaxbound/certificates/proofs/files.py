@@ -13,6 +13,7 @@ follow, then those of the second. So trees cover their domains by the way in whi
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -26,12 +27,21 @@ from jaxbound.certificates.properties import Clause, Property
 from jaxbound.regions import Box
 
 FORMAT = "jaxbound certificate, version 1"
+UNREADABLE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What `np.load` raises of files that are damaged, or none of its own."""
 LEAF, AGAIN = -1, -2
 KINDS = {
     "split": np.int32, "clause": np.int32, "row": np.int32, "slopes": np.uint8, "unstable": np.uint8,
     "root_slopes": np.uint8, "bounded": np.bool_,
 }  # fmt: skip
 """The dtypes of fields; all others are floating. Slopes, as bytes, can be neither negative nor undefined."""
+AXES = {
+    "outputs": 2, "offsets": 1, "inputs": 2, "box": 2, "split": 1, "slopes": 2, "clause": 0, "point": 1, "bounded": 1,
+    "row": 1, "multipliers": 1, "unstable": 1, "root_slopes": 1,
+}  # fmt: skip
+"""How many axes fields have; ends of regions have those of the input."""
 STEPS = 128
 """Slopes of ReLU trees are whole numbers of 1/128."""
 
@@ -124,21 +134,41 @@ def load(path: str | os.PathLike) -> Certificate:
         parts: dict[str, dict[str, np.ndarray]] = {}
         for name, array in arrays.items():
             group, _, field = name.partition("/")
-            if array.size and not np.issubdtype(array.dtype, KINDS.get(field, np.floating)):
-                raise ValueError(f"{name} holds {array.dtype} numbers")
+            _check_array(name, field, array)
             parts.setdefault(group, {})[field] = array
-        return Certificate(
-            [Box(part["lower"], part["upper"]) for part in _numbered(parts, "region")],
-            Property(tuple(map(_clause, _numbered(parts, "clause")))),
-            [Tree(**part) for part in _numbered(parts, "tree")],
-        )
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
+        boxes = [Box(part["lower"], part["upper"]) for part in _numbered(parts, "region")]
+        clauses = tuple(map(_clause, _numbered(parts, "clause")))
+        _check_shapes(boxes, clauses)
+        return Certificate(boxes, Property(clauses), [Tree(**part) for part in _numbered(parts, "tree")])
+    except UNREADABLE as fault:
         raise errors.CertificateError(f"{path} is no whole certificate: leaf 0 cannot be read ({fault})") from fault
+
+
+def _check_array(name: str, field: str, array: np.ndarray) -> None:
+    """Refuse an array that is not of its field's kind: others would be rounded, or broadcast against each other."""
+    kind = KINDS.get(field, np.floating)
+    wide = not np.can_cast(array.dtype, np.float64)
+    if array.size and (not np.issubdtype(array.dtype, kind) or (kind is np.floating and wide)):
+        raise ValueError(f"{name} holds {array.dtype} numbers")
+    if field in AXES and array.ndim != AXES[field]:
+        raise ValueError(f"{name} has {array.ndim} axes")
+
+
+def _check_shapes(boxes: list[Box], clauses: tuple[Clause, ...]) -> None:
+    """Refuse regions that are not all of one shape, and clauses that count in boxes of another size."""
+    shapes = {np.shape(end) for box in boxes for end in (box.lower, box.upper)}
+    if len(shapes) > 1:
+        raise ValueError(f"its regions have ends of shapes {sorted(shapes)}")
+    sizes = {(2, math.prod(shape)) for shape in shapes}
+    for clause in clauses:
+        own = None if clause.box is None else np.shape(clause.box)
+        if own is not None and sizes - {own}:
+            raise ValueError(f"the box of a clause has shape {own}")
 
 
 def _clause(part: dict[str, np.ndarray]) -> Clause:
     box = part.get("box")
-    return Clause(part["outputs"], part["offsets"], part.get("inputs"), None if box is None else (box[0], box[1]))
+    return Clause(part["outputs"], part["offsets"], part.get("inputs"), None if box is None else tuple(box))
 
 
 def _numbered(parts: dict[str, dict], kind: str) -> list[dict]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxbound import errors
+from jaxbound import _compat, errors
 from jaxbound.certificates.proofs.layers import Add, Array, Dense, Layer, Move, Relu, Scale
 from jaxbound.network.model import Model
 
@@ -119,15 +119,6 @@ def _chain(layers: Sequence, x):
     return x
 
 
-def _inner(equation) -> Any:
-    """The program that an equation calls, if it calls one."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = equation.params.get(name)
-        if inner is not None and equation.primitive.name not in ("scan", "while", "cond"):
-            return inner
-    return None
-
-
 class _Reader:
     """Walks a program and writes down its layers."""
 
@@ -141,7 +132,7 @@ class _Reader:
         known.update(zip(jaxpr.invars, given, strict=True))
         get = lambda atom: np.asarray(atom.val) if hasattr(atom, "val") else known[atom]  # noqa: E731
         for equation in jaxpr.eqns:
-            operands, inner = [get(atom) for atom in equation.invars], _inner(equation)
+            operands, inner = [get(atom) for atom in equation.invars], _compat.call_jaxpr(equation)
             if inner is not None:
                 results = self.run(inner, operands)
             elif equation.primitive.name == "split":
