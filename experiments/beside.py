@@ -234,7 +234,7 @@ def main() -> int:
     parser.add_argument("--rival", type=Path, required=True, help="a checkout of auto_LiRPA")
     parser.add_argument("--rival-python", type=Path, required=True, help="a Python with PyTorch and what it needs")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--widths", nargs="+", type=int, default=[8, 16, 32])
+    parser.add_argument("--widths", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--steps", type=int, default=4, help="of the recurrent networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", type=int, default=2000, help="values to hold bounds against")

@@ -14,6 +14,7 @@ import pytest
 from networks import ACTIVATIONS, NETWORKS
 
 import jaxbound as jb
+from jaxbound import errors
 from jaxbound.driver import steps
 from jaxbound.graph import operations
 from jaxbound.methods import ascent
@@ -291,6 +292,14 @@ def test_slopes_of_several_outputs_are_a_list():
     assert [next(iter(part.values()))[0].shape[0] for part in slopes] == [10, 2]
     again = jb.bound(both, jb.Crown(slopes=slopes, pre_activation=jb.IBP()))(box)
     assert np.allclose(again[1].lower, bounds[1].lower, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_slopes_of_half_the_sides_are_refused(groups):
+    """Groups of rows come for lower and for upper bounds; one for both was a crash in the compiled step."""
+    slopes = {"001/max": (jnp.zeros((groups, 2)), jnp.ones((groups, 2)))}
+    with pytest.raises(errors.ArgumentError, match="as many of upper bounds"):
+        jb.bound(lambda x: jnp.maximum(x, 0).sum(), jb.Crown(slopes=slopes))(jb.Box(-jnp.ones(2), jnp.ones(2)))
 
 
 def test_images_are_tuned_independently():

@@ -193,7 +193,12 @@ class Crown(Method):
         for block, rule in given.items():
             if rule is not None:  # those of lower bounds are the first half
                 axis = 0 if run.batch is None else 1
-                groups = rule.below.shape[axis] * sides // 2
+                given_groups = rule.below.shape[axis]
+                if given_groups % 2:
+                    name = run.graph.nodes[block.start].name
+                    problem = f"has {given_groups} groups of rows for {name!r}"
+                    raise errors.argument("slopes", problem, "pass those of lower bounds, then as many of upper bounds")
+                groups = given_groups * sides // 2
                 own = jax.tree.map(lambda leaf, cut=(slice(None),) * axis + (slice(groups),): leaf[cut], rule)
                 run = run.enclose_rows(block, own, request.sides, rows)
         return run
