@@ -222,8 +222,8 @@ PARAMS, POINT = {"a": jnp.ones(1)}, jnp.full((1, 1), 0.5)
 def test_rules_put_on_functions_of_jax_are_not_trusted():
     fake = jax.custom_jvp(jax.nn.relu)
     fake.defjvps(lambda tangent, result, x: 0 * tangent)
-    with pytest.raises(jb.UnsupportedError, match="derivative rule"):
-        jb.lipschitz(PARAMS, POINT, 0.1, apply_fn=lambda p, x: fake(3 * x) * p["a"], method=jb.Crown())
+    found = jb.lipschitz(PARAMS, POINT, 0.1, apply_fn=lambda p, x: fake(3 * x) * p["a"], method=jb.Crown())
+    assert 3 <= found[0, 0] <= 3.001
 
 
 CHAINS = {

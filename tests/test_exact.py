@@ -666,3 +666,22 @@ def test_methods_are_pytrees():
         assert hash(tree) == hash(jax.tree.flatten(type(method)(**vars(method)))[1])
     assert LP() == LP()
     assert Ball(np.zeros(1, int), np.zeros(1), 1.0).radius == 1
+
+
+CHOICES = {
+    "of an array": lambda x, c: jnp.where(x @ c > 0.1, x, c[0]),
+    "of a number": lambda x, c: jnp.where(x @ c > 0, 2.0, x),
+    "the other way": lambda x, c: jnp.where(x > 0.2, c[1], x @ c),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_with_a_constant_stand_in_the_program(name):
+    """The planes of a choice have slopes of what it reads alone, not of its constant case: this crashed."""
+    draw = np.random.default_rng(0)
+    c = jnp.asarray(draw.normal(size=(3, 3)), jnp.float32)
+    function, box = lambda x: CHOICES[name](x, c) @ c, jb.Box(-0.7 * jnp.ones(3), 0.7 * jnp.ones(3))
+    found, crown = jb.bound(function, LP())(box), jb.bound(function, jb.Crown())(box)
+    values = np.asarray(jax.vmap(function)(draw.uniform(-0.7, 0.7, (2000, 3)).astype(np.float32)))
+    assert np.all(found.lower <= values.min(axis=0)) and np.all(values.max(axis=0) <= found.upper)
+    assert np.mean(found.upper - found.lower) <= np.mean(crown.upper - crown.lower) * 1.0001

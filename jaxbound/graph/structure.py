@@ -81,6 +81,7 @@ class Op:
     shape: tuple[int, ...]
     dtype: np.dtype
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    """Per operand of the primitive, constants among them."""
     params: tuple = ()
     operands: tuple = ()
     """Per operand of the primitive: ("input", k), ("constant", k) or ("literal", value)."""
@@ -105,6 +106,14 @@ class Op:
         """Whether entry k of the flattened value is entry k of each flattened input, plus a constant."""
         unrepeated = self.name == "broadcast_in_dim" and self.size == int(np.prod(self.input_shapes[0]))
         return self.facts.order_preserving or unrepeated
+
+    @cached_property
+    def read_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the inputs, without those of constants."""
+        if not self.operands:
+            return self.input_shapes
+        pairs = zip(self.input_shapes, self.operands, strict=True)
+        return tuple(shape for shape, operand in pairs if operand[0] == "input")
 
     @cached_property
     def size(self) -> int:

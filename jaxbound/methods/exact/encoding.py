@@ -129,7 +129,7 @@ class Encoding:
         for side, (slopes, intercept, sign) in enumerate(sides):
             ends = np.asarray(intercept, np.float64).reshape(-1)
             steep = [np.broadcast_to(np.asarray(slope, np.float64), shape).reshape(-1)
-                     for slope, shape in zip(slopes, node.op.input_shapes, strict=True)]  # fmt: skip
+                     for slope, shape in zip(slopes, node.op.read_shapes, strict=True)]  # fmt: skip
             used = np.isfinite(ends) if keep is None else np.isfinite(ends) & keep[side]
             place = np.cumsum(used) - 1
             parts = [(place[used], own[used], np.ones(int(used.sum())))]
