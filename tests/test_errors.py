@@ -345,6 +345,11 @@ def test_a_refusal_is_listed_by_explain_and_raised_under_jit():
         jax.jit(jb.bound(remains, jb.Crown()))(BOX)
 
 
+def test_what_follows_from_a_refusal_is_not_told_again():
+    found = jb.explain(lambda x: jax.nn.one_hot(jnp.argmax(x), 3), jb.Crown())(BOX).refusals
+    assert len(found) == 1 and "`argmax`" in found[0] and len(found[0]) < 300, found
+
+
 def test_what_the_result_does_not_need_is_not_refused():
     found = bounded(lambda x: (jnp.argsort(x), 2 * x)[1], BOX)
     np.testing.assert_allclose(found.upper, 2.0)
