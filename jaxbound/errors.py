@@ -195,6 +195,27 @@ Please report this with the model; no result of this run can be trusted
     )
 
 
+def logits_alone(given: str) -> ArgumentError:
+    """A network with more results than its outputs.
+
+    >>> print(logits_alone("2 arrays"))
+    the network gives 2 arrays, and one is bounded: pass apply_fn=lambda v, x: model.apply(v, x)[0], with the part \
+that is meant
+    """
+    return ArgumentError(
+        f"the network gives {given}, and one is bounded: pass apply_fn=lambda v, x: model.apply(v, x)[0], with the "
+        "part that is meant"
+    )
+
+
+def value_read(error: Exception) -> ArgumentTypeError:
+    """A function that looks at a value while it is traced: a flag, an axis, or a branch on values."""
+    return ArgumentTypeError(
+        f"the function reads the value of an argument while it is traced ({type(error).__name__}): pass flags and axes "
+        "by functools.partial, and write a branch on values as jnp.where"
+    )
+
+
 def network_failed(*shapes: tuple[int, ...], error: Exception) -> ArgumentError:
     """A network that cannot be evaluated: what it was given, its own error in short, and the likely way out.
 
@@ -215,6 +236,9 @@ _NETWORK_FAILURES = {
     "argument: 'training'": "pass apply_fn=functools.partial(model.apply, training=False)",
     "argument: 'deterministic'": "pass apply_fn=functools.partial(model.apply, deterministic=True)",
     "InvalidRng": "switch dropout off, as by apply_fn=functools.partial(model.apply, train=False)",
+    "ScopeCollectionNotFound": "pass all of the variables, as {'params': ..., 'batch_stats': ...}",
+    "TracerArrayConversion": "write it with jax.numpy in place of NumPy",
+    "TracerBoolConversion": "write a branch on values as jnp.where",
     "ModifyScopeVariable": "BatchNorm is in training mode: pass apply_fn=functools.partial(model.apply, train=False)",
     "requires a key": "switch dropout off, as by equinox.nn.inference_mode(model)",
     "argument: 'rng'": "for Haiku pass apply_fn=haiku.without_apply_rng(transformed).apply",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,41 @@ INPUTS = [
     ("sides is unknown", lambda: ibp(sides="upper"), ArgumentError, ["sides='upper'", "'both', 'lower'"]),
     ("activation is misspelt", lambda: ibp(activation="rellu"), ArgumentError, ["'rellu'", "callable"]),
     ("activation is no function", lambda: ibp(activation=3), ArgumentError, ["activation", "3", "callable"]),
+    ("x has no order", lambda: ibp(x=X + 0j), ArgumentTypeError, ["x has dtype complex", "order", "imaginary"]),
+    ("memory_limit is a word", lambda: ibp(memory_limit="1GB"), ArgumentTypeError, ["memory_limit", "'1GB'", "bytes"]),
+    ("apply_fn is a class", lambda: ibp(apply_fn=nn.Dense), ArgumentTypeError, ["apply_fn", "class Dense", "instance"]),
+    ("two results", lambda: ibp(apply_fn=lambda v, x: (x, x)), ArgumentError, ["gives 2 arrays", "apply_fn="]),
+    (
+        "two results and a spec",
+        lambda: ibp(apply_fn=lambda v, x: (x, x), spec=np.ones((1, 4), "f")),
+        ArgumentError,
+        ["gives a tuple", "apply_fn="],
+    ),
+    ("no result", lambda: ibp(apply_fn=lambda v, x: None), ArgumentError, ["gives 0 arrays", "apply_fn="]),
+    (
+        "logits and a state",
+        lambda: ibp(apply_fn=lambda v, x: (x, {"mean": x[0]})),
+        ArgumentError,
+        ["gives a tuple", "without a batch axis", "apply_fn="],
+    ),
+    ("a branch", lambda: ibp(apply_fn=lambda v, x: x if x.sum() > 0 else -x), ArgumentError, ["jnp.where"]),
+    ("NumPy within", lambda: ibp(apply_fn=lambda v, x: np.tanh(x)), ArgumentError, ["jax.numpy in place"]),
+    (
+        "no batch statistics",
+        lambda: ibp({}, apply_fn=nn.BatchNorm(use_running_average=True).apply),
+        ArgumentError,
+        ["batch_stats"],
+    ),
 ]
+
+
+def test_labels_that_are_words():
+    raised(lambda: jb.margin_spec(np.array(["a", "b"]), 3), ArgumentTypeError, ["labels", "class indices"])
+
+
+def test_roundings_are_named():
+    call = lambda: jb.certify(LAYERS, X, [0, 1], 0.1, method=jb.IBP(), activation="relu", rounding="up")  # noqa: E731
+    raised(call, ArgumentError, ["rounding is 'up'", '"outward", "execution" or None'])
 
 
 @rows(INPUTS)
@@ -153,6 +188,10 @@ CALLS = [
     ("a negative radius", lambda: bounded(jnp.tanh, LpBall(np.zeros(3), -1.0, 2)), ArgumentError, ["negative"]),
     ("an empty box", lambda: bounded(jnp.tanh, box(1.0, 0.0)), ArgumentError, ["lower > upper"]),
     ("a NaN", lambda: bounded(jnp.tanh, box(np.nan, 0.0)), ArgumentError, ["NaN"]),
+    ("no function", lambda: bounded({"kernel": X}, BOX), ArgumentTypeError, ["fn is a dict", "function"]),
+    ("a flag", lambda: bounded(lambda x, t: x if t else -x, BOX, True), ArgumentTypeError, ["value", "partial"]),
+    ("an axis", lambda: bounded(lambda x, axis: x.sum(axis), BOX, 0), ArgumentTypeError, ["value", "partial"]),
+    ("a branch", lambda: bounded(lambda x: x if x[0] > 0 else -x, BOX), ArgumentTypeError, ["jnp.where"]),
     ("a nested empty box", lambda: bounded(lambda d: d["a"][0], NESTED), ArgumentError, [r"\['a'\]\[0\]"]),
 ]
 
@@ -304,6 +343,11 @@ def test_a_refusal_is_listed_by_explain_and_raised_under_jit():
     assert "`rem`" in jb.explain(remains, jb.Crown())(BOX).refusals[0]
     with pytest.raises(UnsupportedError, match="`rem`"):
         jax.jit(jb.bound(remains, jb.Crown()))(BOX)
+
+
+def test_what_follows_from_a_refusal_is_not_told_again():
+    found = jb.explain(lambda x: jax.nn.one_hot(jnp.argmax(x), 3), jb.Crown())(BOX).refusals
+    assert len(found) == 1 and "`argmax`" in found[0] and len(found[0]) < 300, found
 
 
 def test_what_the_result_does_not_need_is_not_refused():

@@ -20,7 +20,7 @@ from jaxbound.methods import Forward, Method
 from jaxbound.network import inputs
 from jaxbound.network.functions import on_batch
 from jaxbound.network.inputs import Inputs, leaves_of, radii, region_around
-from jaxbound.network.problems import MEMORY_LIMIT, problem_of
+from jaxbound.network.problems import bytes_of, problem_of
 from jaxbound.network.resolving import Network
 from jaxbound.regions import LpBall, is_region
 
@@ -105,8 +105,7 @@ def automatic_batch_size(network: Network, given: Inputs, logits, method: Method
     parts = jax.tree.leaves(method, is_leaf=lambda part: isinstance(part, Forward))
     forward = any(isinstance(part, Forward) for part in parts)
     rows = 6 * sum(regions.leaf_struct(leaf).size for leaf in problem.leaves) if forward else _ROWS
-    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
-    return int(np.clip(limit // (3 * largest * rows), 1, _LARGEST_BATCH))
+    return int(np.clip(bytes_of(memory_limit) // (3 * largest * rows), 1, _LARGEST_BATCH))
 
 
 def rows_of(given: Inputs, index: np.ndarray) -> Inputs:

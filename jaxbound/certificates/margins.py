@@ -56,15 +56,14 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
     """
     if num_classes < 2:
         raise errors.argument("num_classes", f"is {num_classes}", "margins need two classes at least")
-    if not _compat.is_tracer(labels):
-        given = np.asarray(labels)
-        wrong = given[(given < 0) | (given >= num_classes)]
-        if wrong.size:
-            raise errors.argument("labels", f"hold {wrong[0]}", f"classes are numbered 0..{num_classes - 1}")
     xp = jnp if _compat.is_tracer(labels) else np
     true = xp.asarray(labels)[..., None, None]
     if not jnp.issubdtype(true.dtype, jnp.integer):
         raise errors.argument_type("labels", f"are {true.dtype}", "pass class indices as integers")
+    if not _compat.is_tracer(labels):
+        wrong = true[(true < 0) | (true >= num_classes)]
+        if wrong.size:
+            raise errors.argument("labels", f"hold {wrong[0]}", f"classes are numbered 0..{num_classes - 1}")
     row, column = xp.arange(num_classes - 1)[:, None], xp.arange(num_classes)[None]
     other = row + (row >= true)
     rows = (column == true).astype(jnp.float32) - (column == other).astype(jnp.float32)

@@ -7,7 +7,7 @@ curvature cannot be proved is made of its parts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -117,8 +117,13 @@ def _demand(builder: Builder, plans: dict[Value, tuple[Op, list]], wanted: Seque
         needed = value.operands if value in refusals else plans[value][1]
         pending.extend(operand for operand in needed if isinstance(operand, Value))
     if refusals:
-        ordered = sorted(refusals, key=lambda value: value.order)
+        ordered = [value for value in sorted(refusals, key=lambda value: value.order) if not _follows(value, refusals)]
         raise errors.UnsupportedError(*dict.fromkeys(text for value in ordered for text in refusals[value].refusals))
+
+
+def _follows(value: Value, refused: Container[Value]) -> bool:
+    """Whether a refusal only says that what it reads was refused: a number of what is none."""
+    return value.name == "convert_element_type" and any(operand in refused for operand in value.dependent)
 
 
 def _share(builder: Builder, plans: dict[Value, tuple[Op, list]]) -> None:

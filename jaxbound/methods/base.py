@@ -48,7 +48,7 @@ def rounding_mode(value: bool | str | None) -> bool | str:
     """
     modes = {None: False, False: False, True: True, "outward": True, "exact": True, "execution": "execution"}
     if not isinstance(value, bool | str | None) or value not in modes:
-        raise errors.argument("rounding", f"is {value!r}", 'pass "exact", "execution" or None')
+        raise errors.argument("rounding", f"is {value!r}", 'pass "outward", "execution" or None')
     return modes[value]
 
 

@@ -65,6 +65,8 @@ def bound_network(
     network = resolve(params, x, apply_fn, activation, weights=True)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
     problem = problem_of(network, region, spec)
+    if len(problem.graph.structure.outputs) != 1:
+        raise errors.logits_alone(f"{len(problem.graph.structure.outputs)} arrays")
     (found,) = outputs_of(problem, method, request_of(problem, memory_limit, sides=sides))
     return method.result(found.lower, found.upper)
 

@@ -23,7 +23,12 @@ class OfBatch:
 
     def __call__(self, variables, example):
         """The output for one example."""
-        return jax.tree.map(self._only, self.on_batch(variables, jax.tree.map(lambda part: part[None], example)))
+        outputs = self.on_batch(variables, jax.tree.map(lambda part: part[None], example))
+        if jax.tree.structure(outputs).num_leaves > 1 and any(
+            np.shape(o)[:1] != (1,) for o in jax.tree.leaves(outputs)
+        ):
+            raise errors.logits_alone(f"a {type(outputs).__name__}, some of it without a batch axis")
+        return jax.tree.map(self._only, outputs)
 
     def on_batch(self, variables, batch):
         """The outputs for a batch; what the network raises becomes an `ArgumentError`."""

@@ -87,6 +87,8 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Inputs
     if batched and np.shape(x)[:1] == (0,):
         raise errors.argument("x", "is a batch of no examples", "pass at least one")
     given = jnp.result_type(x)
+    if jnp.issubdtype(given, jnp.complexfloating):
+        raise errors.argument_type("x", f"has dtype {given}, which has no order", "pass its real and imaginary parts")
     if not jnp.issubdtype(given, jnp.floating):
         raise errors.ArgumentTypeError(
             f"x has dtype {given}: integers have no neighbourhood; divide images by 255 first"

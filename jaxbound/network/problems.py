@@ -74,6 +74,8 @@ def _output_struct(function: Callable, tree, avals: tuple, _default_dtype):
 
 def _check_spec(network: Network, inputs: Inputs, shape: tuple[int, ...]) -> None:
     outputs = output_struct(network, inputs)
+    if not hasattr(outputs, "shape"):
+        raise errors.logits_alone(f"a {type(outputs).__name__}")
     size = int(np.prod(outputs.shape))
     if shape[-1] != size:
         raise errors.ArgumentError(f"spec has shape {shape}, but the network has {size} outputs")
@@ -82,11 +84,18 @@ def _check_spec(network: Network, inputs: Inputs, shape: tuple[int, ...]) -> Non
         raise errors.ArgumentError(f"spec has shape {shape}, but x has {batch[0] if batch else 'no'} examples")
 
 
+def bytes_of(memory_limit: int | None) -> int:
+    """A memory limit in bytes, as given or the usual one."""
+    if not isinstance(memory_limit, int | float | np.number | None):
+        raise errors.argument_type("memory_limit", f"is {memory_limit!r}", "pass a number of bytes, such as 2**30")
+    return MEMORY_LIMIT if memory_limit is None else memory_limit
+
+
 def request_of(
     problem: Problem, memory_limit: int | None, *, sides: str = "both", rounding: bool | str = False
 ) -> Request:
     """How many rows fit into the memory limit."""
-    limit = MEMORY_LIMIT if memory_limit is None else memory_limit
+    limit = bytes_of(memory_limit)
     graph = problem.graph
     batch = 1 if graph.axes is None else jax.tree.leaves(problem.leaves)[0].shape[0]
     row = max(node.op.size * node.op.dtype.itemsize for node in graph.nodes) * batch * 3

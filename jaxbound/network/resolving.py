@@ -92,6 +92,8 @@ def _module(params, x, apply_fn) -> Network | None:
     """The network that a module, a state or apply_fn says; None where there is none of them."""
     if isinstance(apply_fn, nn.Module):
         apply_fn = apply_fn.apply
+    if isinstance(apply_fn, type):
+        raise errors.argument_type("apply_fn", f"is the class {apply_fn.__name__}", "pass model.apply of an instance")
     if apply_fn is not None and not callable(apply_fn):
         way_out = "pass a function (variables, batch) -> outputs; for Haiku haiku.without_apply_rng(transformed).apply"
         raise errors.argument_type("apply_fn", f"is a {type(apply_fn).__name__}", way_out)

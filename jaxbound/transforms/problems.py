@@ -168,10 +168,17 @@ def regions_among(leaves: Sequence) -> tuple[bool, ...]:
 
 def flat_function(fn: Callable, tree) -> Callable:
     """The function of the leaves of its arguments."""
+    if not callable(fn):
+        raise errors.argument_type(
+            "fn", f"is a {type(fn).__name__}", "pass a function, and then the regions to what bound gives"
+        )
 
     def flat(*leaves):
         args, kwargs = jax.tree.unflatten(tree, leaves)
-        return fn(*args, **kwargs)
+        try:
+            return fn(*args, **kwargs)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
+            raise errors.value_read(error) from error
 
     return flat
 
