@@ -178,7 +178,13 @@ MIXING = {
     "reversed": lambda x: x + x[::-1],
     "dropout": lambda x: jax.random.bernoulli(jax.random.key(0), 0.5, x.shape) * x,
 }
+COUNTING = {
+    "over its size": lambda x: x / len(x),
+    "a mean by hand": lambda x: x * (1 / x.shape[0]),
+    "under a root": lambda x: x / jnp.sqrt(2 * x.shape[0]),
+}
 INDEPENDENT = {
+    "numbers of other sizes": lambda x: x / 1000 + 1e-3 * x / x.shape[1],
     "LayerNorm": lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True),
     "attention among tokens": lambda x: jax.nn.softmax(x @ x.swapaxes(1, 2)) @ x,
     "vmap": lambda x: jax.vmap(lambda v: jnp.sort(v, axis=0) @ v.T)(x),
@@ -199,6 +205,14 @@ def test_examples_that_depend_on_each_other_are_refused(name):
         errors.ArgumentError, match=r"the network mixes the examples of a batch by .* bounded by itself"
     ):
         check(lambda _, x: MIXING[name](x), (), STRUCT)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", COUNTING)
+def test_networks_that_count_the_examples_are_refused(name):
+    """In a batch of one they are another network."""
+    with pytest.raises(errors.ArgumentError, match="depends on the number of examples in a batch"):
+        check(lambda _, x: COUNTING[name](x), (), STRUCT)
 
 
 @pytest.mark.fast

@@ -3,23 +3,27 @@
 A network is bounded as a function of one example, its value on a batch of one. That is the network only if no example
 of a batch matters to another one, which BatchNorm in training mode, a softmax along the wrong axis or dropout break
 without an error. So the network is traced once more, on a batch whose size is a prime that nothing else has: an axis
-of that size, or of a multiple of it, is the batch's, and an operation that sums, sorts or cuts along it mixes examples.
-Nothing is computed. What no trace can tell (gathers of examples by number) is left to `certify`, which holds the
-network's own values against its bounds.
+of that size, or of a multiple of it, is the batch's, and an operation that sums, sorts or cuts along it mixes examples;
+a floating number that is a multiple of the size, or one over it, tells that the network counts them. Nothing is
+computed. What no trace can tell (gathers of examples by number, factors by position) is left to `certify`, which holds
+the network's own values against its bounds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxbound import _compat, errors
 from jaxbound.backend.caches import kept
 from jaxbound.network.inputs import structs
 
 _PRIMES = 1009, 1511  # two, in case that something else has the first one's size
+_MIXES, _COUNTS = "mixes the examples of a batch", "depends on the number of examples in a batch"
 _RANDOM = frozenset({"random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"})
 
 
@@ -50,24 +54,28 @@ def check(batched: Callable, variables, example) -> None:
         found = _first_doubt.__wrapped__(batched, tree, tuple(avals))
     if found is None:
         return
-    name, place, mixes = found
+    name, place, what = found
     where = f" at {place}" if place else ""
-    if not mixes:
+    if not what:
         errors.warn_once(
             f"the network draws random numbers{where}, and what is bounded is the one with these: is dropout on? "
             "pass apply_fn=functools.partial(model.apply, train=False) or deterministic=True",
             errors.AssumedNetworkWarning, found,
         )  # fmt: skip
         return
-    raise errors.ArgumentError(
-        f"the network mixes the examples of a batch by `{name}`{where}, but each is bounded by itself: switch off "
-        "BatchNorm's training mode and dropout, as by apply_fn=functools.partial(model.apply, train=False)"
-    )
+    way_out = "leave that out of it and apply it to the bounds"
+    if what == _MIXES:
+        off = "apply_fn=functools.partial(model.apply, train=False)"
+        way_out = f"switch off BatchNorm's training mode and dropout, as by {off}"
+    raise errors.ArgumentError(f"the network {what} by `{name}`{where}, but each is bounded by itself: {way_out}")
 
 
 @kept(256)
-def _first_doubt(batched: Callable, tree, avals: tuple) -> tuple[str, str, bool] | None:
-    """The name and line of the first operation that mixes examples, or else of one that draws random numbers."""
+def _first_doubt(batched: Callable, tree, avals: tuple) -> tuple[str, str, str] | None:
+    """The name and line of the first operation that mixes or counts examples, and what it does.
+
+    Or else, with "", of one that draws random numbers.
+    """
     found, whole = None, getattr(batched, "on_batch", batched)  # a bound method is equal to no other, the function is
     variables, example = jax.tree.unflatten(tree, avals)
     for size in _PRIMES:
@@ -80,17 +88,34 @@ def _first_doubt(batched: Callable, tree, avals: tuple) -> tuple[str, str, bool]
             return None
         equations = list(_compat.all_equations(_compat.used_part(closed)))
         mixing = [k for k, equation in enumerate(equations) if _mixes(equation, size)]
+        counting = [k for k, equation in enumerate(equations) if any(_counts(atom, size) for atom in equation.invars)]
         random = [k for k, equation in enumerate(equations) if equation.primitive.name in _RANDOM]
-        if not mixing and not random:
+        if not mixing and not counting and not random:
             return None
-        number = (mixing or random)[0]
+        number = (mixing or counting or random)[0]
         lines = map(_compat.source_line, reversed(equations[: number + 1]))  # in a call, the caller's
-        found = equations[number].primitive.name, next(filter(None, lines), ""), bool(mixing)
+        found = (
+            equations[number].primitive.name,
+            next(filter(None, lines), ""),
+            _MIXES if mixing else _COUNTS if counting else "",
+        )
     return found
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return getattr(atom.aval, "shape", ())
+
+
+def _counts(atom: Any, size: int) -> bool:
+    """Whether an operand is a floating number that is a multiple of the batch's size, or one over such a multiple."""
+    value = atom.val if isinstance(atom, _compat.Literal) else 0
+    if not isinstance(value, float | np.floating) and getattr(value, "dtype", np.dtype(int)).kind != "f":
+        return False
+    value = abs(float(value)) if np.ndim(value) == 0 else 0.0
+    if not 0 < value < math.inf:
+        return False
+    times = max(value / size, 1 / value / size)
+    return 0.5 < times < 1000 and abs(times - round(times)) < 1e-5 * times
 
 
 def _mixes(equation: _compat.JaxprEqn, size: int) -> bool:
