@@ -146,32 +146,14 @@ def mixed_margins(
     >>> bounds.shape
     (2, 9)
     """
-    tight = _apart(margins(variables, x, labels, eps, method=method, apply_fn=apply_fn, norm=norm, clip=clip))
+    tight = margins(variables, x, labels, eps, method=method, apply_fn=apply_fn, norm=norm, clip=clip)
     if isinstance(method, IBP):
         return tight
-    loose = _apart(margins(variables, x, labels, eps, method=IBP(), apply_fn=apply_fn, norm=norm, clip=clip))
+    loose = margins(variables, x, labels, eps, method=IBP(), apply_fn=apply_fn, norm=norm, clip=clip)
     # At either end the other bound has no say, even where it is infinite.
     beta = jnp.asarray(beta)
     mixed = beta * tight + (1 - beta) * loose
     return jnp.where(beta >= 1, tight, jnp.where(beta <= 0, loose, mixed))
-
-
-@jax.custom_jvp
-def _apart(bounds: jax.Array) -> jax.Array:
-    """The same bounds, whose cotangents are an array of their own.
-
-    The gradients of bounds are wide arrays, of rows times neurons, that begin with one cotangent a row. XLA fuses what
-    is cheap into what reads it, so it computes the loss's derivative again in every entry of each of them. For CPU it
-    drops optimization barriers before it fuses; products it does not fuse.
-    """
-    return bounds
-
-
-@_apart.defjvp
-def _(primals: tuple, tangents: tuple):
-    (bounds,), (moved,) = primals, tangents
-    same = jnp.eye(bounds.shape[-1], dtype=bounds.dtype)
-    return bounds, jnp.dot(moved, same, precision=jax.lax.Precision.HIGHEST)
 
 
 def divergence(logits: jax.Array, others: jax.Array) -> jax.Array:
