@@ -6,9 +6,8 @@ Recurrent networks (LSTM and GRU over --steps steps), gated units, and a chain o
 the same random weights on both sides, in float64. Each is bounded over balls by CROWN, CROWN-IBP and forward linear
 bounds. A row gives the ratio of the mean widths (below 1: ours is tighter), its least and greatest over the outputs,
 and by how much values leave the bounds of either side (0: they do not), at random points, at corners and where the
-tangents at the example are steepest.
-auto_LiRPA runs in a process of its own, with a Python that has PyTorch. Ends with 1 if a ratio of a bound that holds
-on both sides is above --limit. Writes beside.csv.
+tangents at the example are steepest. auto_LiRPA runs in a process of its own, with a Python that has PyTorch. Ends with
+1 if a ratio of a bound that holds on both sides is above --limit. Writes beside.csv.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ METHODS = {"crown": "CROWN", "crown_ibp": "CROWN-IBP", "forward": "forward"}
 """What its methods are called there."""
 INPUTS, OUTPUTS, EXAMPLES = 6, 5, 3
 
-Ops = Any  # sigmoid, tanh, leaky_relu, concatenate, zeros of one of the two libraries
+Ops = Any  # sigmoid, tanh, leaky_relu and zeros of one of the libraries
 
 
 def lstm(x: Any, w: dict, ops: Ops):
@@ -152,32 +151,36 @@ def main_of_rival(checkout: str, task: str) -> None:
     print(json.dumps(found))
 
 
+def farthest(ways: np.ndarray, norm: float) -> np.ndarray:
+    """The steps within the ball that go farthest in some directions: to a corner, along one axis, or straight."""
+    if norm == np.inf:
+        ways = np.sign(ways)
+    elif norm == 1.0:
+        ways = np.where(np.abs(ways) == np.abs(ways).max(axis=-1, keepdims=True), ways, 0)
+    return _to_the_edge(ways, norm)
+
+
+def _to_the_edge(ways: np.ndarray, norm: float) -> np.ndarray:
+    return NORMS[norm] * ways / np.linalg.norm(ways, ord=norm, axis=-1, keepdims=True)
+
+
 def points(x: np.ndarray, norm: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Points of the ball around each example: random directions, cut to the ball, and corners; (count, *x.shape)."""
-    steps = rng.normal(size=(count, *x.shape))
-    steps[::2] = np.sign(steps[::2]) if norm == np.inf else steps[::2]
-    if norm == 1.0:
-        steps[::2] = np.where(np.abs(steps[::2]) == np.abs(steps[::2]).max(axis=-1, keepdims=True), steps[::2], 0)
-    return x + NORMS[norm] * steps / np.linalg.norm(steps, ord=norm, axis=-1, keepdims=True)
+    """Points at the edge of the ball around each example, in random directions, and corners; (count, *x.shape)."""
+    ways = rng.normal(size=(count, *x.shape))
+    return x + np.concatenate([farthest(ways[::2], norm), _to_the_edge(ways[1::2], norm)])
 
 
 def steepest(name: str, w: dict, x: np.ndarray, norm: float) -> np.ndarray:
     """Where the tangent at each example is least and greatest on the ball, for each output; (2 OUTPUTS, *x.shape)."""
     moved = x[:, None] + 1e-6 * np.eye(x.shape[-1])
     slopes = (values(name, w, moved) - values(name, w, x[:, None])).transpose(2, 0, 1)
-    if norm == np.inf:
-        ways = np.sign(slopes)
-    elif norm == 1.0:
-        ways = np.where(np.abs(slopes) == np.abs(slopes).max(axis=-1, keepdims=True), slopes, 0)
-    else:
-        ways = slopes
-    ways = NORMS[norm] * ways / np.linalg.norm(ways, ord=norm, axis=-1, keepdims=True)
-    return np.concatenate([x + ways, x - ways])
+    steps = farthest(slopes, norm)
+    return np.concatenate([x + steps, x - steps])
 
 
-def outside(ends: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> float:
+def outside(ends: tuple[np.ndarray, np.ndarray], found: np.ndarray) -> float:
     """The farthest that a value is outside its bounds."""
-    return max(0.0, float(np.max(ends[0] - values)), float(np.max(values - ends[1])))
+    return max(0.0, float(np.max(ends[0] - found)), float(np.max(found - ends[1])))
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def _schur(matrix: jax.Array, p: float) -> jax.Array:
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     matrix = matrix / scale
     lost = 2 * (sum(matrix.shape[-2:]) + 2) * limits.tiny  # what may underflow in a sum of so many products
-    # No entry may be so small that its power, which is divided by, vanishes.
+    # No entry may be so small that its power, which is divided by, vanishes; none is above 1, or it would overflow.
     floor = max(float(limits.eps), float(limits.tiny) ** min(1.0, 0.75 / power))
 
     def apply(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +108,7 @@ def _schur(matrix: jax.Array, p: float) -> jax.Array:
 
     def improve(_: Any, vector: jax.Array) -> jax.Array:
         moved, _ = apply(vector)
-        return _raised(moved / jnp.max(moved, axis=-1, keepdims=True), 1 / power) + floor
+        return jnp.maximum(_raised(moved / jnp.max(moved, axis=-1, keepdims=True), 1 / power), floor)
 
     start = jnp.ones((*matrix.shape[:-2], matrix.shape[-1]), matrix.dtype)
     vector = jax.lax.stop_gradient(rolled(jax.lax.fori_loop)(0, _ROUNDS, improve, start))
