@@ -123,7 +123,8 @@ def _demand(builder: Builder, plans: dict[Value, tuple[Op, list]], wanted: Seque
 
 def _follows(value: Value, refused: Container[Value]) -> bool:
     """Whether a refusal only says that what it reads was refused: a number of what is none."""
-    return value.name == "convert_element_type" and any(operand in refused for operand in value.dependent)
+    reads_refused = any(operand in refused for operand in value.dependent)
+    return value.name == "convert_element_type" and reads_refused and not _rounded(value)
 
 
 def _share(builder: Builder, plans: dict[Value, tuple[Op, list]]) -> None:
@@ -162,7 +163,7 @@ def _plan(builder: Builder, value: Value) -> tuple[Op, list]:
             )  # fmt: skip
             return op, [root, *constants]
     name = value.name
-    rounded = [old for old in map(indicators.precision, value.dependent) if rounds(old, value.dtype)]
+    rounded = _rounded(value)
     if rounded:
         reason = f"its result of dtype {value.dtype} rounds its operand of {rounded[0]}"
         raise errors.unsupported(name, _shapes(value), value.source, reason, way_out="use one precision throughout")
@@ -189,6 +190,11 @@ def _plan(builder: Builder, value: Value) -> tuple[Op, list]:
         else ("no rule bounds it when these operands depend on a region", "add a rule as docs/extending.md shows")
     )
     raise errors.unsupported(name, _shapes(value), value.source, reason, way_out=way_out)
+
+
+def _rounded(value: Value) -> list[np.dtype]:
+    """The precisions of operands that a value has no room for."""
+    return [old for old in map(indicators.precision, value.dependent) if rounds(old, value.dtype)]
 
 
 def _shapes(value: Value) -> list[tuple[int, ...]]:
