@@ -14,6 +14,7 @@ from jaxbound.certificates import records
 from jaxbound.certificates.proofs import files, reading
 from jaxbound.certificates.proofs.files import LEAF, Certificate, Tree
 from jaxbound.certificates.records import Record
+from jaxbound.jacobian.norms import nonnegative
 
 
 def check_forms_of_certificates():
@@ -72,6 +73,27 @@ def check_rules_of_others():
     except jb.UnsupportedError:  # safe, but left out it can be bounded
         found = jb.Interval(jnp.zeros(1), jnp.zeros(1))
     assert np.all(np.asarray(found.lower) >= 4.99)
+
+
+def check_places_in_batches():
+    """A factor by position is 0 for the first example, and that is the one of a batch of one."""
+    apply = lambda p, x: x * np.arange(len(x), dtype=np.float32)[:, None] * p  # noqa: E731
+    try:
+        jb.crown(jnp.ones(1), jnp.ones((3, 1)), 0.1, apply_fn=apply)
+    except jb.ArgumentError:
+        return
+    raise AssertionError("a network was taken for that of its first example")
+
+
+def check_norms_between_powers():
+    """Against all directions; the stretch of the plainest ones, and Schur's test with ones, are far from it."""
+    angles = np.linspace(0, np.pi / 2, 10001)
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    length = lambda v: np.sum(np.abs(v) ** 3, axis=0) ** (1 / 3)  # noqa: E731
+    for matrix in (np.array([[2.0, 1], [0, 1]]), np.array([[0.1, 3, 1], [0, 0, 2]]).T, np.eye(2)):
+        least = np.max(length(matrix @ directions) / length(directions))
+        found = float(nonnegative(jnp.asarray(matrix), 3.0, 3.0))
+        assert least * (1 - 1e-9) <= found <= least * 1.002, (least, found)
 
 
 CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}

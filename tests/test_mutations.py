@@ -31,7 +31,7 @@ from jaxbound.graph.rewriting import definedness, factors, indicators, infinitie
 from jaxbound.jacobian import composition, norms, recursion
 from jaxbound.methods import ascent, domains, executed
 from jaxbound.methods.exact import encoding, oracles, program, tree
-from jaxbound.network import functions
+from jaxbound.network import functions, independence
 from jaxbound.regions import balls, polytopes, sets, support, zonotopes
 from jaxbound.relaxations import (
     affine,
@@ -355,6 +355,10 @@ MUTANTS: dict[str, Mutant] = {
     "certificates of any form": Mutant("forms_of_certificates", files, "_check_array", _always(None)),
     "programs of reductions are entered": Mutant("calls_of_certificates", _compat, "called", lambda original: lambda primitive, params, avals: params.get("jaxpr") or original(primitive, params, avals)),
     "results are taken as they are": Mutant("wholeness_of_results", records, "hashed", _always("")),
+    "places are all alike": Mutant("places_in_batches", independence, "_differs_by_place", _always(False)),
+    "no number is made of a place": Mutant("places_in_batches", independence, "_makes_number", _always(False)),
+    "a vector's own stretch for the norm": Mutant("norms_between_powers", norms, "_raised", lambda original: lambda x, power: original(x, power) * (1 - 1e-3)),
+    "Schur's test without its vector": Mutant("norms_between_powers", norms, "rolled", lambda _: lambda loop: lambda low, high, step, start: start),
     "derivatives are believed": Mutant("rules_of_others", composition, "_has_rules_of_others", _always(False)),
     "specification of the wrong sign": Mutant("interval_program", functions.Specified, "__call__", lambda original: lambda self, v, x, spec: -original(self, v, x, spec)),
 }  # fmt: skip

@@ -183,7 +183,29 @@ COUNTING = {
     "a mean by hand": lambda x: x * (1 / x.shape[0]),
     "under a root": lambda x: x / jnp.sqrt(2 * x.shape[0]),
 }
+PLACED = {
+    "factors by position": lambda x: x * jnp.arange(len(x), dtype=jnp.float32)[:, None, None],
+    "stored factors": lambda x: x * np.arange(len(x))[:, None, None],
+    "a ramp": lambda x: x * jnp.linspace(0, 1, len(x))[:, None, None],
+    "a choice by position": lambda x: jnp.where((jnp.arange(len(x)) < 1)[:, None, None], x, 0),
+    "a code of positions": lambda x: x + jax.nn.one_hot(jnp.arange(len(x)) % 4, 4)[:, None],
+    "rows of a table": lambda x: x * jnp.asarray(np.arange(3000.0))[jnp.arange(len(x))][:, None, None],
+    "in a loop": lambda x: jax.lax.fori_loop(0, 2, lambda _, v: v * jnp.arange(len(v))[:, None, None], x),
+    "in a call": jax.jit(lambda x: x * (jnp.arange(len(x)) % 2)[:, None, None]),
+    "one after the other": lambda x: jax.lax.map(lambda v: v[0] * v[1], (x, jnp.arange(len(x)))),
+    "the first is set to zero": lambda x: x.at[0].set(0),
+    "all read the first": lambda x: x[jnp.zeros(len(x), int)],
+}
 INDEPENDENT = {
+    "an entry of each": lambda x: x[jnp.arange(len(x)), 0, 1],
+    "an entry of each is set": lambda x: x.at[jnp.arange(len(x)), 0, 1].set(0),
+    "an entry of each in a loop": lambda x: jax.lax.fori_loop(
+        0, 4, lambda i, v: v.at[jnp.arange(len(v)), 0, i].mul(2), x
+    ),
+    "as many ones": lambda x: x * jnp.ones(len(x))[:, None, None],
+    "the largest of each": lambda x: jnp.take_along_axis(x, jnp.argmax(x, 1, keepdims=True), 1),
+    "positions in a sequence": lambda x: x * jnp.arange(6)[:, None] + np.arange(4),
+    "a gradient of each": lambda x: jax.vmap(jax.grad(lambda v: jnp.max(v) + v[0, jnp.argmin(v[0])]))(x),
     "numbers of other sizes": lambda x: x / 1000 + 1e-3 * x / x.shape[1],
     "LayerNorm": lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True),
     "attention among tokens": lambda x: jax.nn.softmax(x @ x.swapaxes(1, 2)) @ x,
@@ -213,6 +235,13 @@ def test_networks_that_count_the_examples_are_refused(name):
     """In a batch of one they are another network."""
     with pytest.raises(errors.ArgumentError, match="depends on the number of examples in a batch"):
         check(lambda _, x: COUNTING[name](x), (), STRUCT)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", PLACED)
+def test_networks_of_places_in_a_batch_are_refused(name):
+    with pytest.raises(errors.ArgumentError, match="depends on where in a batch an example stands"):
+        check(lambda _, x: PLACED[name](x), (), STRUCT)
 
 
 @pytest.mark.fast
