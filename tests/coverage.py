@@ -244,6 +244,8 @@ _STRUCTURE = {
     "softmax": Case(jax.nn.softmax, low=-2.0, high=2.0), "log_softmax": Case(jax.nn.log_softmax, low=-2.0, high=2.0),
     "logsumexp": Case(jax.nn.logsumexp, low=-2.0, high=2.0), "jnp.logaddexp": Case(lambda x: jnp.logaddexp(x, x[::-1])),
     "softmax, masked by where": Case(lambda x: jax.nn.softmax(x, where=np.array([True, True, False, True]))),
+    "log_softmax, masked by where": Case(lambda x: jax.nn.log_softmax(x, where=np.array([True, True, False, True]))[..., :2]),
+    "logsumexp, masked by where": Case(lambda x: jax.nn.logsumexp(x, axis=-1, where=np.tril(np.ones((3, 4))) > 0), (_TOKENS,)),
     "softmax, masked by -inf": Case(lambda x: jax.nn.softmax(jnp.where(np.tril(np.ones((3, 4))) > 0, x, -jnp.inf)), (_TOKENS,)),
     "jax.nn.standardize": Case(jax.nn.standardize), "jnp.var": Case(jnp.var), "jnp.std": Case(jnp.std),
     "jnp.linalg.norm": Case(jnp.linalg.norm), "norm 1": Case(lambda x: jnp.linalg.norm(x, 1)),

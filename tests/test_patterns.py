@@ -388,3 +388,88 @@ def test_a_shift_put_back_along_another_axis_does_not_cancel():
         return jnp.log(jnp.sum(jnp.exp(x - shift[:, None, None]), -1)) + shift[None, :]
 
     _check_values(function, (2, 2, 2))
+
+
+MASK, OTHER = np.array([True, False, True, True]), np.array([True, True, False, True])
+MASKED = {
+    "softmax": lambda x: jax.nn.softmax(x, where=MASK),
+    "of tokens": lambda x: jax.nn.softmax(jnp.stack([x, 2 * x]), axis=0, where=np.array([MASK, OTHER])),
+    "log-softmax": lambda x: jax.nn.log_softmax(x, where=MASK)[np.flatnonzero(MASK)],
+    "logsumexp": lambda x: jax.nn.logsumexp(x, where=MASK),
+    "logsumexp of all axes": lambda x: jax.nn.logsumexp(jnp.stack([x, 2 * x]), where=np.array([MASK, OTHER])),
+    "two masks": lambda x: jnp.sum(jnp.where(MASK, jnp.exp(x - jnp.max(jnp.where(OTHER, x, -jnp.inf))), 0)),
+    "another operand": lambda x: jnp.sum(jnp.where(MASK, jnp.exp(2 * x - jnp.max(jnp.where(MASK, x, -jnp.inf))), 0)),
+    "another number": lambda x: jnp.sum(jnp.where(MASK, jnp.exp(x - jnp.max(jnp.where(MASK, x, 0.0))), 0)),
+    "kept elsewhere": lambda x: jnp.sum(jnp.where(MASK, jnp.exp(x - jnp.max(jnp.where(MASK, x, -jnp.inf))), 1)),
+    "the mask turned": lambda x: jnp.sum(jnp.where(MASK, 0, jnp.exp(x - jnp.max(jnp.where(MASK, x, -jnp.inf))))),
+    "of scores that were put together": lambda x: jax.nn.softmax(jnp.where(MASK, jnp.stack([x, x * x]), -jnp.inf)),
+    "of a sum": lambda x: jax.nn.softmax(jnp.where(OTHER, -jnp.inf, x + x[::-1])),
+    "of all axes": lambda x: jax.nn.softmax(jnp.where(MASK, jnp.stack([x, x * x]), -jnp.inf), axis=(0, 1)),
+    "log-softmax by infinity": lambda x: jax.nn.log_softmax(jnp.where(MASK, x, -jnp.inf))[np.flatnonzero(MASK)],
+    "a mask made on the way": lambda x: jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((4, 4))) > 0, x, -jnp.inf)),
+}
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_sums_and_scores(name):
+    """`where=` masks both; what only looks like it stays another function."""
+    _check_values(MASKED[name], (4,))
+
+
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown(), jb.Forward()])
+def test_a_mask_is_as_good_as_a_score_far_below(method):
+    """Minus infinity is no number for a linear function to meet."""
+    rng = np.random.default_rng(0)
+    query, key, value = rng.normal(size=(3, 4, 4)) / 2
+    causal = np.tril(np.ones((5, 5), bool))
+
+    def attention(mask, x, masked=-jnp.inf):
+        scores = (x @ query) @ (x @ key).T / 2
+        return jax.nn.softmax(jnp.where(mask, scores, masked)) @ (x @ value)
+
+    box = jb.Box.around(rng.normal(size=(5, 4)), 0.05)
+    expected = jb.bound(lambda x: attention(causal, x, -1e4), method)(box)
+    for found in (
+        jb.bound(attention, method)(causal, box),
+        jb.bound(lambda x: attention(causal, x), method)(box),
+        jax.vmap(jb.bound(attention, method), in_axes=(0, None))(causal[None], box),
+    ):
+        assert np.allclose(found.lower, expected.lower, atol=1e-4)
+        assert np.allclose(found.upper, expected.upper, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", ["where", "-inf"])
+@pytest.mark.parametrize("as_argument", [False, True])
+def test_where_a_mask_leaves_nothing(given, as_argument):
+    """A softmax of no scores is undefined, and so are entries that are masked; `where=` makes them 0."""
+    mask = np.array([[True, False, True], [False, False, False]])
+
+    def function(mask, x):
+        if given == "where":
+            return jax.nn.softmax(x, where=mask)
+        return jax.nn.softmax(jnp.where(mask, x, -jnp.inf))
+
+    box = jb.Box(-np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+    for method in (jb.IBP(), jb.Crown(), jb.Forward()):
+        if as_argument:
+            found = jb.bound(function, method, rounding=True)(mask, box)
+        else:
+            found = jb.bound(lambda x: function(mask, x), method, rounding=True)(box)
+        assert np.all(found.lower[0] >= 0) and np.all(found.upper[0] <= 1) and found.upper[0, 1] == 0
+        if given == "where":
+            assert np.all(found.lower[1] == 0) and np.all(found.upper[1] == 0)
+        else:
+            assert np.all(found.lower[1] == -np.inf) and np.all(found.upper[1] == np.inf)
+
+
+def test_scores_of_any_size_beside_a_mask():
+    """What stands for a masked score must be below every other one."""
+    mask = np.array([True, False, True])
+    for middle in (-3e38, -1e37, 1e37, 3e38):
+        box = jb.Box(np.full(3, middle, np.float32), np.full(3, middle * 0.99, np.float32)[::-1])
+        box = jb.Box(np.minimum(box.lower, box.upper), np.maximum(box.lower, box.upper))
+        for method in (jb.IBP(), jb.Crown(), jb.Forward()):
+            found = jb.bound(lambda x: jax.nn.logsumexp(x, where=mask), method, rounding=True)(box)
+            values = np.array([np.float64(box.lower[0]), np.float64(box.upper[0])])
+            assert np.all((found.lower <= values) & (values <= found.upper)), (method, found)

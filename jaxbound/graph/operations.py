@@ -21,9 +21,9 @@ def meet(*expressions: jax.Array) -> jax.Array:
     return _meet.bind(*expressions)
 
 
-def logsumexp(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`log(sum(exp(x)))` over the axes."""
-    return _logsumexp.bind(x, axes=axes)
+def logsumexp(x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None = None) -> jax.Array:
+    """`log(sum(exp(x)))` over the axes; of the entries where a fixed mask is true."""
+    return _logsumexp.bind(*((x,) if mask is None else (x, mask)), axes=axes)
 
 
 def in_order_of(keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -49,11 +49,12 @@ def pairwise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return columns - rows, jnp.broadcast_to(jnp.eye(count, dtype=bool), columns.shape)
 
 
-def over_last_axis(function: Callable, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A function of arrays that acts along their last axis, applied over some axes of x."""
-    moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    result = function(moved.reshape(*moved.shape[: moved.ndim - len(axes)], -1))
-    return jnp.moveaxis(result.reshape(moved.shape), range(-len(axes), 0), axes)
+def over_last_axis(function: Callable, *arrays: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A function of arrays of one shape that acts along their last axis, applied over some of their axes."""
+    moved = [jnp.moveaxis(x, axes, range(-len(axes), 0)) for x in arrays]
+    shape = moved[0].shape
+    result = function(*(x.reshape(*shape[: len(shape) - len(axes)], -1) for x in moved))
+    return jnp.moveaxis(result.reshape(shape), range(-len(axes), 0), axes)
 
 
 def between(x: jax.Array | float, chosen: jax.Array, no, yes) -> jax.Array:
@@ -73,8 +74,8 @@ _select.def_impl(lambda indicator, no, yes: no + indicator * (yes - no))
 _select.def_abstract_eval(lambda indicator, no, yes: ShapedArray(no.shape, no.dtype))
 _meet.def_impl(lambda *expressions: expressions[0])
 _meet.def_abstract_eval(lambda first, *_: ShapedArray(first.shape, first.dtype))
-_logsumexp.def_impl(lambda x, axes: jnp.log(jnp.sum(jnp.exp(x), axes)))
-_logsumexp.def_abstract_eval(lambda x, axes: ShapedArray(tuple(np.delete(x.shape, axes)), x.dtype))
+_logsumexp.def_impl(lambda x, *mask, axes: jnp.log(jnp.sum(jnp.exp(x), axes, where=mask[0] if mask else None)))
+_logsumexp.def_abstract_eval(lambda x, *_, axes: ShapedArray(tuple(np.delete(x.shape, axes)), x.dtype))
 _in_order_of.def_impl(lambda keys, values: values)
 _in_order_of.def_abstract_eval(lambda keys, values: ShapedArray(values.shape, values.dtype))
 run_as(_known_up_to, lambda value, error: value)

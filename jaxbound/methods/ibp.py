@@ -73,5 +73,7 @@ def _bounded(before: Run, request: Request) -> tuple[Run, list[Bounded]]:
         known = node.op.kind != "affine" or run.exact(number) or (
             not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
         )  # fmt: skip
-        results.append(of_ends(run.known(number), request) if known else bound_by_pass(run, number, request))
+        results.append(
+            of_ends(run.known(number), request) if known else bound_by_pass(run, number, request, known=True)
+        )
     return before, results

@@ -1,4 +1,4 @@
-"""JAX's own functions that look things up where a region says: what they compute, without an index.
+"""JAX's own functions that look things up where a region says: what they compute, without an index; and some others.
 
 `jnp.interp` and `map_coordinates` round a place to an index and gather there, which no bound survives. Both are sums of
 hats or ramps of the place. A call is taken for one of them only if its jaxpr is, letter by letter, what JAX traces for
@@ -198,9 +198,19 @@ def _by_constants(reference: Callable, function: Callable) -> Callable[..., Iter
     return find
 
 
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def _hypot(_callee, _operands: Sequence) -> Iterator[_Candidate]:
+    """JAX divides the smaller side by the larger one: no overflow, but bounds of the two are of two points."""
+    for moving in ((), (0,), (1,)):
+        yield jnp.hypot, moving, lambda x, y: jnp.sqrt(jnp.square(x) + jnp.square(y))
+
+
 _FUNCTIONS: dict[str, Callable[..., Iterator[_Candidate]]] = {
     "_interp": _interp,
     "_map_coordinates": _map_coordinates,
+    "hypot": _hypot,
     "remainder": _by_constants(jnp.remainder, roundings.remainder),
     "floor_divide": _by_constants(jnp.floor_divide, lambda x, y: jnp.floor(x / y)),
     "divmod": _by_constants(jnp.divmod, lambda x, y: [jnp.floor(x / y), roundings.remainder(x, y)]),

@@ -18,6 +18,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from jaxbound.graph.rewriting import (
     factors,
     indexing,
     indicators,
+    masked,
     normalisation,
     pairs,
     powers,
@@ -116,7 +118,7 @@ def _is_peak(shift: Value, x: Value, axes: Sequence[int]) -> bool:
     """Whether a shift is the maximum of x over the axes, put back along them: undefined only where x is."""
     while isinstance(source := unbroadcast(shift), Value) and put_back(shift, source, tuple(axes), x.shape):
         if source.name == "reduce_max":
-            return source.operands[0] is x and sorted(source.params["axes"]) == sorted(axes)
+            return masked.alike(source.operands[0], x) and sorted(source.params["axes"]) == sorted(axes)
         if source.name not in ("select_n", "max"):
             return False
         (shift, *others) = [case for case in source.operands[source.name == "select_n" :] if isinstance(case, Value)]
@@ -144,7 +146,7 @@ def _softmax(_params: dict, operands: Sequence) -> Rewrite | None:
     ):
         return None
     over = functools.partial(operations.over_last_axis, _softmax_of, axes=found[1])
-    return over, [_without_shift(numerator.operands[0], found[1])]
+    return masked.reading(over, _without_shift(numerator.operands[0], found[1]), found[1])
 
 
 def _log_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
@@ -154,7 +156,8 @@ def _log_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
     axes = total.params["axes"]
     if not put_back(operands[1], unbroadcast(operands[1]), axes, shifted.shape):
         return None
-    return functools.partial(operations.over_last_axis, _log_softmax_of, axes=axes), [_without_shift(shifted, axes)]
+    over = functools.partial(operations.over_last_axis, _log_softmax_of, axes=axes)
+    return masked.reading(over, _without_shift(shifted, axes), axes)
 
 
 def _log_of_sum(_params: dict, operands: Sequence) -> Rewrite | None:
@@ -205,11 +208,11 @@ def _logsumexp_as(shape: tuple[int, ...], x: Value, axes: tuple[int, ...]) -> Re
     if np.prod(shape) != np.prod(np.delete(x.shape, axes)):
         return None
 
-    def function(x):
-        terms = 1 * jnp.exp(x)  # the factor hides the sum from `_log_of_sum`
-        return operations.meet(operations.logsumexp(x, axes), jnp.log(jnp.sum(terms, axes))).reshape(shape)
+    def function(x: jax.Array, mask: jax.Array | None = None, _zeros: Any = None) -> jax.Array:
+        terms = jnp.sum(1 * jnp.exp(x), axes, where=mask)  # the factor hides the sum from `_log_of_sum`
+        return operations.meet(operations.logsumexp(x, axes, mask), jnp.log(terms)).reshape(shape)
 
-    return function, [x]
+    return masked.reading(function, x, axes)
 
 
 def _logsumexp_of(operand) -> Value | None:
@@ -218,23 +221,27 @@ def _logsumexp_of(operand) -> Value | None:
     return made_by(met.operands[0], "logsumexp") if met else None
 
 
-def _softmax_of(x):
+def _softmax_of(x: jax.Array, mask: jax.Array | None = None, zeros: jax.Array | float = 0) -> jax.Array:
     """Along the last axis: exact for intervals, and as an exponential of a concave function for planes."""
-    return operations.meet(jax.lax.reciprocal(_ratios(x)), jnp.exp(jnp.minimum(x - _repeated_logsumexp(x), 0)))
+    quotient = jax.lax.reciprocal(_ratios(x, mask))
+    found = operations.meet(quotient, jnp.exp(jnp.minimum(x - _repeated_logsumexp(x, mask), 0)))
+    return found if mask is None else jnp.where(mask, found, zeros)
 
 
-def _log_softmax_of(x):
-    return operations.meet(-jnp.log(_ratios(x)), x - _repeated_logsumexp(x))
+def _log_softmax_of(x: jax.Array, mask: jax.Array | None = None, zeros: jax.Array | float = 0) -> jax.Array:
+    found = operations.meet(-jnp.log(_ratios(x, mask)), x - _repeated_logsumexp(x, mask))
+    return found if mask is None else jnp.where(mask, found, zeros - jnp.inf)
 
 
-def _ratios(x):
+def _ratios(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """sum_j exp(x_j - x_i) for every i, along the last axis: at least 1, whatever rounding makes of its bounds."""
     difference, same = operations.pairwise(x)
-    return jnp.maximum(jnp.sum(jnp.where(same, 1, jnp.exp(difference)), axis=-1), 1)
+    among = None if mask is None else mask[..., None, :]
+    return jnp.maximum(jnp.sum(jnp.where(same, 1, jnp.exp(difference)), axis=-1, where=among), 1)
 
 
-def _repeated_logsumexp(x):
-    return jnp.broadcast_to(operations.logsumexp(x, (x.ndim - 1,))[..., None], x.shape)
+def _repeated_logsumexp(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return jnp.broadcast_to(operations.logsumexp(x, (x.ndim - 1,), mask)[..., None], x.shape)
 
 
 def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
@@ -353,6 +360,6 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "sub": [_log_softmax, _fast_variance, factors.total("sub")],
     "add": [_logsumexp, factors.total("add")],
     "add_any": [factors.total("add_any")],
-    "select_n": [choices.decided, choices.same, choices.by_index, factors.choice],
+    "select_n": [choices.decided, choices.same, choices.by_index, masked.exponential, factors.choice],
     "clamp": [choices.within],
 }

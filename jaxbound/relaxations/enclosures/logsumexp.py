@@ -6,7 +6,8 @@ to robustness verification"): with `sum_k exp(x_k) <= S(x)`, affine in x, and an
 
     y  <=  log S(c) + (S(x) - S(c)) / S(c).
 
-Both points are the middle of the box by default, and on its diagonal if given.
+Both points are the middle of the box by default, and on its diagonal if given. Entries that a mask leaves out count as
+minus infinity: they add nothing, and their slopes are 0.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def describe(op: Op) -> str:
 def interval(op: Op, inputs: Sequence[Ends], constants: Sequence) -> Ends:
     """The values at the ends."""
     ((lower, upper),) = inputs
-    ends = []
+    ends, mask = [], _mask(op, constants)
     for end, sign in ((lower, -1), (upper, 1)):
-        value = jax.nn.logsumexp(end, axes(op))
+        value = jax.nn.logsumexp(end, axes(op), where=mask)
         shifted = value + sign * _error(op, jnp.abs(jnp.where(jnp.isfinite(value), value, 0)))
         ends.append(jnp.where(jnp.isnan(value), sign * jnp.inf, shifted))
     return ends[0], ends[1]
@@ -53,17 +54,20 @@ def is_exact(op: Op, position: int, ends: Ends) -> jax.Array:
 def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule = ADAPTIVE) -> Planes:
     """A tangent plane below, chords under a tangent above; places of c are on the diagonal, in [0, 1]."""
     ((lower, upper),) = inputs
-    reduced = axes(op)
+    reduced, mask = axes(op), _mask(op, constants)
+    if mask is not None:
+        lower, upper = jnp.where(mask, lower, 0), jnp.where(mask, upper, 0)
     finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
     low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
     halves = jnp.full(op.shape, 0.5, op.dtype)
     width = high - low
     places = Places(lambda: (halves, halves), ((0, 1), (_LEAST, 1))).chosen(rule)
     below, above = [low + jnp.expand_dims(place, reduced) * width for place in places]
-    at_below = jax.nn.logsumexp(below, reduced, keepdims=True)
-    share = jnp.exp(below - at_below)
-    shift = jax.lax.stop_gradient(jnp.max(high, axis=reduced, keepdims=True))
-    size_low, size_high = jnp.exp(low - shift), jnp.exp(high - shift)
+    at_below = jax.nn.logsumexp(below, reduced, keepdims=True, where=mask)
+    share = _exp(below - at_below, mask)
+    largest = jnp.max(high, axis=reduced, keepdims=True, where=mask, initial=None if mask is None else -jnp.inf)
+    shift = jax.lax.stop_gradient(largest)
+    size_low, size_high = _exp(low - shift, mask), _exp(high - shift, mask)
     wide = width > 1e-3  # below, the quotient cancels; any slope makes a line above an exponential
     chord = jnp.where(wide, (size_high - size_low) / jnp.where(wide, width, 1), size_high)
     lines = jnp.maximum(size_low + chord * (above - low), size_high - chord * (high - above))
@@ -91,6 +95,18 @@ def freedom(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule
     (below, _), (half, _) = Freedom.linear(zeros, zeros + 1, (zeros + 0.5, zeros), count=_POINTS)
     (above, _), (other, _) = Freedom.linear(zeros + _LEAST, zeros + 1, (zeros + 0.5, zeros), count=_POINTS)
     return Freedom((below, above), (half, other))
+
+
+def _mask(op: Op, constants: Sequence) -> jax.Array | None:
+    """Which entries count; None for all."""
+    if len(op.operands) == 1:
+        return None
+    kind, mask, *_ = op.operands[1]
+    return constants[mask] if kind == "constant" else jnp.full(op.input_shapes[0], mask)
+
+
+def _exp(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return jnp.exp(x) if mask is None else jnp.where(mask, jnp.exp(x), 0)
 
 
 def _error(op: Op, size: jax.Array) -> jax.Array:
