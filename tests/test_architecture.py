@@ -54,6 +54,7 @@ WRITERS = {  # modules that write into an object which they may not have made, a
     "jaxbound.cli.main": "how warnings look in a terminal",
     "jaxbound.curvature.elementary": "arrays that it has just made",
     "jaxbound.curvature.jets": "arrays that it has just made; the decisions of cells are noted in them",
+    "jaxbound.frontends.files": "a model that it has just parsed",
     "jaxbound.frontends.onnx": "a copy of the file's model",
     "jaxbound.graph.reading": "lists of the program of constants that it builds",
     "jaxbound.graph.rewriting.factors": "a rewrite that it has just made",

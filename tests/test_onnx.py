@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from jaxbound.frontends.files import _decompressed
 from jaxbound.frontends.operators import OPERATORS
 
 onnx = pytest.importorskip("onnx")
@@ -493,21 +492,6 @@ def test_inputs_that_have_no_regions_are_refused(tmp_path):
 def test_open_shapes_can_be_given(tmp_path):
     content = _file([("Relu", ["x"], ["y"], {})], (1, "height"))
     assert _loaded(tmp_path, content, input_shape=(1, 3)).input_shape == (3,)
-
-
-def test_gzipped_files_of_one_part_and_of_several(tmp_path):
-    """Of several parts the first is not the file, whatever the last bytes say."""
-    content, path = _file(CHAIN, (1, 3), _chain_weights()), tmp_path / "network.onnx.gz"
-    half = len(content) // 2
-    for parts in ([content], [content[:half], content[half:]], [content, b""], [content, content]):
-        path.write_bytes(b"".join(map(gzip.compress, parts)))
-        if len(parts) == 2 and parts[0] == parts[1]:
-            assert _decompressed(path.read_bytes()) == content * 2
-        else:
-            assert jb.onnx.load(path).input_shape == (3,)
-    path.write_bytes(gzip.compress(content)[:-8] + b"\0" * 8)
-    with pytest.raises(jb.ArgumentError, match="cannot be read"):
-        jb.onnx.load(path)
 
 
 def test_networks_without_batch_axis_keep_their_shape(tmp_path):

@@ -17,7 +17,6 @@ import gzip
 import itertools
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -29,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound.certificates.properties import Clause, Property
-from jaxbound.frontends import queries
+from jaxbound.frontends import buffers, queries
 from jaxbound.frontends.queries import refuse as _refuse
 from jaxbound.regions import Box
 
@@ -101,9 +100,8 @@ def text_of(path: str | Path) -> str:
         ArgumentError: it cannot be read.
     """
     try:
-        content = Path(path).read_bytes()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", "replace")
-    except (OSError, EOFError, zlib.error) as fault:
+        return str(buffers.unpacked(Path(path).read_bytes()), "utf-8", "replace")
+    except (OSError, ValueError) as fault:
         raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass a VNN-LIB file") from fault
 
 
