@@ -74,6 +74,8 @@ _INSERTED = [
     ("Einsum", [None, None], {"equation": "ij,ij->ij"}), ("LRN", [None], {"size": 3}), ("Trilu", [None], {}),
     ("LpNormalization", [None], {"axis": 1}), ("LayerNormalization", [None, _TWO], {}),
     ("TopK", [None, np.array([1], np.int64)], {}), ("Clip", [None, _ONE], {}),
+    ("Hardmax", [None], {}), ("GlobalLpPool", [None], {"p": 2}), ("LpPool", [None], {"kernel_shape": [2, 2]}),
+    ("ReverseSequence", [None, np.array([2], np.int64)], {"batch_axis": 0, "time_axis": 1}),
 ]  # fmt: skip
 """What is put between: an operator, its inputs (None where the value goes), and its attributes."""
 

@@ -167,6 +167,23 @@ def check_size(node: onnx.NodeProto, operands: list[Any]) -> None:
             raise errors.ArgumentError(f"a result of more than {LARGEST} entries")
 
 
+def check_inputs(node: onnx.NodeProto, opset: int) -> None:
+    """Refuse a node of ONNX's own that has fewer or more inputs than its operator takes."""
+    import onnx
+
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return
+    known = onnx.defs.has(node.op_type, opset)
+    schema = onnx.defs.get_schema(node.op_type, *([opset] if known else []))
+    if len(node.input) > schema.max_input:
+        raise errors.ArgumentError(f"it has {len(node.input)} inputs, the operator takes {schema.max_input}")
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for place, name in enumerate([*node.input, *[""] * (schema.min_input - len(node.input))]):
+        one = schema.inputs[min(place, len(schema.inputs) - 1)]  # the last may be any number
+        if not name and one.option != optional:
+            raise errors.ArgumentError(f"it lacks its input {one.name!r}")
+
+
 def operand_name(node: onnx.NodeProto, place: int) -> str:
     """What ONNX calls an operand, or its place among any number of them."""
     import onnx

@@ -89,6 +89,7 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto, weights: Mapping[int, np.ndarray], dtype: DTypeLike | None):
         self._model, self._weights, self._dtype = model, weights, None if dtype is None else jnp.dtype(dtype)
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self._opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
         self._places: dict[str, int] = {}
         self._numbers = itertools.count()
         self._steps: list[Step] = []
@@ -191,6 +192,7 @@ class _Reader:
                 raise errors.ArgumentError(f"{files.titled(node)} gives {twice[0]!r}, which is given before")
             operands = [values[name] if name else None for name in node.input]
             try:
+                files.check_inputs(node, self._opset)
                 found = self._step(node, operands, values)
             except errors.UnsupportedError:
                 raise
@@ -222,8 +224,7 @@ class _Reader:
         return self._recorded(node, self._short(node), operands, row.known)
 
     def _short(self, node: onnx.NodeProto) -> Node:
-        opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
-        return Node(node.op_type, files.attributes(node), opset, len(node.output))
+        return Node(node.op_type, files.attributes(node), self._opset, len(node.output))
 
     def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
         references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
