@@ -51,7 +51,7 @@ WRITERS = {  # modules that write into an object which they may not have made, a
     "jaxbound.backend.compilation": "JAX's own configuration, when a user asks for it",
     "jaxbound.certificates.proofs.reading": "layers of its own, while it reads them",
     "jaxbound.cli.bounding": "options, which were parsed for it",
-    "jaxbound.cli.main": "how warnings look in a terminal",
+    "jaxbound.cli.main": "how warnings look in a terminal, and what an interruption of a program does",
     "jaxbound.curvature.elementary": "arrays that it has just made",
     "jaxbound.curvature.jets": "arrays that it has just made; the decisions of cells are noted in them",
     "jaxbound.frontends.files": "a model that it has just parsed",

@@ -173,8 +173,8 @@ def check_inputs(node: onnx.NodeProto, opset: int) -> None:
 
     if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
         return
-    known = onnx.defs.has(node.op_type, opset)
-    schema = onnx.defs.get_schema(node.op_type, *([opset] if known else []))
+    known = onnx.defs.has(node.op_type, max_inclusive_version=opset)
+    schema = onnx.defs.get_schema(node.op_type, opset) if known else onnx.defs.get_schema(node.op_type)
     if len(node.input) > schema.max_input:
         raise errors.ArgumentError(f"it has {len(node.input)} inputs, the operator takes {schema.max_input}")
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional

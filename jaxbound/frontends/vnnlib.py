@@ -142,7 +142,8 @@ def loads(text: str) -> tuple[list[Box], Property]:
 
 def _forms(text: str) -> Iterator[list]:
     """The parenthesised forms, as nested lists, each beginning with its line."""
-    form, around = [], []  # the innermost open form, and those that it stands in, of which the first is the file
+    form: list = []  # the innermost one that is open
+    around: list[list] = []  # those that it stands in, of which the first is the file
     for line, written in enumerate(text.splitlines(), 1):
         for token in _TOKEN.findall(written.partition(";")[0]):
             if token == "(":

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbound import errors
 from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, lp_norm, mean, operator, over_axis
-
 
 _REDUCTIONS = {
     "ReduceSum": jnp.sum, "ReduceMean": mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
