@@ -52,11 +52,14 @@ def verify(options: given.Verify, started: float) -> int:
 @contextlib.contextmanager
 def _telling(history: list[dict], *, shown: bool) -> Iterator[Callable[[dict], None]]:
     """A function that is told of a search: it is kept and shown, and can from then on be interrupted."""
-    with contextlib.ExitStack() as search, progress(shown, "verify", None, "domain") as advance:
+    with contextlib.ExitStack() as search:
+        advance = None
 
         def tell(now: dict) -> None:
-            if not history:
+            nonlocal advance
+            if advance is None:
                 search.enter_context(interruptible())
+                advance = search.enter_context(progress(shown, "verify", None, "domain"))
             more = now["nodes"] - (history[-1]["nodes"] if history else 0)
             advance(more, f"{now['left']} left, margin >= {now['lower']:.4g}")
             history.append(now)
