@@ -15,9 +15,11 @@ from onnx.reference import ReferenceEvaluator
 
 import jaxbound as jb
 from fuzzing.files import MOST_ENTRIES
+from jaxbound.frontends import buffers
 from jaxbound.frontends.operators import OPERATORS
 
 onnxruntime.set_default_logger_severity(4)
+buffers.LARGE = 16  # so that weights of small networks are read as those of large ones
 _ATTRIBUTES = {
     "axis": [0, 1, 2, -1, -2, 5], "keepdims": [0, 1], "alpha": [0.3, -1.0], "beta": [2.0], "group": [1, 2],
     "epsilon": [0.1], "strides": [[2, 2], [1, 2]], "dilations": [[2, 1], [1, 1]],
@@ -72,6 +74,8 @@ _INSERTED = [
     ("Einsum", [None, None], {"equation": "ij,ij->ij"}), ("LRN", [None], {"size": 3}), ("Trilu", [None], {}),
     ("LpNormalization", [None], {"axis": 1}), ("LayerNormalization", [None, _TWO], {}),
     ("TopK", [None, np.array([1], np.int64)], {}), ("Clip", [None, _ONE], {}),
+    ("Hardmax", [None], {}), ("GlobalLpPool", [None], {"p": 2}), ("LpPool", [None], {"kernel_shape": [2, 2]}),
+    ("ReverseSequence", [None, np.array([2], np.int64)], {"batch_axis": 0, "time_axis": 1}),
 ]  # fmt: skip
 """What is put between: an operator, its inputs (None where the value goes), and its attributes."""
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -413,9 +414,70 @@ def test_help_lists_every_option_with_its_default(name, capsys):
 
 def test_help_imports_no_jax():
     code = "import sys\nfrom jaxbound.cli.main import main\nmain(['verify', '--help'])\nsys.exit('jax' in sys.modules)"
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    ended = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def _environment():
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+INTERRUPTED = """
+import gc, os, signal
+from jaxbound.cli.main import interruptible, program
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+def work():
+    try:
+        with interruptible():
+            interrupt()
+    except KeyboardInterrupt:
+        print("as an exception", flush=True)
+    gc.callbacks.append(interrupt)  # exceptions there are ignored
+    gc.collect()
+    return 0
+program(work)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupted_program_ends_at_once():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], env=_environment(), capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "as an exception\n", "\njaxbound: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupted_search_says_what_is_known(tmp_path):
+    """A search without end: as soon as it says what is known, it is interrupted, and this is the answer."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(30, 60)) / 4, rng.normal(size=60) / 4
+    np.savez(tmp_path / "weights.npz", w=w, v=v)
+    (tmp_path / "hard.py").write_text(
+        "import jax, jax.numpy as jnp, numpy as np\nwith np.load('weights.npz') as a: w, v = a['w'], a['v']\n"
+        "def batch(x): return (jax.nn.relu(x @ w) @ v)[:, None]\n"
+    )
+    lines = [f"(declare-const X_{k} Real) (assert (and (>= X_{k} -1) (<= X_{k} 1)))" for k in range(30)]
+    highest = np.max(np.maximum(rng.choice([-1, 1], (2000, 30)) @ w, 0) @ v)
+    (tmp_path / "hard.vnnlib").write_text(
+        "\n".join([*lines, f"(declare-const Y_0 Real) (assert (>= Y_0 {1.6 * highest}))"])
+    )
+    words = ["verify", "hard:batch", "hard.vnnlib", "--input-shape", "30", "--no-attack", "--results", "results.txt"]
+    command = [sys.executable, "-m", "jaxbound", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=_environment(), cwd=tmp_path, text=True, bufsize=1, **pipes) as running:
+        said = ""
+        while "left, margin >= -" not in said or "-inf" in said.rpartition("margin")[2]:
+            more = running.stderr.read(1)
+            assert more, said
+            said += more
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 20 and out.startswith("unknown in ") and "margin of the property >= -" in out, (
+        out,
+        err,
+    )
+    assert "Traceback" not in err and (tmp_path / "results.txt").read_text() == "unknown\n"
 
 
 def test_methods_of_the_command_are_those_by_name():

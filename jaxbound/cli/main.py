@@ -1,4 +1,9 @@
-"""From arguments to an exit code: 0 verified or done, 10 falsified, 20 unknown, 2 bad input, 1 jaxbound is wrong."""
+"""From arguments to an exit code: 0 verified or done, 10 falsified, 20 unknown, 2 bad input, 1 jaxbound is wrong.
+
+Interrupted from the keyboard, a program ends at once, with 130: what it keeps is on disk at any time. An exception
+would be lost where Python or a package ignores it, as in callbacks of the garbage collector. `interruptible` is for
+waiting on what returns the best that is known.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,12 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -53,8 +59,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The program: `main`, and out."""
-    leave(main())
+    """The program `jaxbound`."""
+    program(main)
+
+
+def program(work: Callable[[], int]) -> None:
+    """Run a command line, and end the process with its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not where a shell has it ignored
+        signal.signal(signal.SIGINT, _stop)
+    leave(work())
+
+
+def _stop(*_) -> None:
+    os.write(2, b"\njaxbound: interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within, an interruption of a program is a `KeyboardInterrupt`."""
+    if signal.getsignal(signal.SIGINT) is not _stop:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, _stop)
 
 
 def leave(code: int) -> None:

@@ -57,17 +57,23 @@ def counted(number: int, thing: str) -> str:
 
 
 @contextlib.contextmanager
-def progress(wanted: bool, title: str, total: int, unit: str = "example") -> Iterator[Callable[[int], object]]:
-    """A bar that is told how many more are done; nothing where it is not wanted or tqdm is missing."""
+def progress(wanted: bool, title: str, total: int | None, unit: str = "example") -> Iterator[Callable[..., object]]:
+    """A bar that is told how many more are done, and what to say; nothing where it is not wanted or tqdm is missing."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         wanted = False
     if not wanted:
-        yield lambda more: None
+        yield lambda more, said="": None
         return
     with tqdm(total=total, desc=title, unit=unit, file=sys.stderr) as bar:
-        yield bar.update
+
+        def advance(more: int, said: str = "") -> None:
+            if said:
+                bar.set_postfix_str(said, refresh=False)
+            bar.update(more)
+
+        yield advance
 
 
 def save_figure(drawn: Any, path: str) -> None:

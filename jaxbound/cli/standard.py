@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jaxbound
 from jaxbound import errors
-from jaxbound.cli.main import BAD_INPUT, complain, keep_programs, leave
+from jaxbound.cli.main import BAD_INPUT, complain, keep_programs, program
 
 _THEORIES = {
     "vnnlib-versions": "2.0\n2.0",
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The program: `main`, and out."""
-    leave(main())
+    """The program `jaxbound-vnnlib`."""
+    program(main)
 
 
 def _parser() -> argparse.ArgumentParser:

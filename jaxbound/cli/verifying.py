@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ import numpy as np
 
 import jaxbound
 from jaxbound.cli import options as given
-from jaxbound.cli.main import FALSIFIED, UNKNOWN, VERIFIED
-from jaxbound.cli.output import counted, save_figure, show
+from jaxbound.cli.main import FALSIFIED, UNKNOWN, VERIFIED, interruptible
+from jaxbound.cli.output import counted, progress, save_figure, show
 from jaxbound.frontends import competition, onnx, vnnlib
 from jaxbound.methods.frown import Frown
 from jaxbound.search import BranchAndBound, Verdict
@@ -26,12 +27,12 @@ def verify(options: given.Verify, started: float) -> int:
     if results is not None:
         results.write_text("error\n", encoding="utf-8")  # stands where nothing better comes
     history: list[dict] = []
-    verdict = competition.decide(
-        _network(options), options.property, options.timeout, started=started,
-        method=BranchAndBound(Frown(steps=options.steps), split=options.split, max_nodes=options.max_nodes),
-        attack=options.attack, key=jax.random.key(options.seed), certificate=options.certificate,
-        progress=history.append if options.plot else not options.json,
-    )  # fmt: skip
+    with _telling(history, shown=not options.json) as tell:
+        verdict = competition.decide(
+            _network(options), options.property, options.timeout, started=started,
+            method=BranchAndBound(Frown(steps=options.steps), split=options.split, max_nodes=options.max_nodes),
+            attack=options.attack, key=jax.random.key(options.seed), certificate=options.certificate, progress=tell,
+        )  # fmt: skip
     seconds = time.monotonic() - started
     if results is not None:
         timed_out = options.timeout is not None and seconds >= options.timeout - 2 * competition.SPARE
@@ -46,6 +47,24 @@ def verify(options: given.Verify, started: float) -> int:
     }  # fmt: skip
     show(options.json, {"net": options.net, "property": options.property} | found, _text(verdict, seconds))
     return _CODES[verdict.status]
+
+
+@contextlib.contextmanager
+def _telling(history: list[dict], *, shown: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that is told of a search: it is kept and shown, and can from then on be interrupted."""
+    with contextlib.ExitStack() as search:
+        advance = None
+
+        def tell(now: dict) -> None:
+            nonlocal advance
+            if advance is None:
+                search.enter_context(interruptible())
+                advance = search.enter_context(progress(shown, "verify", None, "domain"))
+            more = now["nodes"] - (history[-1]["nodes"] if history else 0)
+            advance(more, f"{now['left']} left, margin >= {now['lower']:.4g}")
+            history.append(now)
+
+        yield tell
 
 
 def _network(options: given.Verify | given.Check) -> str | Callable:

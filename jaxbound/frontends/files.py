@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxbound import errors
+from jaxbound.frontends import buffers
 
 if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 7
-_GZIP, _MOST_TIMES = b"\x1f\x8b\x08", 1100
-"""What a part of a gzipped file begins with, and how many times its length it can at most expand to."""
+_PLAIN = {1: "<f4", 11: "<f8"}
+"""Types of numbers whose raw data are an array, by their number in `TensorProto.DataType`."""
 LARGEST = 1 << 28
 """Entries of one value: what a broken file asks for beyond it is refused, not allocated."""
 
 
-def parsed(path: Path) -> onnx.ModelProto:
-    """The protocol buffer in a file, with data beside it, and functions inlined."""
+def parsed(path: Path) -> tuple[onnx.ModelProto, dict[int, np.ndarray]]:
+    """The protocol buffer in a file, with data beside it, and functions inlined.
+
+    The second are large initializers, by their place among all; the protocol buffer has their names and shapes.
+    """
     try:
         import onnx
         import onnx.inliner
@@ -33,14 +35,13 @@ def parsed(path: Path) -> onnx.ModelProto:
     except ImportError as missing:
         raise errors.ArgumentError("reading ONNX needs the package onnx: pip install 'jaxbound[onnx]'") from missing
     try:
-        content = path.read_bytes()
-        content = _decompressed(content) if content[:2] == _GZIP[:2] else content
-        if content.startswith(b"version https://git-lfs"):
+        content = buffers.unpacked(path.read_bytes())
+        if bytes(content[:32]).startswith(b"version https://git-lfs"):
             raise ValueError("a pointer of Git LFS, not the file: fetch it with git lfs pull")
-        model = onnx.load_model_from_string(content)
+        model, weights = _model(content)
         if any(map(uses_external_data, model.graph.initializer)):
             load_external_data_for_model(model, str(path.parent))
-    except (OSError, EOFError, zlib.error, DecodeError, ValueError, onnx.checker.ValidationError) as fault:
+    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as fault:
         raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass an ONNX file") from fault
     if not model.graph.node and not model.graph.output:
         raise errors.argument("path", f"{str(path)!r} holds no graph", "pass an ONNX file")
@@ -49,17 +50,27 @@ def parsed(path: Path) -> onnx.ModelProto:
     if not OLDEST_OPSET <= opset <= newest:
         can = f"{OLDEST_OPSET} to {newest} can be read"
         raise errors.argument("path", f"{str(path)!r} is of operator set {opset}", can)
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return (onnx.inliner.inline_local_functions(model) if model.functions else model), weights
 
 
-def _decompressed(content: bytes) -> bytes:
-    """A gzipped file's content; that of one part alone at once into the room that its last bytes ask for."""
-    size = int.from_bytes(content[-4:], "little")
-    if content.count(_GZIP) == 1 and 0 < size < _MOST_TIMES * len(content):
-        found = zlib.decompress(content, 31, size)
-        if len(found) == size:
-            return found
-    return gzip.decompress(content)
+def _model(content: memoryview) -> tuple[onnx.ModelProto, dict[int, np.ndarray]]:
+    """The protocol buffer, and large initializers by their place where they are plain numbers that need no copy."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    light, large = buffers.lightened(content)
+    model = onnx.load_model_from_string(light)
+    if large and model.functions:  # which are inlined: initializers may then stand elsewhere
+        return onnx.load_model_from_string(bytes(content)), {}
+    weights = {}
+    for place, data in large.items():
+        tensor = model.graph.initializer[place]
+        dtype = _PLAIN.get(int(tensor.data_type))
+        if dtype is None or tensor.HasField("segment") or uses_external_data(tensor):
+            tensor.raw_data = bytes(data)
+        else:
+            weights[place] = np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+    return model, weights
 
 
 def newest_opset() -> int:
@@ -154,6 +165,23 @@ def check_size(node: onnx.NodeProto, operands: list[Any]) -> None:
         numbers = [np.abs(np.asarray(size, np.float64)) for size in sizes if size.dtype.kind in "iuf"]
         if any(np.prod(np.maximum(number, 1)) > LARGEST for number in numbers):
             raise errors.ArgumentError(f"a result of more than {LARGEST} entries")
+
+
+def check_inputs(node: onnx.NodeProto, opset: int) -> None:
+    """Refuse a node of ONNX's own that has fewer or more inputs than its operator takes."""
+    import onnx
+
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return
+    known = onnx.defs.has(node.op_type, max_inclusive_version=opset)
+    schema = onnx.defs.get_schema(node.op_type, opset) if known else onnx.defs.get_schema(node.op_type)
+    if len(node.input) > schema.max_input:
+        raise errors.ArgumentError(f"it has {len(node.input)} inputs, the operator takes {schema.max_input}")
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    for place, name in enumerate([*node.input, *[""] * (schema.min_input - len(node.input))]):
+        one = schema.inputs[min(place, len(schema.inputs) - 1)]  # the last may be any number
+        if not name and one.option != optional:
+            raise errors.ArgumentError(f"it lacks its input {one.name!r}")
 
 
 def operand_name(node: onnx.NodeProto, place: int) -> str:

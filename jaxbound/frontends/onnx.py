@@ -58,9 +58,9 @@ def load(path: str | Path, *, input_shape: _Shapes = None, dtype: DTypeLike | No
 
     Reference: Bai, Lu, Zhang et al. 2019, "ONNX: Open Neural Network Exchange".
     """
-    model = files.parsed(Path(path))
+    model, weights = files.parsed(Path(path))
     try:
-        return _Reader(model, dtype).read(input_shape)
+        return _Reader(model, weights, dtype).read(input_shape)
     except errors.UnsupportedError:
         raise
     except Exception as fault:  # a broken file may be broken anywhere
@@ -86,9 +86,10 @@ class _Watched(dict):
 class _Reader:
     """Runs a graph once on shapes, and writes down the steps that depend on the input."""
 
-    def __init__(self, model: onnx.ModelProto, dtype: DTypeLike | None):
-        self._model, self._dtype = model, None if dtype is None else jnp.dtype(dtype)
+    def __init__(self, model: onnx.ModelProto, weights: Mapping[int, np.ndarray], dtype: DTypeLike | None):
+        self._model, self._weights, self._dtype = model, weights, None if dtype is None else jnp.dtype(dtype)
         self._opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self._opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
         self._places: dict[str, int] = {}
         self._numbers = itertools.count()
         self._steps: list[Step] = []
@@ -106,7 +107,8 @@ class _Reader:
         names = [value.name for value in graph.output]
 
         def outputs(*inputs):
-            values = self._run(graph, {source.name: x for source, x in zip(sources, inputs, strict=True)})
+            given = {source.name: x for source, x in zip(sources, inputs, strict=True)}
+            values = self._run(graph, given, self._weights)
             if self._refusals:
                 raise errors.UnsupportedError(*dict.fromkeys(self._refusals))
             if absent := [name for name in names if name not in values]:
@@ -176,11 +178,12 @@ class _Reader:
                 kept.append(step)
         return kept[::-1]
 
-    def _run(self, graph: onnx.GraphProto, values: dict[str, Any]) -> dict[str, Any]:
+    def _run(self, graph: onnx.GraphProto, values: dict[str, Any], weights: Mapping[int, np.ndarray]) -> dict[str, Any]:
+        """All values of a graph; of its initializers some may be at hand, by their place."""
         from onnx import numpy_helper
 
-        for tensor in graph.initializer:
-            values[tensor.name] = np.asarray(numpy_helper.to_array(tensor))
+        for place, tensor in enumerate(graph.initializer):
+            values[tensor.name] = weights[place] if place in weights else np.asarray(numpy_helper.to_array(tensor))
         for node in graph.node:
             absent = [name for name in node.input if name and name not in values]
             if absent:
@@ -189,6 +192,7 @@ class _Reader:
                 raise errors.ArgumentError(f"{files.titled(node)} gives {twice[0]!r}, which is given before")
             operands = [values[name] if name else None for name in node.input]
             try:
+                files.check_inputs(node, self._opset)
                 found = self._step(node, operands, values)
             except errors.UnsupportedError:
                 raise
@@ -220,8 +224,7 @@ class _Reader:
         return self._recorded(node, self._short(node), operands, row.known)
 
     def _short(self, node: onnx.NodeProto) -> Node:
-        opset = self._opsets.get("", self._opsets.get("ai.onnx", 1))
-        return Node(node.op_type, files.attributes(node), opset, len(node.output))
+        return Node(node.op_type, files.attributes(node), self._opset, len(node.output))
 
     def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
         references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
@@ -286,7 +289,7 @@ class _Reader:
     def _branch(self, node: onnx.NodeProto, condition: bool, values: dict[str, Any]) -> Sequence[Any]:
         wanted = "then_branch" if condition else "else_branch"
         (graph,) = (attribute.g for attribute in node.attribute if attribute.name == wanted)
-        inner = self._run(graph, dict(values))
+        inner = self._run(graph, dict(values), {})
         for name, value in zip(node.output, graph.output, strict=True):
             if value.name in self._places:
                 self._places[name] = self._places[value.name]

@@ -17,7 +17,6 @@ import gzip
 import itertools
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -29,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound.certificates.properties import Clause, Property
-from jaxbound.frontends import queries
+from jaxbound.frontends import buffers, queries
 from jaxbound.frontends.queries import refuse as _refuse
 from jaxbound.regions import Box
 
@@ -53,14 +52,11 @@ class _Row(NamedTuple):
     line: int
 
 
-class _End(NamedTuple):
-    """One end of an input: `variable <= value` for side 1, `variable >= value` for side -1; rounded outward."""
+_End = tuple[int, int, float]
+"""One end of an input: its number, the side (1: at most, -1: at least), and the value, rounded outward.
 
-    variable: str
-    side: int
-    value: float
-    line: int
-
+Large files are made of these: a plain tuple of numbers is nothing that Python's garbage collector has to visit.
+"""
 
 _Rows = list[_Row | _End]
 
@@ -101,9 +97,8 @@ def text_of(path: str | Path) -> str:
         ArgumentError: it cannot be read.
     """
     try:
-        content = Path(path).read_bytes()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8", "replace")
-    except (OSError, EOFError, zlib.error) as fault:
+        return str(buffers.unpacked(Path(path).read_bytes()), "utf-8", "replace")
+    except (OSError, ValueError) as fault:
         raise errors.argument("path", f"{str(path)!r} cannot be read ({fault})", "pass a VNN-LIB file") from fault
 
 
@@ -123,7 +118,12 @@ def loads(text: str) -> tuple[list[Box], Property]:
         line, command = form[0], form[1] if len(form) > 1 else ""
         if command == "assert" and len(form) == 3:
             alternatives = _alternatives(form[2], line, declared)
-            common.extend(alternatives[0]) if len(alternatives) == 1 else choices.append(alternatives)
+            if len(alternatives) == 1:
+                common.extend(alternatives[0])
+                continue
+            choices.append(alternatives)
+            if math.prod(map(len, choices)) > _MOST_CLAUSES:
+                _refuse(line, f"more than {_MOST_CLAUSES} combinations of `or`")
         elif command in ("declare-const", "declare-fun"):
             _declare(form, declared)
         elif command == "declare-network":
@@ -134,8 +134,6 @@ def loads(text: str) -> tuple[list[Box], Property]:
         elif command not in _IGNORED:
             _refuse(line, f"{_shown(form)} is not a command of VNN-LIB")
     inputs, outputs = (_count(declared, letter) for letter in "XY")
-    if math.prod(map(len, choices)) > _MOST_CLAUSES:
-        raise errors.ArgumentError(f"line {choices[-1][0][0].line}: more than {_MOST_CLAUSES} combinations of `or`")
     return _joined(common, [list(itertools.chain(*choice)) for choice in itertools.product(*choices)], inputs, outputs)
 
 
@@ -144,25 +142,27 @@ def loads(text: str) -> tuple[list[Box], Property]:
 
 def _forms(text: str) -> Iterator[list]:
     """The parenthesised forms, as nested lists, each beginning with its line."""
-    open_forms: list[list] = []
+    form: list = []  # the innermost one that is open
+    around: list[list] = []  # those that it stands in, of which the first is the file
     for line, written in enumerate(text.splitlines(), 1):
         for token in _TOKEN.findall(written.partition(";")[0]):
             if token == "(":
-                if len(open_forms) == _DEEPEST:
+                if len(around) == _DEEPEST:
                     _refuse(line, f"parentheses are nested deeper than {_DEEPEST}")
-                open_forms.append([line])
-            elif not open_forms:
+                around.append(form)
+                form = [line]
+            elif not around:
                 _refuse(line, f"{token[:40]!r} stands outside of parentheses")
-            elif token == ")":
-                form = open_forms.pop()
-                if open_forms:
-                    open_forms[-1].append(form)
-                else:
-                    yield form
+            elif token != ")":
+                form.append(re.sub(r"\s", "", token) if "[" in token else token)
+            elif len(around) == 1:
+                yield form
+                form = around.pop()
             else:
-                open_forms[-1].append(re.sub(r"\s", "", token) if "[" in token else token)
-    if open_forms:
-        _refuse(open_forms[0][0], "a parenthesis is opened and not closed")
+                around[-1].append(form)
+                form = around.pop()
+    if around:
+        _refuse([*around, form][1][0], "a parenthesis is opened and not closed")
 
 
 def _shown(form) -> str:
@@ -216,7 +216,7 @@ def _alternatives(form, line: int, declared: _Declared) -> list[_Rows]:
             _refuse(line, f"{_shown(form)} compares {len(parts)} terms, not 2")
         if operator[0] != "=" and _is_simple(parts, declared):  # nearly all rows of large files
             side = 1 if operator[0] == "<" else -1
-            return [[_End(declared[parts[0]][0], side, _decimal(parts[1], side, line), line)]]
+            return [[(int(declared[parts[0]][0][2:]), side, _decimal(parts[1], side, line))]]
         left, right = (_linear(part, line, declared) for part in parts)
         ways = {"<": [(left, right)], ">": [(right, left)], "=": [(left, right), (right, left)]}
         return [[_difference(low, high, line) for low, high in ways[operator[0]]]]
@@ -306,7 +306,7 @@ def _difference(low: _Linear, high: _Linear, line: int) -> _Row | _End:
         ((name, value),) = coefficients.items()
         if name[0] == "X":
             side = 1 if value > 0 else -1
-            return _End(name, side, _rounded(offset / value, side), line)
+            return int(name[2:]), side, _rounded(offset / value, side)
     return _Row(coefficients, offset, line)
 
 
@@ -320,7 +320,7 @@ def _joined(common: _Rows, choices: list[_Rows], inputs: int, outputs: int) -> t
     groups: dict[bytes, tuple[tuple[np.ndarray, np.ndarray], dict[bytes, Clause]]] = {}
     for choice in choices if shared is not None else []:
         box = everywhere
-        if any(isinstance(row, _End) for row in choice):
+        if not all(isinstance(row, _Row) for row in choice):
             box = everywhere[0].copy(), everywhere[1].copy()
         rows = _narrow(choice, box)
         if rows is None or np.any(box[0] > box[1]):
@@ -348,12 +348,12 @@ def _narrow(rows: _Rows, box: tuple[np.ndarray, np.ndarray]) -> list[_Row] | Non
     left = []
     lower, upper = box
     for row in rows:
-        if isinstance(row, _End):
-            place = int(row.variable[2:])
-            if row.side < 0:
-                lower[place] = max(lower[place], row.value)
+        if not isinstance(row, _Row):
+            place, side, value = row
+            if side < 0:
+                lower[place] = max(lower[place], value)
             else:
-                upper[place] = min(upper[place], row.value)
+                upper[place] = min(upper[place], value)
         elif row.coefficients:
             left.append(row)
         elif row.offset < 0:

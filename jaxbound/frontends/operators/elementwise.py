@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, elementwise, operator
+from jaxbound.frontends.operators.table import Node, elementwise, operator, over_axis
 
 
 def _many(function):
@@ -137,20 +137,12 @@ def _converted(x, dtype):
 
 @operator("Softmax")
 def _softmax(node: Node, x):
-    return _over_axis(jax.nn.softmax, node, x)
+    return over_axis(jax.nn.softmax, node, x)
 
 
 @operator("LogSoftmax")
 def _log_softmax(node: Node, x):
-    return _over_axis(jax.nn.log_softmax, node, x)
-
-
-def _over_axis(function, node, x):
-    """Over one axis or, before operator set 13, over it and all after it."""
-    if node.opset >= 13:
-        return function(x, axis=node.get("axis", -1))
-    axis = node.get("axis", 1) % x.ndim
-    return function(x.reshape(*x.shape[:axis], -1), axis=-1).reshape(x.shape)
+    return over_axis(jax.nn.log_softmax, node, x)
 
 
 @operator("Dropout")

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, operator
+from jaxbound.frontends.operators.table import Node, lp_norm, operator
 
 Sizes = tuple[int, ...]
 
@@ -120,6 +120,9 @@ def _windows(node: Node, x: Any) -> tuple[Sizes, Sizes, Sizes, list[tuple[int, i
     window, sizes = node.get("kernel_shape"), x.shape[2:]
     strides, dilations = (node.get(name, (1,) * len(window)) for name in ("strides", "dilations"))
     pads = _paddings(node, sizes, window, strides, dilations)
+    for size, length, dilation, (low, high) in zip(sizes, window, dilations, pads, strict=True):
+        if max(low, high) >= length or (dilation > size and low + high):
+            raise errors.ArgumentError(f"pads={pads} leave windows that hold padding alone")
     further = [0] * len(window)
     if node.flag("ceil_mode"):
         for axis, (low, high) in enumerate(pads):
@@ -137,6 +140,13 @@ def _reduced(x, start, function, window, strides, dilations, pads):
         x, start, function, (*front, *window), (*front, *strides), [(0, 0), (0, 0), *pads],
         window_dilation=(*front, *dilations),
     )  # fmt: skip
+
+
+@operator("LpPool")
+def _lp_pool(node: Node, x):
+    window, strides, dilations, pads, further = _windows(node, x)
+    pads = [(low, high + more) for (low, high), more in zip(pads, further, strict=True)]
+    return lp_norm(x, node.get("p", 2), lambda powers: _reduced(powers, 0.0, lax.add, window, strides, dilations, pads))
 
 
 @operator("MaxPool")
@@ -168,13 +178,3 @@ def _counts(sizes, window, strides, dilations, pads, further, with_padding: bool
         sums = [counted[start : start + reach + 1 : dilations[axis]].sum() for start in starts]
         counts = np.multiply.outer(counts, np.array(sums, np.float32))
     return counts
-
-
-@operator("GlobalAveragePool")
-def _global_average_pool(_node: Node, x):
-    return jnp.mean(x, tuple(range(2, x.ndim)), keepdims=True)
-
-
-@operator("GlobalMaxPool")
-def _global_max_pool(_node: Node, x):
-    return jnp.max(x, tuple(range(2, x.ndim)), keepdims=True)

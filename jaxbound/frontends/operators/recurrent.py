@@ -48,6 +48,11 @@ def _gru(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
 @operator("LSTM", known=(4,))
 def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peephole=None):
     node.require("input_forget", 0)
+    if node.get("clip", 0.0):
+        raise errors.ArgumentError(
+            "its clip cannot be read: the specification clips the cell's state before the last activation, onnxruntime "
+            "does not"
+        )
 
     def step(state, value, weights, recurrent, input_bias, state_bias, functions, peephole):
         (h, c), (gate, new, last) = state, functions
@@ -64,7 +69,9 @@ def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, 
 
 def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, step):
     """All directions over all steps: the outputs (steps, directions, batch, hidden), then the last of each state."""
-    node.require("clip", 0.0)
+    clip = node.get("clip", 0.0)
+    if clip < 0:
+        raise errors.ArgumentError(f"clip={clip} is no bound")
     if node.get("activation_alpha") or node.get("activation_beta"):
         raise errors.ArgumentError("activation_alpha and activation_beta cannot be read")
     layout, directions, size = node.flag("layout"), w.shape[0], r.shape[-1]
@@ -78,7 +85,8 @@ def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, st
     outputs, last = [], []
     backwards_first = node.require("direction", "forward", "reverse", "bidirectional") == "reverse"
     for direction in range(directions):
-        functions = [_ACTIVATIONS[name] for name in names[direction * len(defaults) : (direction + 1) * len(defaults)]]
+        own = names[direction * len(defaults) : (direction + 1) * len(defaults)]
+        functions = [_clipped(_ACTIVATIONS[name], clip) if clip else _ACTIVATIONS[name] for name in own]
         biases = jnp.zeros(2 * w.shape[1], x.dtype) if bias is None else bias[direction]
         input_bias, state_bias = jnp.split(biases, 2)
         now = tuple(_initial(part, direction, layout, (batch, size), x.dtype) for part in state)
@@ -95,6 +103,10 @@ def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, st
     states = [jnp.stack(parts, 1 if layout else 0) for parts in zip(*last, strict=True)]
     results = (jnp.stack(outputs, 2 if layout else 1), *states)
     return (jnp.swapaxes(results[0], 0, 1), *states) if layout else results
+
+
+def _clipped(function, limit: float):
+    return lambda value: function(jnp.clip(value, -limit, limit))
 
 
 def _initial(state, direction: int, layout: int, shape: tuple[int, int], dtype):

@@ -7,18 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbound import errors
-from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, operator
-
-
-def _mean(x: jax.Array, axis: tuple[int, ...] | None, keepdims: bool) -> jax.Array:
-    if not x.size:
-        raise errors.ArgumentError("a mean of no entries is not defined")
-    return jnp.mean(x, axis, keepdims=keepdims)
-
+from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, lp_norm, mean, operator, over_axis
 
 _REDUCTIONS = {
-    "ReduceSum": jnp.sum, "ReduceMean": _mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
+    "ReduceSum": jnp.sum, "ReduceMean": mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
     "ReduceSumSquare": lambda x, axis, keepdims: jnp.sum(x * x, axis, keepdims=keepdims),
     "ReduceL1": lambda x, axis, keepdims: jnp.sum(jnp.abs(x), axis, keepdims=keepdims),
     "ReduceL2": lambda x, axis, keepdims: jnp.sqrt(jnp.sum(x * x, axis, keepdims=keepdims)),
@@ -42,6 +34,17 @@ for _name, _function in _REDUCTIONS.items():
     _enter(_name, _function)
 
 
+def _over_image(function):
+    return lambda node, x: function(node, x, tuple(range(2, x.ndim)))
+
+
+operator("GlobalAveragePool")(_over_image(lambda _, x, axes: mean(x, axes)))
+operator("GlobalMaxPool")(_over_image(lambda _, x, axes: jnp.max(x, axes, keepdims=True)))
+operator("GlobalLpPool")(
+    _over_image(lambda node, x, axes: lp_norm(x, node.get("p", 2), lambda v: jnp.sum(v, axes, keepdims=True)))
+)
+
+
 @operator("ArgMax")
 def _argmax(node: Node, x):
     return _place_of(node, x, jnp.argmax)
@@ -59,6 +62,20 @@ def _place_of(node: Node, x, function):
     else:
         found = function(x, axis, keepdims=True)
     return found if node.flag("keepdims", True) else jnp.squeeze(found, axis)
+
+
+@operator("Hardmax")
+def _hardmax(node: Node, x):
+    return over_axis(_one_at_first_maximum, node, x)
+
+
+def _one_at_first_maximum(x, axis: int):
+    """1 at an entry that no later one exceeds and no earlier one reaches: comparisons, which can be bounded."""
+    last = jnp.moveaxis(x, axis, -1)
+    each, other = jnp.expand_dims(last, -1), jnp.expand_dims(last, -2)
+    itself, earlier = np.eye(last.shape[-1], dtype=bool), np.tri(last.shape[-1], k=-1, dtype=bool)
+    wins = jnp.where(itself, True, jnp.where(earlier, each > other, each >= other))
+    return jnp.moveaxis(jnp.min(wins.astype(x.dtype), -1), -1, axis)
 
 
 @operator("TopK", known=(1,))
@@ -79,8 +96,8 @@ def _batch_norm(node: Node, x, scale, bias, mean, variance):
 
 
 def _standardized(x, axes: tuple[int, ...], epsilon: float):
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    return centred * lax.rsqrt(jnp.mean(centred * centred, axes, keepdims=True) + epsilon)
+    centred = x - mean(x, axes)
+    return centred * lax.rsqrt(mean(centred * centred, axes) + epsilon)
 
 
 @operator("InstanceNormalization")
@@ -110,7 +127,7 @@ def _layer_norm(node: Node, x, scale, bias=None):
 @operator("RMSNormalization")
 def _rms_norm(node: Node, x, scale):
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
-    return x * lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + node.get("epsilon", 1e-5)) * scale
+    return x * lax.rsqrt(mean(x * x, axes) + node.get("epsilon", 1e-5)) * scale
 
 
 @operator("MeanVarianceNormalization")

@@ -117,6 +117,17 @@ def _from_front(indices, size: int):
     return np.where(indices < 0, indices + size, indices)
 
 
+@operator("ReverseSequence", known=(1,))
+def _reverse_sequence(node: Node, x, lengths):
+    batch, time = node.require("batch_axis", 1, 0), node.require("time_axis", 0, 1)
+    if batch == time or len(lengths) != x.shape[batch] or np.any((lengths < 0) | (lengths > x.shape[time])):
+        raise errors.ArgumentError(f"sequence_lens={lengths.tolist()} do not fit a value of shape {x.shape}")
+    places = list(np.indices(x.shape[:2], sparse=True))
+    here, length = places[time], np.reshape(lengths, places[batch].shape)
+    places[time] = np.where(here < length, length - 1 - here, here)
+    return x[tuple(places)]
+
+
 @operator("GatherElements")
 def _gather_elements(node: Node, x, indices):
     axis = node.get("axis", 0) % x.ndim

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxbound import errors
 
 
@@ -79,3 +81,27 @@ def axes_of(node: Node, given: Any, rank: int) -> tuple[int, ...] | None:
     """The axes that an attribute names or, in newer operator sets, an input does; counted from the front."""
     axes = node.get("axes") if given is None else given
     return None if axes is None else tuple(int(axis) % rank for axis in axes)
+
+
+def over_axis(function: Callable[..., Any], node: Node, x: Any) -> Any:
+    """Over one axis or, before operator set 13, over it and all after it."""
+    if node.opset >= 13:
+        return function(x, axis=node.get("axis", -1))
+    axis = node.get("axis", 1) % x.ndim
+    return function(x.reshape(*x.shape[:axis], -1), axis=-1).reshape(x.shape)
+
+
+def mean(x: Any, axis: tuple[int, ...] | None, *, keepdims: bool = True) -> Any:
+    """The mean over axes, of at least one entry."""
+    if not x.size:
+        raise errors.ArgumentError("a mean of no entries is not defined")
+    return jnp.mean(x, axis, keepdims=keepdims)
+
+
+def lp_norm(x: Any, p: int, total: Callable[[Any], Any]) -> Any:
+    """The norm to an exponent of whatever entries `total` sums."""
+    if p < 1:
+        raise errors.ArgumentError(f"p={p} is no norm")
+    if p == 1:
+        return total(jnp.abs(x))
+    return jnp.sqrt(total(x * x)) if p == 2 else total(jnp.abs(x) ** p) ** (1 / p)
