@@ -27,6 +27,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 # Links into other projects' pages need the network: JAXBOUND_DOCS_ONLINE=1 make docs.
 intersphinx_mapping = {}
 if os.environ.get("JAXBOUND_DOCS_ONLINE"):

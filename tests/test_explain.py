@@ -62,6 +62,18 @@ def test_names_are_numbered_in_the_order_of_evaluation_and_are_those_of_the_boun
     assert list(dict.fromkeys(name.split(":")[0] for name in bounds)) == nonlinear
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (jb.Crown(), "Crown()"), (jb.CrownIBP(), "CrownIBP()"), (jb.CrownIBP(intersect=False), "CrownIBP(intersect=False)"),
+        (jb.Best(jb.IBP(), jb.Frown(steps=4)), "Best(methods=(IBP(), Frown(steps=4)))"),
+        (jb.BranchAndBound(bounder=jb.Crown()), "BranchAndBound(bounder=Crown())"),
+    ],
+)  # fmt: skip
+def test_methods_print_what_is_not_as_by_default(method, expected):
+    assert str(method) == expected
+
+
 def test_it_prints_a_table():
     text = str(explained(network, VARIABLES, BOX))
     first, header, *lines = text.splitlines()

@@ -18,6 +18,7 @@ import jaxlib
 import numpy as np
 import pytest
 
+import jaxbound as jb
 from jaxbound import _compat, _flags, errors
 
 pytestmark = pytest.mark.fast
@@ -233,6 +234,18 @@ def test_eager_jit_keeps_float64(x64):
     found = _compat.eager_jit(_sum_of_powers)(np.array([1.0, 1e-9]))
     assert found.dtype == np.float64
     assert found == 1.0 + 1e-18
+
+
+@pytest.mark.parametrize("norm", [np.inf, 2])
+def test_dtypes_may_be_promoted_strictly(norm):
+    """What jaxbound adds to a network obeys no one's setting."""
+    params = [(np.eye(3, dtype=np.float32), np.ones(3, np.float32))] * 2
+    x, labels = np.ones((2, 3), np.float32), np.zeros(2, int)
+    with jax.numpy_dtype_promotion("strict"):
+        found = jb.crown(params, x, 0.25, norm=norm, activation="relu")
+        report = jb.certify(params, x, labels, 0.25, norm=norm, activation="relu", method=jb.CrownIBP())
+        radius = jb.certified_radius(params, x, labels, norm=norm, activation="relu")
+    assert np.all(found.lower <= found.upper) and len(report.verified) == len(radius) == 2
 
 
 # --- the guard --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def rolled(loop: Callable[P, R]) -> Callable[P, R]:
 def _under(function: Callable[P, R], *, disable: bool) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.disable_jit(disable):
+        with jax.disable_jit(disable), jax.numpy_dtype_promotion("standard"):
             return function(*args, **kwargs)
 
     return call

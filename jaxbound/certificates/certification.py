@@ -134,7 +134,7 @@ def certify(
         margins, error, _verified(margins, error), correct,
         eps=np.asarray(inputs.radius) if isinstance(inputs, LpBall) else None,
         norm=inputs.norm if isinstance(inputs, LpBall) else math.inf,
-        method=repr(method), batch_size=size, first_batch_seconds=done.first_batch_seconds,
+        method=str(method), batch_size=size, first_batch_seconds=done.first_batch_seconds,
         seconds=done.seconds, labels=labels, remarks=remarks(network.variables, inputs, margins),
         counterexamples=points.reshape(-1, *shape) if method.searches else None,
     )  # fmt: skip

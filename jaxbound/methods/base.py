@@ -12,6 +12,7 @@ estimate. To add a method: a class with these functions in a file of its own (do
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +73,16 @@ class Method:
     (True, 'certified')
     """
 
+    def __str__(self) -> str:
+        """What it is, without the options that are as they are by default."""
+        if not dataclasses.is_dataclass(self):
+            return repr(self)
+        fields = [
+            (field.name, _shown(getattr(self, field.name)), _default(field)) for field in dataclasses.fields(self)
+        ]
+        options = ", ".join(f"{name}={value}" for name, value, default in fields if value != default)
+        return f"{type(self).__name__}({options})"
+
     @property
     def guarantee(self) -> str:
         """ "certified", or "estimate" where bounds may be on the wrong side of the true value."""
@@ -108,6 +119,17 @@ class Method:
     def planes(self, graph: Graph, leaves: Sequence, request: Request) -> list[tuple]:
         """Per output: lower slopes (by leaf) and intercept, upper slopes and intercept."""
         raise errors.no_such_answer(type(self).__name__, "linear bounds")
+
+
+def _default(field: dataclasses.Field) -> str:
+    made = field.default_factory
+    return _shown(field.default if made is dataclasses.MISSING else made())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))}{',' * (len(value) == 1)})"
+    return str(value) if isinstance(value, Method) else repr(value)
 
 
 def targets(graph: Graph) -> list[int]:

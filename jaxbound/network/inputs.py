@@ -99,7 +99,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Inputs
     assert eps is not None
     eps = radii(eps, x.shape, batched=batched)
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
-    regions.validate(region, "x and eps")
+    regions.validate(region, regions.OF_ARGUMENTS)
     return regions.canonical(region)
 
 
@@ -174,8 +174,10 @@ def radii(eps: ArrayLike, shape: tuple[int, ...], *, batched: bool) -> ArrayLike
     fits = len(own) == len(whole) > 1 and all(size in (1, most) for size, most in zip(own, whole, strict=True))
     if not fits or (set(own[1:]) == {1} and set(whole[1:]) != {1}):
         features = (1, *whole[1:])
+        some = ", some of them 1, as per channel" if len(features) > 2 else ""
         raise errors.ArgumentError(
-            f"eps has shape {given}: pass one radius, or one per example, ({whole[0]},), or per feature, {features}"
+            f"eps has shape {given}: pass one radius, or one per example, ({shape[0]},), or per feature, {features}"
+            f"{some}"
         )
     xp = jnp if isinstance(eps, jax.Array) else np
     return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)

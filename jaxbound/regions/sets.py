@@ -69,7 +69,7 @@ class Box:
             raise errors.argument("eps", f"has shape {size}", f"pass a number, or an array that broadcasts to {shape}")
         radius = jnp.broadcast_to(eps, shape) if size else eps
         ball = LpBall(jnp.asarray(x), radius, math.inf, clip=clip)
-        validate(ball, "x and eps")
+        validate(ball, OF_ARGUMENTS)
         return cls(*enclosing_box(ball))
 
 
@@ -221,6 +221,11 @@ def flat_ball(region: LpBall) -> balls.Ball:
     return balls.Ball(cast_to(region.center, struct.dtype, 0).reshape(flat), radius, low, high, share)
 
 
+OF_ARGUMENTS = "x and eps"
+"""The name of a ball that a caller gave by its parts."""
+_ARGUMENTS = {"center": "x", "radius": "eps"}
+
+
 def validate(region: Region, name: str = "the region") -> None:
     """Refuse a region that bounding cannot start from, and say what to do instead.
 
@@ -231,27 +236,31 @@ def validate(region: Region, name: str = "the region") -> None:
         ValueError: shapes that do not fit, norm < 1 or NaN, and concrete NaN, negative radius, lower > upper, or a ball
             that does not meet its clip box.
     """
+
+    def called(part: str) -> str:
+        return _ARGUMENTS.get(part, part) if name == OF_ARGUMENTS else f"{name}.{part}"
+
     parts = parts_of(region)
     for part, value in parts.items():
         if not hasattr(value, "dtype") and not isinstance(value, bool | int | float):
-            raise errors.argument_type(f"{name}.{part}", f"is a {type(value).__name__}", "pass an array or a number")
+            raise errors.argument_type(called(part), f"is a {type(value).__name__}", "pass an array or a number")
     _check_shapes(region, name)
     for part, value in parts.items():
         dtype = jnp.result_type(value)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise errors.ArgumentTypeError(
-                f"{name}.{part} is {dtype}, which has no order: bound the real and imaginary parts"
+                f"{called(part)} is {dtype}, which has no order: bound the real and imaginary parts"
             )
         if dtype == jnp.bool_ or (part in ("lower", "upper", "center") and jnp.issubdtype(dtype, jnp.integer)):
             raise errors.ArgumentTypeError(
-                f"{name}.{part} is {dtype}: integers have no neighbourhood: divide by 255, or use float32"
+                f"{called(part)} is {dtype}: integers have no neighbourhood: divide by 255, or use float32"
             )
     concrete = {part: v for part, v in parts.items() if not is_tracer(v) and not isinstance(v, jax.ShapeDtypeStruct)}
     for part, value in concrete.items():
         if np.any(np.isnan(np.asarray(value))):
-            raise errors.ArgumentError(f"{name}.{part} holds a NaN, and nothing can be bounded over it")
+            raise errors.ArgumentError(f"{called(part)} holds a NaN, and nothing can be bounded over it")
     if "radius" in concrete and np.any(np.asarray(concrete["radius"]) < 0):
-        raise errors.ArgumentError(f"{name}.radius is negative; pass eps >= 0")
+        raise errors.ArgumentError(f"{called('radius')} is negative; pass eps >= 0")
     if len(concrete) == len(parts) and (not isinstance(region, LpBall) or region.clip is not None):
         with jax.ensure_compile_time_eval():
             void = bool(_is_empty()(region))

@@ -42,7 +42,7 @@ class Explanation:
 
 def explain(function: Callable, avals: Sequence, is_region: Sequence[bool], method) -> Explanation:
     """Trace a flat function and describe its graph; see `transform.explain`."""
-    name, guarantee = repr(method), getattr(method, "guarantee", "certified")
+    name, guarantee = str(method), getattr(method, "guarantee", "certified")
     try:
         structure = tracing.build(function, avals, is_region)
     except errors.UnsupportedError as error:
