@@ -18,7 +18,7 @@ from networks import ACTIVATIONS, Activation
 import jaxbound as jb
 from jaxbound.driver import Run
 from jaxbound.graph import tracing
-from jaxbound.relaxations.enclosures import maximum, product, scalar
+from jaxbound.relaxations.enclosures import maximum, product, scalar, search
 from jaxbound.relaxations.slopes import ADAPTIVE, Given, rule_of
 
 INTERVALS, SAMPLES = 1000, 1000
@@ -516,3 +516,18 @@ def test_derivatives_at_single_points_are_finite():
 
         for part in jax.grad(total, (0, 1))(ends, ends):
             assert np.isfinite(part).all(), name
+
+
+@pytest.mark.parametrize("change", [0.0, 1.0, -1.0])
+def test_where_nothing_bounds_a_chord_its_derivative_is_defined(change):
+    """`jax_debug_nans` stops at a NaN in what no result needs, too."""
+    value, slope = jax.value_and_grad(search._scaled)(change, 1.0, 0.0)
+    assert value == (np.copysign(np.inf, change) if change else 0) and np.isfinite(slope)
+    assert np.isnan(search._scaled(jnp.nan, 1.0, 0.0))
+
+
+def test_numbers_that_are_undefined_may_be_written_down_under_debug_nans():
+    """`jnp.var` chooses NaN where there are no degrees of freedom."""
+    with jax.debug_nans(True):
+        found = jb.bound(lambda x: jnp.var(x), jb.IBP())(jb.Box(-jnp.ones(3), jnp.ones(3)))
+    assert 0 <= found.lower <= found.upper < np.inf

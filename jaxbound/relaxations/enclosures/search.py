@@ -92,5 +92,5 @@ def _below(points, values) -> jax.Array:
 def _scaled(change, to, known) -> jax.Array:
     """`change * to / known`; where the known distance is 0 nothing bounds it, unless there is no way to go."""
     prolonged = change * (to / jnp.where(known > 0, known, 1))
-    beyond = jnp.where(change == 0, 0, change * jnp.inf)
+    beyond = jnp.where(change > 0, jnp.inf, jnp.where(change < 0, -jnp.inf, change))  # undefined where the change is
     return jnp.where(to > 0, jnp.where(known > 0, prolonged, beyond), 0)
