@@ -463,6 +463,27 @@ def test_where_a_mask_leaves_nothing(given, as_argument):
             assert np.all(found.lower[1] == -np.inf) and np.all(found.upper[1] == np.inf)
 
 
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()])
+def test_masks_within_masks(method):
+    """What one leaves the other may take."""
+    box = jb.Box(-np.ones(3, np.float32), np.ones(3, np.float32))
+
+    def function(first, second, x):
+        return jax.nn.softmax(jnp.where(second, jnp.where(first, x, -jnp.inf), -jnp.inf))
+
+    first, second, third = (np.array(mask) for mask in ([True, False, True], [True, True, False], [False, True, False]))
+    for found in (
+        jb.bound(function, method)(first, second, box), jb.bound(lambda x: function(first, second, x), method)(box)
+    ):  # fmt: skip
+        assert np.array_equal(found.upper[1:], [0, 0]) and 0.999 < found.lower[0] <= found.upper[0] <= 1
+    for found in (
+        jb.bound(function, method)(first, third, box), jb.bound(lambda x: function(first, third, x), method)(box)
+    ):  # fmt: skip
+        assert np.all(found.lower == -np.inf) and np.all(found.upper == np.inf)
+    scaled = jb.bound(lambda x: jax.nn.softmax(jnp.where(third, 2 * jnp.where(first, x, -jnp.inf), -jnp.inf)), method)
+    assert np.all(scaled(box).upper == np.inf)
+
+
 def test_scores_of_any_size_beside_a_mask():
     """What stands for a masked score must be below every other one."""
     mask = np.array([True, False, True])

@@ -8,6 +8,8 @@ softmax is not defined.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,21 +30,28 @@ def reading(function: Callable, scores: Value, axes: Sequence[int]) -> Rewrite:
         scores: with minus infinity where a mask says so, or without a mask.
         axes: those along which a mask must leave something.
     """
-    off = _off(scores)
-    if off is None:
+    inner, masks, offs = scores, [], []
+    while (off := _off(inner)) is not None:
+        masks, offs = [*masks, inner.operands[0]], [*offs, off]
+        inner = inner.operands[1 + (not off)]
+    if not masks or not isinstance(inner, Value) or inner.infinite:
         return function, [scores]
-    mask, cases = scores.operands[0], scores.operands[1:]
-    leaves_some = mask.known is not None and bool(np.all(np.any(mask.known != off, tuple(axes))))
 
-    def of_rest(x, mask):
-        kept = mask != off
-        x = jnp.where(kept, x, 0)
+    def kept(masks: Sequence) -> Any:
+        return functools.reduce(operator.and_, [mask != off for mask, off in zip(masks, offs, strict=True)])
+
+    known = [mask.known for mask in masks]
+    leaves_some = all(mask is not None for mask in known) and bool(np.all(np.any(kept(known), tuple(axes))))
+
+    def of_rest(x: jax.Array, *masks: jax.Array) -> jax.Array:
+        mask = kept(masks)
+        x = jnp.where(mask, x, 0)
         if leaves_some:
-            return function(x, kept, jnp.zeros_like(x))
-        x = x / jnp.any(kept, tuple(axes), keepdims=True).astype(x.dtype)
-        return function(x, kept, jax.nn.relu(0 * x))
+            return function(x, mask, jnp.zeros_like(x))
+        x = x / jnp.any(mask, tuple(axes), keepdims=True).astype(x.dtype)
+        return function(x, mask, jax.nn.relu(0 * x))
 
-    return of_rest, [cases[not off], mask]
+    return of_rest, [inner, *masks]
 
 
 def exponential(_params: dict, operands: Sequence) -> Rewrite | None:
