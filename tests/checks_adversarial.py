@@ -42,6 +42,25 @@ def check_masked_softmax():
     assert _is_unbounded(lambda x: jax.nn.softmax(_masked(x)))
 
 
+def check_masks_of_sums():
+    """Of three scores 0, ln 3 and ln 5 the second is masked, so that the shares are 1/6, 0 and 5/6."""
+    x, mask = np.log(np.array([1.0, 3.0, 5.0])), np.array([True, False, True])
+    for fn, expected in (
+        (lambda x: jax.nn.softmax(x, where=mask), [1 / 6, 0, 5 / 6]), (lambda x: jax.nn.logsumexp(x, where=mask), np.log(6))
+    ):  # fmt: skip
+        for method in (jb.IBP(), jb.Crown(intersect=False)):
+            found = jb.bound(fn, method)(jb.Box(x, x + 1e-9))
+            assert np.allclose(found.lower, expected, atol=1e-6) and np.allclose(found.upper, expected, atol=1e-6)
+
+
+def check_nothing_left_by_masks():
+    """Undefined, also for the entries that are masked."""
+    masks = np.array([True, False, False]), np.array([False, True, False])
+    scores = lambda x: jnp.where(masks[1], 2 * jnp.where(masks[0], x, -jnp.inf), -jnp.inf)  # noqa: E731
+    found = jb.bound(lambda x: jax.nn.softmax(scores(x)), jb.IBP())(jb.Box(-np.ones(3), np.ones(3)))
+    assert not np.any(np.isfinite(found.lower)) and not np.any(np.isfinite(found.upper))
+
+
 def check_undefined_shifts():
     assert _is_unbounded(lambda x: (lambda e: e / e.sum())(jnp.exp(x - jnp.log(x[0]))))
 

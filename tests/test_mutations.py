@@ -27,7 +27,7 @@ from jaxbound.certificates import radius, records
 from jaxbound.certificates.proofs import files
 from jaxbound.driver import chunks, steps
 from jaxbound.graph import folding, operations, primitives
-from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, patterns
+from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, masked, patterns
 from jaxbound.jacobian import composition, norms, recursion
 from jaxbound.methods import ascent, domains, executed
 from jaxbound.methods.exact import encoding, oracles, program, tree
@@ -315,6 +315,9 @@ MUTANTS: dict[str, Mutant] = {
     "infinity has no sign": Mutant("infinite_differences", infinities, "_flipped", lambda _: lambda infinite: infinite),
     "bounds are always finite": Mutant("infinite_factors", domains, "_leaves_domain", _after(jnp.zeros_like)),
     "some score is always left": Mutant("masked_softmax", domains, "_leaves_domain", _after(jnp.zeros_like)),
+    "masked scores count": Mutant("masks_of_sums", logsumexp, "_mask", _always(None)),
+    "another mask for this one": Mutant("masks_of_sums", masked, "_off", _after(lambda off: None if off is None else not off)),
+    "no scores are infinite": Mutant("nothing_left_by_masks", infinities, "of_result", _always(0)),
     "every shift is defined": Mutant("undefined_shifts", definedness, "is_total", _always(True)),
     "every shift is the maximum": Mutant("undefined_shifts", patterns, "_is_peak", _always(True)),
     # promises and numbers
