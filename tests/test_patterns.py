@@ -406,6 +406,7 @@ MASKED = {
     "of a sum": lambda x: jax.nn.softmax(jnp.where(OTHER, -jnp.inf, x + x[::-1])),
     "of all axes": lambda x: jax.nn.softmax(jnp.where(MASK, jnp.stack([x, x * x]), -jnp.inf), axis=(0, 1)),
     "log-softmax by infinity": lambda x: jax.nn.log_softmax(jnp.where(MASK, x, -jnp.inf))[np.flatnonzero(MASK)],
+    "one of three": lambda x: jax.lax.select_n(np.array([0, 1, 2, 1], np.int32), 0 * x, x, jnp.exp(x - jnp.max(x))),
     "a mask made on the way": lambda x: jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((4, 4))) > 0, x, -jnp.inf)),
 }
 

@@ -59,6 +59,8 @@ def exponential(_params: dict, operands: Sequence) -> Rewrite | None:
 
     That is `exp(y - m)`, with minus infinity in y for what is masked, as a softmax of masked scores has it.
     """
+    if len(operands) != 3:
+        return None
     mask, otherwise, value = operands
     made = made_by(value, "exp")
     difference = made_by(made.operands[0], "sub") if made else None
