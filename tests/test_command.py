@@ -428,6 +428,7 @@ import gc, os, signal
 from jaxbound.cli.main import interruptible, program
 def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
 def work():
     try:
         with interruptible():
@@ -463,7 +464,8 @@ def test_an_interrupted_search_says_what_is_known(tmp_path):
         "\n".join([*lines, f"(declare-const Y_0 Real) (assert (>= Y_0 {1.6 * highest}))"])
     )
     words = ["verify", "hard:batch", "hard.vnnlib", "--input-shape", "30", "--no-attack", "--results", "results.txt"]
-    command = [sys.executable, "-m", "jaxbound", *words]
+    heeding = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # where it is ignored
+    command = [sys.executable, "-c", f"{heeding}runpy.run_module('jaxbound', run_name='__main__')", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=_environment(), cwd=tmp_path, text=True, bufsize=1, **pipes) as running:
         said = ""

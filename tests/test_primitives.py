@@ -455,5 +455,5 @@ def test_own_operations_are_what_their_names_say():
     assert np.array_equal(same, np.eye(3, dtype=bool))
     cube = jnp.arange(24.0).reshape(2, 3, 4)
     for axes in ((0,), (1,), (0, 2), (0, 1, 2)):
-        turned = operations.over_last_axis(lambda a: a - a.max(-1, keepdims=True), cube, axes)
+        turned = operations.over_last_axis(lambda a: a - a.max(-1, keepdims=True), cube, axes=axes)
         assert np.array_equal(turned, cube - cube.max(axes, keepdims=True))

@@ -171,6 +171,17 @@ def of_ends(ends: Ends, request: Request) -> Bounded:
     return Bounded(ends[0], ends[1] if request.sides == "both" else None, zeros, zeros)
 
 
+def where_finite(first: Bounded, second: Bounded) -> Bounded:
+    """The first bound where it is finite, else the second."""
+    low = jnp.isfinite(first.lower)
+    lower = jnp.where(low, first.lower, second.lower), jnp.where(low, first.lower_rounding, second.lower_rounding)
+    if first.upper is None or second.upper is None:
+        return Bounded(lower[0], None, lower[1], lower[1])
+    high = jnp.isfinite(first.upper)
+    upper = jnp.where(high, first.upper, second.upper), jnp.where(high, first.upper_rounding, second.upper_rounding)
+    return Bounded(lower[0], upper[0], lower[1], upper[1])
+
+
 def better(first: Bounded, second: Bounded) -> Bounded:
     """The better bound entry by entry, judged with its rounding."""
     low = first.lower - first.lower_rounding >= second.lower - second.lower_rounding

@@ -9,7 +9,7 @@ import jax
 
 from jaxbound.driver import Run
 from jaxbound.graph import Graph
-from jaxbound.methods.base import Bounded, Ends, Method, Request, of_ends, output_nodes, targets
+from jaxbound.methods.base import Bounded, Ends, Method, Request, of_ends, output_nodes, targets, where_finite
 from jaxbound.methods.passes import bound_by_pass, tighten_prefix
 from jaxbound.relaxations.planes import Planes
 
@@ -73,7 +73,7 @@ def _bounded(before: Run, request: Request) -> tuple[Run, list[Bounded]]:
         known = node.op.kind != "affine" or run.exact(number) or (
             not node.affine_in_region and graph.structure.exact_on_boxes[number] and not request.rounding
         )  # fmt: skip
-        results.append(
-            of_ends(run.known(number), request) if known else bound_by_pass(run, number, request, known=True)
-        )
+        intervals = of_ends(run.known(number), request)
+        # an infinite constant, as a mask has it, is infinite in intervals and looks like an overflow to a pass
+        results.append(intervals if known else where_finite(bound_by_pass(run, number, request), intervals))
     return before, results
