@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+gzip: Any
+zlib: Any
 try:
     from zlib_ng import gzip_ng as gzip
     from zlib_ng import zlib_ng as zlib
 except ImportError:  # five times as slow
-    import gzip
-    import zlib
+    import gzip as gzip
+    import zlib as zlib
 
 LARGE = 1 << 16
 """Bytes from which on a weight is not copied."""
