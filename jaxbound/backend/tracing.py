@@ -5,7 +5,8 @@ traced, batched and lowered for itself: half of what tracing takes. Where JAX is
 functions that they are, and leave their operations in the program (docs/performance.md has the figures). But then JAX
 unrolls loops as well, so that those of jaxbound are `rolled`.
 
-A user's function is never traced so, since its own loops would be unrolled.
+A user's function is never traced so, since its own loops would be unrolled. Nor do jaxbound's own programs obey what a
+user sets for the promotion of dtypes.
 """
 
 from __future__ import annotations

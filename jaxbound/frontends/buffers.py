@@ -22,8 +22,8 @@ try:
     from zlib_ng import gzip_ng as gzip
     from zlib_ng import zlib_ng as zlib
 except ImportError:  # five times as slow
-    import gzip as gzip
-    import zlib as zlib
+    import gzip
+    import zlib
 
 LARGE = 1 << 16
 """Bytes from which on a weight is not copied."""

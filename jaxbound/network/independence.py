@@ -6,8 +6,8 @@ without an error. So the network is traced once more, on a batch whose size is a
 of that size, or of a multiple of it, is the batch's, and an operation that sums, sorts or cuts along it mixes examples;
 a floating number that is a multiple of the size, or one over it, tells that the network counts them; and where the
 numbers from 0 to the size do more than index an array, an example's place in the batch matters. Nothing is computed.
-What is left (gathers of examples by number, places within loops) is seen by `certify`, which holds the network's own
-values against its bounds.
+What is left (places that a loop works out, a loop over examples that reads the whole batch) is seen by `certify`, which
+holds the network's own values against its bounds.
 """
 
 from __future__ import annotations

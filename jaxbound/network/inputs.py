@@ -174,10 +174,10 @@ def radii(eps: ArrayLike, shape: tuple[int, ...], *, batched: bool) -> ArrayLike
     fits = len(own) == len(whole) > 1 and all(size in (1, most) for size, most in zip(own, whole, strict=True))
     if not fits or (set(own[1:]) == {1} and set(whole[1:]) != {1}):
         features = (1, *whole[1:])
-        some = ", some of them 1, as per channel" if len(features) > 2 else ""
+        examples, some = shape[0] if batched else 1, ", some of them 1, as per channel"
         raise errors.ArgumentError(
-            f"eps has shape {given}: pass one radius, or one per example, ({shape[0]},), or per feature, {features}"
-            f"{some}"
+            f"eps has shape {given}: pass one radius, or one per example, ({examples},), or per feature, {features}"
+            f"{some if len(features) > 2 else ''}"
         )
     xp = jnp if isinstance(eps, jax.Array) else np
     return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)

@@ -1,4 +1,4 @@
-"""JAX's own functions that look things up where a region says: what they compute, without an index; and some others.
+"""JAX's own functions that look things up where a region says, and others whose steps hide what they compute.
 
 `jnp.interp` and `map_coordinates` round a place to an index and gather there, which no bound survives. Both are sums of
 hats or ramps of the place. A call is taken for one of them only if its jaxpr is, letter by letter, what JAX traces for
