@@ -141,3 +141,14 @@ def test_casts_are_bounded_where_the_number_fits(dtype):
     far = float(np.iinfo(dtype).max) * 1.5
     beyond = bounds(jb.Box(jnp.array([low, far]), jnp.array([far, far])))
     assert np.all(np.isinf(beyond.lower)) and np.all(np.isinf(beyond.upper))
+
+
+@pytest.mark.parametrize("ends", [(2e30, 3e30), (-3e30, -2e30), (1e19, 2e19), (1e-30, 2e-30), (1e-40, 2e-40), (-1, 1)])
+def test_a_length_whose_squares_overflow_or_underflow(ends):
+    """`jnp.hypot` itself does neither."""
+    low, high = np.full(2, ends[0], np.float32), np.full(2, ends[1], np.float32)
+    sizes = np.sort(np.abs(np.array(ends, np.float32).astype(np.float64)))
+    least, most = (0 if ends == (-1, 1) else sizes[0] * 2**0.5), sizes[1] * 2**0.5
+    for method in (jb.IBP(), jb.Crown()):
+        found = jb.bound(lambda x: jnp.hypot(x[0], x[1]), method, rounding=True)(jb.Box(low, high))
+        assert found.lower <= least and most <= found.upper

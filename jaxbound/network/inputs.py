@@ -99,7 +99,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Inputs
     assert eps is not None
     eps = radii(eps, x.shape, batched=batched)
     region = LpBall(x, eps, norm, clip=clip, batch_ndim=1 if batched else 0)
-    regions.validate(region, regions.OF_ARGUMENTS)
+    regions.validate(region, "x and eps", regions.X_AND_EPS)
     return regions.canonical(region)
 
 

@@ -10,7 +10,7 @@ from jaxbound.regions.canonical import canonical
 from jaxbound.regions.examples import inside, middle, per_example, take, with_batch_axis
 from jaxbound.regions.polytopes import Polytope
 from jaxbound.regions.sets import (
-    OF_ARGUMENTS,
+    X_AND_EPS,
     Box,
     LpBall,
     Region,
@@ -26,7 +26,7 @@ from jaxbound.regions.support import minimizer, minimum, project, sample, terms
 from jaxbound.regions.zonotopes import Zonotope
 
 __all__ = [
-    "OF_ARGUMENTS", "Box", "Estimate", "Interval", "LinearBounds", "LpBall", "Polytope", "Region", "Zonotope",
+    "X_AND_EPS", "Box", "Estimate", "Interval", "LinearBounds", "LpBall", "Polytope", "Region", "Zonotope",
     "canonical", "enclosing_box", "inside", "is_box", "is_empty", "is_region", "leaf_struct", "magnitude", "middle",
     "minimizer", "minimum", "per_example", "project", "sample", "take", "terms", "validate", "with_batch_axis",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeGuard
 
 import jax
@@ -69,7 +69,7 @@ class Box:
             raise errors.argument("eps", f"has shape {size}", f"pass a number, or an array that broadcasts to {shape}")
         radius = jnp.broadcast_to(eps, shape) if size else eps
         ball = LpBall(jnp.asarray(x), radius, math.inf, clip=clip)
-        validate(ball, OF_ARGUMENTS)
+        validate(ball, "x and eps", X_AND_EPS)
         return cls(*enclosing_box(ball))
 
 
@@ -221,15 +221,15 @@ def flat_ball(region: LpBall) -> balls.Ball:
     return balls.Ball(cast_to(region.center, struct.dtype, 0).reshape(flat), radius, low, high, share)
 
 
-OF_ARGUMENTS = "x and eps"
-"""The name of a ball that a caller gave by its parts."""
-_ARGUMENTS = {"center": "x", "radius": "eps"}
+X_AND_EPS = {"center": "x", "radius": "eps", "clip[0]": "clip[0]", "clip[1]": "clip[1]"}
+"""What the parts of a ball are called where a caller gives them one by one."""
 
 
-def validate(region: Region, name: str = "the region") -> None:
+def validate(region: Region, name: str = "the region", parts_called: Mapping[str, str] | None = None) -> None:
     """Refuse a region that bounding cannot start from, and say what to do instead.
 
-    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. `name` is for the message.
+    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. The names, of the region and
+    of parts that have one of their own, are for the message.
 
     Raises:
         TypeError: integer, bool or complex data.
@@ -238,7 +238,7 @@ def validate(region: Region, name: str = "the region") -> None:
     """
 
     def called(part: str) -> str:
-        return _ARGUMENTS.get(part, part) if name == OF_ARGUMENTS else f"{name}.{part}"
+        return (parts_called or {}).get(part, f"{name}.{part}")
 
     parts = parts_of(region)
     for part, value in parts.items():
