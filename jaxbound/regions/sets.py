@@ -228,8 +228,8 @@ X_AND_EPS = {"center": "x", "radius": "eps", "clip[0]": "clip[0]", "clip[1]": "c
 def validate(region: Region, name: str = "the region", parts_called: Mapping[str, str] | None = None) -> None:
     """Refuse a region that bounding cannot start from, and say what to do instead.
 
-    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. The names, of the region and
-    of parts that have one of their own, are for the message.
+    Values are checked where they are concrete; under `jit` emptiness is left to `is_empty`. The names, of the region
+    and of parts that have one of their own, are for the message.
 
     Raises:
         TypeError: integer, bool or complex data.
