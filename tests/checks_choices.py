@@ -86,6 +86,11 @@ def check_logsumexp():
     value = special.logsumexp(middle, axis=2)
     assert np.all(value - below < 1e-9)
     assert np.all((above - value)[0, :2] < 0.5)
+    open_ends = np.where([[0, 0, 1], [1, 0, 0], [0, 1, 1]], -np.inf, ends[0]), ends[1]
+    at = dense.points(
+        np.random.default_rng(3), (np.where(np.isinf(open_ends[0]), ends[1] - 30, ends[0]), ends[1]), 2000
+    )
+    dense.check(op, lambda x: special.logsumexp(x, axis=2), [open_ends], [at], slack=8)
 
 
 def check_staircases():

@@ -261,6 +261,7 @@ MUTANTS: dict[str, Mutant] = {
     "expressions of a meet exchanged": Mutant("meets", meet, "planes", lambda original: lambda op, inputs, *rest: original(op, inputs[::-1], *rest)),
     # logsumexp, sorted entries, roundings
     "logsumexp of the largest alone": Mutant("logsumexp", logsumexp, "interval", lambda _: lambda op, inputs, constants: tuple(jnp.max(end, maximum.axes(op)) for end in inputs[0])),
+    "entries without a lower end at their upper one": Mutant("logsumexp", logsumexp, "planes", lambda f: lambda op, inputs, *rest: f(op, [(jnp.where(jnp.isinf(low), high, low), high) for low, high in inputs], *rest)),
     "chords of exponentials as a tangent": Mutant("logsumexp", logsumexp, "planes", _after(lambda p: dataclasses.replace(p, upper_slopes=p.lower_slopes, upper_intercept=p.lower_intercept))),
     "entries not sorted": Mutant("sorted", sort, "interval", lambda _: lambda op, inputs, constants: inputs[0]),
     "largest taken for least": Mutant("sorted", patterns._MATCHES, "top_k", _changed(lambda f: lambda x: [-part for part in f(-x)])),

@@ -445,6 +445,49 @@ def test_a_mask_is_as_good_as_a_score_far_below(method, use):
     assert np.allclose(found.upper, expected.upper, atol=1e-4)
 
 
+BIASES = {
+    "an array": lambda x: x + np.where(CAUSAL, 0, -np.inf).astype(np.float32),
+    "with distances": lambda x: np.where(CAUSAL, -abs(np.subtract.outer(range(4), range(4))), -np.inf) + x,
+    "chosen on the way": lambda x: x + jnp.where(CAUSAL, 0, -jnp.inf),
+    "taken away": lambda x: x - jnp.where(CAUSAL, 0, jnp.inf),
+    "a triangle": lambda x: x + jnp.triu(jnp.full((4, 4), -jnp.inf), 1),
+    "a logarithm": lambda x: x + jnp.log(jnp.tril(jnp.ones((4, 4)))),
+    "of more axes": lambda x: (x[None] + jnp.where(CAUSAL, 0, -jnp.inf)[None])[0],
+    "in another order": lambda x: (
+        (x.T + jnp.where(CAUSAL.T, 0, -jnp.inf)).T.reshape(2, 8)[::-1, ::-1].reshape(4, 4)[::-1, ::-1]
+    ),
+    "the least number": lambda x: x + jnp.where(CAUSAL, 0, jnp.finfo(jnp.float32).min),
+}
+CAUSAL = np.tril(np.ones((4, 4), bool))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, jb.IBP()) for name in BIASES), ("chosen on the way", jb.Crown()), ("the least number", jb.Crown())],
+)
+def test_a_mask_may_be_added(name, method):
+    """As minus infinity, or as the least number of float32, past which a sum may come to lie."""
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(3, 3)).astype(np.float32)
+    box = jb.Box.around(rng.normal(size=(4, 3)).astype(np.float32), 0.05)
+
+    def attention(x, masked):
+        return jax.nn.softmax(masked(x @ keys @ x.T)) @ x
+
+    distances = abs(np.subtract.outer(range(4), range(4))) if name == "with distances" else 0
+    found = jb.bound(lambda x: attention(x, BIASES[name]), method, rounding=True)(box)
+    expected = jb.bound(lambda x: attention(x, lambda s: jnp.where(CAUSAL, s - distances, -1e4)), method)(box)
+    assert np.allclose(found.lower, expected.lower, atol=1e-4)
+    assert np.allclose(found.upper, expected.upper, atol=1e-4)
+
+
+def test_only_minus_infinity_masks():
+    """Added infinity leaves nothing, and what is not a number even less."""
+    for odd in (np.inf, np.nan):
+        found = jb.bound(lambda x: jax.nn.softmax(x + np.array([0, odd, -np.inf], np.float32)), jb.IBP())  # noqa: B023
+        assert np.all(found(jb.Box(-np.ones(3, np.float32), np.ones(3, np.float32))).upper == np.inf)
+
+
 @pytest.mark.parametrize("given", ["where", "-inf"])
 @pytest.mark.parametrize("as_argument", [False, True])
 def test_where_a_mask_leaves_nothing(given, as_argument):

@@ -23,14 +23,16 @@ from jaxbound.graph.values import Computed, Literal
 
 _MOVES = ("broadcast_in_dim", "reshape", "squeeze")
 _KEPT = frozenset({
-    *_MOVES, "concatenate", "convert_element_type", "copy", "imag", "iota", "real", "rev", "slice", "stack",
-    "stop_gradient", "transpose",
+    *_MOVES, "concatenate", "convert_element_type", "copy", "imag", "iota", "real", "rev", "select_n", "slice",
+    "stack", "stop_gradient", "transpose",
 })  # fmt: skip
-_SMALL = 4096
+_SMALL = 2**20
 """Entries up to which an array is known while a function is read."""
 _COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ge", "gt", "le", "lt", "ne")}
 _EXACT = frozenset({"and", "ceil", "floor", "is_finite", "not", "or", "round", "sign", "xor"})
 """Not rounded, but not known to interval arithmetic as numbers."""
+_WHOLE = frozenset({"add", "and", "max", "min", "mul", "neg", "not", "or", "sub", "xor", *_COMPARISONS})
+"""Of whole numbers and booleans they are the same wherever they are computed."""
 _POINT = np.zeros(1)
 
 
@@ -85,14 +87,24 @@ def small(array) -> np.ndarray | None:
         return np.asarray(array)
 
 
+def is_known(operands: Sequence) -> bool:
+    """Whether all operands are numbers, or arrays that are known."""
+    return all(isinstance(o, Literal) or getattr(o, "known", None) is not None for o in operands)
+
+
 def move(equation, operands: Sequence) -> np.ndarray | None:
-    """The array that an equation makes of known ones, if it is small, and its entries are those of the operands."""
-    name = equation.primitive.name
-    if name not in _KEPT or np.prod(equation.outvars[0].aval.shape) > _SMALL:
+    """The array that an equation makes of known ones without rounding, if it is small.
+
+    Its entries are those of the operands, or whole numbers, or say how entries compare, or are logarithms of 0 and 1.
+    """
+    name, made = equation.primitive.name, equation.outvars[0].aval
+    if np.prod(made.shape) > _SMALL or not is_known(operands):
         return None
-    found = [np.full(o.shape, o.value) if isinstance(o, Literal) else getattr(o, "known", None) for o in operands]
-    known = [array for array in found if array is not None]
-    if len(known) < len(found):
+    known = [np.full(o.shape, o.value) if isinstance(o, Literal) else o.known for o in operands]
+    whole = name in _WHOLE and made.dtype.kind in "biu" and all(array.dtype.kind in "biu" for array in known)
+    compared = name in _COMPARISONS and not any(map(_may_be_flushed, known))
+    masks = name == "log" and np.all(np.isin(known[0], (0, 1)))
+    if name not in _KEPT and not whole and not compared and not masks:
         return None
     with jax.ensure_compile_time_eval():
         made = np.asarray(bind(equation.primitive, known, equation.params))
@@ -100,3 +112,10 @@ def move(equation, operands: Sequence) -> np.ndarray | None:
         widened = np.real(made) if np.iscomplexobj(made) and not np.iscomplexobj(known[0]) else made
         return made if np.array_equal(widened.astype(known[0].dtype), known[0]) else None
     return made
+
+
+def _may_be_flushed(array: np.ndarray) -> bool:
+    """Whether an array has numbers that count as 0 on some processors."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return False
+    return bool(np.any((array != 0) & (np.abs(array) < jnp.finfo(array.dtype).tiny)))

@@ -98,11 +98,11 @@ class Builder:
     def _constants(self, equation, callee, operands: list) -> list:
         """What an equation makes that no region reaches: numbers, or constants."""
         avals = [variable.aval for variable in equation.outvars]
-        if any(pairs.is_complex(known.dtype) for known in (*operands, *avals)):
-            if callee is not None:
-                return self.run(callee, operands)
-            if (rewrite := pairs.match(equation.primitive, equation.params, operands)) is not None:
-                return self.inline(*rewrite[:1], *rewrite[1])
+        of_pairs = any(pairs.is_complex(known.dtype) for known in (*operands, *avals))
+        if callee is not None and (of_pairs or folding.is_known(operands)):
+            return self.run(callee, operands)
+        if of_pairs and (rewrite := pairs.match(equation.primitive, equation.params, operands)) is not None:
+            return self.inline(*rewrite[:1], *rewrite[1])
         folded = folding.fold(equation, operands)
         if folded is not None and folded.real is None:
             return [Literal(folded.value, tuple(avals[0].shape))]

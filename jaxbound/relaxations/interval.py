@@ -43,7 +43,9 @@ def _nonlinear(op: Op, inputs: Sequence[Ends], constants: Sequence, _outward: bo
 def _affine(op: Op, inputs: Sequence[Ends], constants: Sequence, outward: bool | str) -> Ends:
     low, high = affine.interval(op, inputs, constants)
     if outward:
-        error = affine.rounding(op, [magnitude(ends) for ends in inputs], constants)
+        # a sum's end is made of ends, so an infinite one makes it infinite, and no other end needs its error
+        sizes = [magnitude(ends if op.facts.scales else _finite(ends)) for ends in inputs]
+        error = affine.rounding(op, sizes, constants)
         if error is not None:
             low, high = low - error, high + error
     return (low, high) if affine.moves(op) else certain(low, high)
@@ -57,6 +59,12 @@ def certain(low: jax.Array, high: jax.Array) -> Ends:
 def magnitude(ends: Ends) -> jax.Array:
     """The largest absolute value in an interval."""
     return jnp.maximum(jnp.abs(ends[0]), jnp.abs(ends[1]))
+
+
+def _finite(ends: Ends) -> Ends:
+    """The ends, with 0 for those that are infinite."""
+    low, high = (jnp.where(jnp.isinf(end), 0, end) for end in ends)
+    return low, high
 
 
 def intersect(first: Ends, second: Ends) -> Ends:

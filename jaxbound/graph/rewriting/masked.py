@@ -1,9 +1,9 @@
 """Masked scores: softmax and its kin of the entries that a fixed mask leaves.
 
-A mask puts minus infinity in the place of a score, or takes its exponential out of the sum, or both, as `where=` of
-`jax.nn.softmax` and `logsumexp` does. No linear function holds minus infinity, so the scores themselves are bounded,
-and the mask stands in the sums. Where a mask may leave nothing the scores are divided by what is left, 0 or 1: such a
-softmax is not defined.
+A mask puts minus infinity in the place of a score, or adds it, or takes its exponential out of the sum, as `where=` of
+`jax.nn.softmax` and `logsumexp` does beside. No linear function holds minus infinity, so the scores themselves are
+bounded, and the mask stands in the sums. Where a mask may leave nothing the scores are divided by what is left, 0 or 1:
+such a softmax is not defined.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import Primitive, bind
 from jaxbound.graph.values import Constant, Literal, Value, made_by
 
 Rewrite = tuple[Callable, Sequence]
+
+_MOVES = frozenset({"broadcast_in_dim", "reshape", "rev", "slice", "squeeze", "transpose"})
 
 
 def reading(function: Callable, scores: Value, axes: Sequence[int]) -> Rewrite:
@@ -74,6 +77,39 @@ def exponential(_params: dict, operands: Sequence) -> Rewrite | None:
     if not isinstance(scores, Value) or not _has_mask(scores, mask) or not alike(scores.operands[2], x):
         return None
     return lambda y, m: jnp.exp(y - m), [scores, shift]
+
+
+def added(sign: int) -> Callable[[dict, Sequence], Rewrite | None]:
+    """The rule for a sum (sign 1) or difference (-1) with a fixed array that masks: minus infinity where it says so."""
+
+    def rule(_params: dict, operands: Sequence) -> Rewrite | None:
+        first, second = operands
+        array = second if isinstance(second, Constant) else first
+        negative = sign < 0 and array is second
+        known = getattr(array, "known", None)
+        if known is None or not jnp.issubdtype(known.dtype, jnp.floating):
+            return None
+        off = known == (np.inf if negative else -np.inf)
+        if not np.any(off) or not np.all(off | np.isfinite(known)) or (sign < 0 and array is first):
+            return None
+        rest = np.where(off, 0, known).astype(known.dtype)
+        total = (lambda x: x - rest) if negative else (lambda x: x + rest)
+        return lambda x: jnp.where(off, -jnp.inf, total(x)), [first if array is second else second]
+
+    return rule
+
+
+def moved(primitive: Primitive, params: dict, operands: Sequence) -> Rewrite | None:
+    """What moves masked scores moves the scores, and the mask."""
+    off = _off(operands[0]) if primitive.name in _MOVES else None
+    if off is None:
+        return None
+    move = functools.partial(bind, primitive, params=params)
+
+    def function(mask: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.where(move([mask]) != off, move([x]), -jnp.inf)
+
+    return function, [operands[0].operands[0], operands[0].operands[1 + (not off)]]
 
 
 def _has_mask(scores: Any, mask: Any) -> bool:

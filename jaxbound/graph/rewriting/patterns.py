@@ -58,9 +58,8 @@ def match(primitive, params: dict, operands: Sequence, *, doubtful: bool = False
             return rewrite
     if doubtful:
         return None
-    return factors.before_broadcast(primitive, params, operands) or indicators.choice_of_results(
-        primitive, params, operands
-    )
+    general = (factors.before_broadcast, masked.moved, indicators.choice_of_results)
+    return next(filter(None, (rule(primitive, params, operands) for rule in general)), None)
 
 
 def parts(name: str, params: dict, operands: Sequence) -> Rewrite | None:
@@ -357,9 +356,9 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
     "mul": [normalisation.scaled("mul"), indicators.shared_product, factors.product],
     "div": [_softmax, normalisation.scaled("div"), indicators.shared_sum, indicators.at_least_one],
-    "sub": [_log_softmax, _fast_variance, factors.total("sub")],
-    "add": [_logsumexp, factors.total("add")],
-    "add_any": [factors.total("add_any")],
+    "sub": [masked.added(-1), _log_softmax, _fast_variance, factors.total("sub")],
+    "add": [masked.added(1), _logsumexp, factors.total("add")],
+    "add_any": [masked.added(1), factors.total("add_any")],
     "select_n": [choices.decided, choices.same, choices.by_index, masked.exponential, factors.choice],
     "clamp": [choices.within],
 }

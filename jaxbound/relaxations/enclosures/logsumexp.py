@@ -7,7 +7,8 @@ to robustness verification"): with `sum_k exp(x_k) <= S(x)`, affine in x, and an
     y  <=  log S(c) + (S(x) - S(c)) / S(c).
 
 Both points are the middle of the box by default, and on its diagonal if given. Entries that a mask leaves out count as
-minus infinity: they add nothing, and their slopes are 0.
+minus infinity: they add nothing, and their slopes are 0. Of an entry without a lower bound nothing is left below, and
+the constant `exp(u_k)` above.
 """
 
 from __future__ import annotations
@@ -57,19 +58,23 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule 
     reduced, mask = axes(op), _mask(op, constants)
     if mask is not None:
         lower, upper = jnp.where(mask, lower, 0), jnp.where(mask, upper, 0)
-    finite = jnp.all(jnp.isfinite(lower) & jnp.isfinite(upper), axis=reduced, keepdims=True)
-    low, high = jnp.where(finite, lower, 0), jnp.where(finite, upper, 0)
+    bounded = jnp.isfinite(lower)
+    counts = bounded if mask is None else bounded & mask
+    finite = jnp.all(jnp.isfinite(upper) & (lower < jnp.inf), reduced, keepdims=True)
+    finite &= jnp.any(counts, reduced, keepdims=True)
+    low, high = jnp.where(finite, jnp.where(bounded, lower, upper), 0), jnp.where(finite, upper, 0)
     halves = jnp.full(op.shape, 0.5, op.dtype)
     width = high - low
     places = Places(lambda: (halves, halves), ((0, 1), (_LEAST, 1))).chosen(rule)
     below, above = [low + jnp.expand_dims(place, reduced) * width for place in places]
-    at_below = jax.nn.logsumexp(below, reduced, keepdims=True, where=mask)
-    share = _exp(below - at_below, mask)
+    counts |= ~finite
+    at_below = jax.nn.logsumexp(below, reduced, keepdims=True, where=counts)
+    share = _exp(below - at_below, counts)
     largest = jnp.max(high, axis=reduced, keepdims=True, where=mask, initial=None if mask is None else -jnp.inf)
     shift = jax.lax.stop_gradient(largest)
     size_low, size_high = _exp(low - shift, mask), _exp(high - shift, mask)
     wide = width > 1e-3  # below, the quotient cancels; any slope makes a line above an exponential
-    chord = jnp.where(wide, (size_high - size_low) / jnp.where(wide, width, 1), size_high)
+    chord = jnp.where(bounded, jnp.where(wide, (size_high - size_low) / jnp.where(wide, width, 1), size_high), 0)
     lines = jnp.maximum(size_low + chord * (above - low), size_high - chord * (high - above))
     total = jnp.sum(lines, reduced, keepdims=True)
     slope = chord / total
