@@ -17,6 +17,7 @@ import checks_choices
 import checks_exact
 import checks_handed
 import checks_modes
+import checks_pruning
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,7 +26,7 @@ import jaxbound as jb
 from jaxbound import _compat, graph, regions
 from jaxbound.certificates import radius, records
 from jaxbound.certificates.proofs import files
-from jaxbound.driver import chunks, steps
+from jaxbound.driver import chunks, pruning, steps
 from jaxbound.graph import folding, operations, primitives
 from jaxbound.graph.rewriting import definedness, factors, indicators, infinities, masked, patterns
 from jaxbound.jacobian import composition, norms, recursion
@@ -67,6 +68,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         | checks_adversarial.CHECKS
         | checks_modes.CHECKS
         | checks_handed.CHECKS
+        | checks_pruning.CHECKS
     ).items()
 }
 
@@ -259,6 +261,9 @@ MUTANTS: dict[str, Mutant] = {
     "separated at one end only": Mutant("choices", select, "_separation", lambda _: lambda share, least, most: -(1 - share) * jnp.abs(least)),
     "union for an intersection": Mutant("meets", meet, "_intersection", lambda _: lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))),
     "expressions of a meet exchanged": Mutant("meets", meet, "planes", lambda original: lambda op, inputs, *rest: original(op, inputs[::-1], *rest)),
+    # inactive neurons
+    "the first neurons are left": Mutant("inactive", pruning, "_left", _after(lambda left: left if left is None else jnp.zeros_like(left) + jnp.arange(left.shape[1], dtype=jnp.int32))),
+    "the first example's neurons are left": Mutant("inactive", pruning, "_left", _after(lambda left: left if left is None else jnp.broadcast_to(left[:1], left.shape))),
     # logsumexp, sorted entries, roundings
     "logsumexp of the largest alone": Mutant("logsumexp", logsumexp, "interval", lambda _: lambda op, inputs, constants: tuple(jnp.max(end, maximum.axes(op)) for end in inputs[0])),
     "entries without a lower end at their upper one": Mutant("logsumexp", logsumexp, "planes", lambda f: lambda op, inputs, *rest: f(op, [(jnp.where(jnp.isinf(low), high, low), high) for low, high in inputs], *rest)),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxbound import errors
 from jaxbound.driver import Run, stretches, sweep, walks
+from jaxbound.driver.pruning import pruned
 from jaxbound.graph import NONLINEAR, Block, Graph
 from jaxbound.methods.base import (
     Bounded,
@@ -138,10 +139,13 @@ class Crown(Method):
             for source in filterfalse(run.exact, sources):
                 part = part._replace(stop=position, following=source)
                 run, needed = self._go_on(run, part, {}, found, needed)
+                run = pruned(run)
                 found = run.bound_needed(source, needed, run.bound_node)
                 part = part._replace(start=position, bounded=source)
             run = walks.visited(run, *sources)
-        return self._go_on(run, part._replace(stop=len(run.graph.blocks), following=None), {}, found, needed)[0]
+        last = part._replace(stop=len(run.graph.blocks), following=None)
+        run = replace(run, segments=tuple(run.graph.blocks))  # for passes with other relaxations
+        return self._go_on(run, last, {}, found, needed)[0]
 
     def _relax_traced(self, run: Run, part: _Part, skip_exact: bool) -> Run:
         """Without knowing values; equal blocks in loops."""

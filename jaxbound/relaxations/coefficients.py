@@ -189,7 +189,7 @@ def _pull_few(op: Op, coefficients: Identity | Windowed, constants: Sequence) ->
     if op.name in primitives.ELEMENTWISE and all(shape == op.shape for shape in shapes):
         factors = [_factor(op, k, len(shapes), constants) for k in range(len(shapes))]
         return [scale(coefficients, factor, factor) for factor in factors]
-    if isinstance(coefficients, Identity) and _is_dense_layer(op):
+    if isinstance(coefficients, Identity) and is_dense_layer(op):
         kernel = plain(constants[op.operands[1][1]])
         columns = jnp.take(kernel, coefficients.index, axis=1, mode="clip").T
         rows = jnp.where(coefficients.weight[:, None] == 0, 0, columns * coefficients.weight[:, None])
@@ -212,7 +212,7 @@ def _factor(op: Op, position: int, count: int, constants: Sequence) -> jax.Array
     return affine.linear(op, ones, constants)
 
 
-def _is_dense_layer(op: Op) -> bool:
+def is_dense_layer(op: Op) -> bool:
     """One vector times a constant matrix, (in,) or (1, in) by (in, out)."""
     if op.name != "dot_general" or op.operands[0][0] != "input" or op.operands[1][0] != "constant":
         return False
