@@ -247,6 +247,7 @@ _STRUCTURE = {
     "log_softmax, masked by where": Case(lambda x: jax.nn.log_softmax(x, where=np.array([True, True, False, True]))[..., :2]),
     "logsumexp, masked by where": Case(lambda x: jax.nn.logsumexp(x, axis=-1, where=np.tril(np.ones((3, 4))) > 0), (_TOKENS,)),
     "softmax, masked by -inf": Case(lambda x: jax.nn.softmax(jnp.where(np.tril(np.ones((3, 4))) > 0, x, -jnp.inf)), (_TOKENS,)),
+    "softmax, masked by adding -inf": Case(lambda x: jax.nn.softmax(x + jnp.where(np.tril(np.ones((3, 4))) > 0, 0, -jnp.inf)), (_TOKENS,)),
     "jax.nn.standardize": Case(jax.nn.standardize), "jnp.var": Case(jnp.var), "jnp.std": Case(jnp.std),
     "jnp.linalg.norm": Case(jnp.linalg.norm), "norm 1": Case(lambda x: jnp.linalg.norm(x, 1)),
     "norm inf": Case(lambda x: jnp.linalg.norm(x, np.inf)), "normalized": Case(lambda x: x / jnp.linalg.norm(x), low=0.25, high=1.0),
