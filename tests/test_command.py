@@ -483,7 +483,7 @@ def test_an_interrupted_search_says_what_is_known(tmp_path):
 
 
 def test_methods_of_the_command_are_those_by_name():
-    assert set(get_args(options.Method)) == set(METHODS)
+    assert set(get_args(configuration.MethodName)) == set(METHODS)
 
 
 def test_the_folder_for_programs_is_the_users(monkeypatch, tmp_path):

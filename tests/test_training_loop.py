@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict
 
 import jaxbound as jb
 from jaxbound import errors
+from jaxbound.methods.named import METHODS
 from jaxbound.training import data, models
 from jaxbound.training.checkpoints import Checkpoints, MetricsFile
 from jaxbound.training.loop import NonFiniteError, Run, fit, restore
@@ -392,14 +393,14 @@ def test_every_method_by_name_trains(digits, name):
     from experiments.configs import base
     from jaxbound.training import runs
 
-    assert list(runs.METHODS)[:2] == ["ibp", "crown_ibp"] and name in runs.METHODS
+    assert list(METHODS)[:2] == ["ibp", "crown_ibp"] and name in METHODS
     config = base.changed("methods", method=name, hidden=(5,), batch_size=8, ramp_start=0.0)
     sampler = data.Sampler(len(digits.train), 8)
-    model, step, state = runs.pieces(config, "mlp", digits, sampler)
+    _, step, state = runs.pieces(config, "mlp", digits, sampler)
     state = state.replace(step=jnp.asarray(100, jnp.int32))
     gradient, metrics, _ = jax.jit(step.gradients)(state, data.batch_of(digits, sampler, 0))
     assert np.isfinite(metrics.loss) and metrics.eps > 0 and metrics.beta > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     if name == "convex_polytope_50":
         with pytest.raises(errors.JaxboundError, match="estimate"):
-            runs.test_errors(config, model, {"params": state.params}, digits, 0.01, [name])
+            runs.test_errors(config, state.apply_fn, {"params": state.params}, digits, 0.01, [name], "test")

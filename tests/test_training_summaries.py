@@ -66,7 +66,8 @@ def test_events_render_the_records_over_a_restart(tmp_path):
 
 def row(verified, **changes):
     return {"name": "n", "dataset": "mnist", "model": "A", "seed": 0, "kappa_start": 1.0, "kappa_final": 0.0,
-            "ramp_epochs": 10.0, "trained_by": "ibp", "eps_train": 0.3, "method": "ibp", "eps": 0.3,
+            "ramp_epochs": 10.0, "epochs": 20.0, "l1": 0.0, "devices": "1 cpu", "split": "test",
+            "training_seconds": 60.0, "trained_by": "ibp", "eps_train": 0.3, "method": "ibp", "eps": 0.3,
             "clean_error": verified / 2, "pgd_error": 0.75 * verified, "verified_error": verified, "seconds": 1.0,
             **changes}  # fmt: skip
 
