@@ -107,7 +107,7 @@ def run(given: dict[str, Any]) -> None:
     config = Configuration(**given["config"])
     (name,) = config.models
     try:
-        dataset = runs.dataset_of(config, given["data_dir"], download=given["download"])
+        dataset = evaluate.read_once(config.dataset, config.train_examples, given["data_dir"], given["download"])
         runs.train_model(config, name, dataset, Path(given["folder"]))
     except ArgumentError as error:
         raise SystemExit(str(error)) from None
@@ -117,7 +117,7 @@ def rows_of(plan: Planned, options: argparse.Namespace) -> list[dict]:
     """The rows of a run, kept beside it: on both splits for Table F, by several methods and radii for Table 1."""
     folder = plan.folder(options.output)
     config = plan.config
-    many = config.method == "ibp" and config.name.endswith("kappa-1-0")
+    many = config.method == "ibp" and config.name.endswith("kappa-1-0") and config.models[0] == options.models[-1]
     methods = VERIFIERS if many else ("ibp",)
     radii = [config.eps / 2, config.eps] if many else [config.eps]
     splits = ["train", "test"] if config.name.startswith("l1") else ["test"]
@@ -177,10 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (options.output / "tables.md").write_text(summaries.document(rows), encoding="utf-8")
             bar.update()
         histories = [summaries.history(plan.folder(options.output)) for plan in plans]
-        shown = [h for plan, h in zip(plans, histories, strict=True) if plan.devices == 1 and plan.config.seed == 0]
+        shown = [each for each in histories if each.model == options.models[0] and each.config.seed == 0]
         for name in (*summaries.FIGURES, *summaries.CURVES):
-            first = [h for h in shown if h.model == options.models[0]] or shown
-            figure = summaries.drawn(name, rows, first)
+            figure = summaries.drawn(name, rows, shown)
             figure.savefig(options.output / f"{name}.png", dpi=150)
         bar.set_postfix_str("seconds per step")
         timed(options)

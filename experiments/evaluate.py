@@ -46,8 +46,8 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
 
 
 @functools.cache
-def _dataset(name: str, train_examples: int, data_dir: Path | None, download: bool) -> Dataset:
-    """Read once for all runs."""
+def read_once(name: str, train_examples: int, data_dir: Path | str | None, download: bool) -> Dataset:
+    """A data set, read once for all runs."""
     return runs.dataset_of(Configuration(dataset=name, train_examples=train_examples), data_dir, download=download)
 
 
@@ -60,7 +60,7 @@ def evaluate_run(
     config.test_examples = options.count if options.count is not None else config.test_examples
     config.pgd_steps = options.pgd_steps if options.pgd_steps is not None else config.pgd_steps
     config.test_batch_size = options.batch_size or config.test_batch_size
-    dataset = _dataset(config.dataset, config.train_examples, options.data_dir, options.download)
+    dataset = read_once(config.dataset, config.train_examples, options.data_dir, options.download)
     name = runs.model_in(config, folder)
     apply_fn = runs.apply_of(config, name, dataset)
     bounded = config.loss in ("margins", "fused")

@@ -291,7 +291,7 @@ def test_evaluate(straight, tmp_path, capsys):
 def test_family_rows():
     from experiments import evaluate
 
-    rows = [{"name": "f", "model": m, "method": "ibp", "eps": 0.1, "clean_error": c, "pgd_error": c + 0.1,
+    rows = [{"name": "f", "model": m, "split": "test", "method": "ibp", "eps": 0.1, "clean_error": c, "pgd_error": c + 0.1,
              "verified_error": c + 0.2, "seconds": 1.0} for m, c in (("A", 0.1), ("B", 0.3), ("C", 0.5), ("D", 0.2))]  # fmt: skip
     found = {row["model"]: row for row in evaluate.family(rows)}
     np.testing.assert_allclose(

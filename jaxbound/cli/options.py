@@ -72,16 +72,8 @@ class Options:
     def check(self) -> None:
         """Refuse what is wrong whatever the network is."""
         for name in (
-            "count",
-            "batch_size",
-            "steps",
-            "step_size",
-            "restarts",
-            "pgd_steps",
-            "max_nodes",
-            "timeout",
-            "tolerance",
-        ):
+            "count", "batch_size", "steps", "step_size", "restarts", "pgd_steps", "max_nodes", "timeout", "tolerance",
+        ):  # fmt: skip
             _positive(name, getattr(self, name, None) or 0)
         for name in ("plot", "results"):
             if path := getattr(self, name, None):
@@ -91,15 +83,21 @@ class Options:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Bounding:
-    """How to bound."""
+class Choices:
+    """What there is to choose in many methods."""
 
-    method: MethodName = "crown"
-    """how to bound"""
     lower_slope: Slope = ""
     """of lines below: adaptive, parallel (same-slope), zero (zero-lb) or one (one-lb); by default the method's own"""
     intersect: bool = True
     """keep what interval arithmetic says where it is tighter"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bounding(Choices):
+    """How to bound."""
+
+    method: MethodName = "crown"
+    """how to bound"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -319,7 +317,7 @@ class Train(Options):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Evaluate(OnData):
+class Evaluate(Choices, OnData):
     """Clean, PGD and verified error, for every radius and method."""
 
     command = "jaxbound.cli.training:evaluate"
@@ -327,10 +325,6 @@ class Evaluate(OnData):
     """radii; a training run has its own"""
     method: tuple[MethodName, ...] = ()
     """how to certify; a training run has its own, else crown"""
-    lower_slope: Slope = ""
-    """of lines below, of every method: adaptive, parallel (same-slope), zero (zero-lb) or one (one-lb)"""
-    intersect: bool = True
-    """keep what interval arithmetic says where it is tighter"""
     pgd_steps: int = 200
     """of the attack"""
     seed: int = 0

@@ -150,7 +150,7 @@ def _whole(size: int) -> int:
 
 def _filled(batch: Batch, size: int) -> Batch:
     """A batch of a size; what is missing repeats its last example and does not count."""
-    count = len(batch.labels)
+    count = np.shape(batch.labels)[0]
     if count > size:
         raise errors.argument("examples", f"gives {count} after batches of {size}", "make the first one the largest")
     rows = np.minimum(np.arange(size), count - 1)
