@@ -5,6 +5,7 @@ Length: the loop, and the two commands around it, share one run of the command, 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ from jaxbound import errors
 from jaxbound.methods.named import METHODS
 from jaxbound.training import data, models
 from jaxbound.training.checkpoints import Checkpoints, MetricsFile
+from jaxbound.training.configuration import Configuration
 from jaxbound.training.loop import NonFiniteError, Run, fit, restore
 from jaxbound.training.losses import MarginLoss, Objective
 from jaxbound.training.schedules import Epsilon
@@ -338,6 +340,15 @@ def test_configurations(name):
     assert epsilon.end < config.epochs * sampler.steps_per_epoch
     for model in config.models:
         assert runs.model_of(config, model, dataset).apply and runs.term_of(config) is not None
+
+
+def test_help_lists_every_field_and_its_choices():
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run([sys.executable, "-m", "experiments.train", "--help"], env={**os.environ, "PYTHONPATH": path},
+                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    fields = [field.name for field in dataclasses.fields(Configuration)]
+    assert all(f"{name} = " in ended.stdout for name in fields), ended.stderr
+    assert "'convex_polytope_50'" in ended.stdout and "'trades'" in ended.stdout
 
 
 def test_subsets_of_a_family():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from experiments import crown_ibp_paper, summaries
+from experiments import crown_ibp_paper, step_time, summaries
 from jaxbound.training import configuration, data, evaluation, progress, runs
 
 RECORD = {"step": 3, "loss": 0.51234, "clean_error": 0.25, "validation_error": 0.2, "validation_pgd_error": 0.3,
@@ -140,6 +140,16 @@ def test_table_by_time():
     rows.append(row(0.3, method="best", training_seconds=40.0))  # evaluated twice, trained once
     head, *body = cells(summaries.by_time(rows))
     assert head[-2:] == ["A", "B"] and [line[-2:] for line in body] == [["50", "60"]]
+
+
+def test_table_of_seconds_per_step():
+    """Table G by steps has the polytope's projections."""
+    losses = ("ibp", "convex_polytope_10", "convex_polytope_50")
+    assert set(losses) < set(step_time.LOSSES)
+    rows = [{"task": f"{m} {loss} mnist 256", "wall_seconds": k} for k, loss in enumerate(losses) for m in "AB"]
+    head, *body = cells(step_time.by_loss(rows))
+    assert head == ["model", "data", "batch", *losses]
+    assert body == [[m, "mnist", "256", "0.000", "1.000", "2.000"] for m in "AB"]
 
 
 def test_table_by_devices():
