@@ -107,7 +107,7 @@ def test_theorem_3_better_intercepts_make_tighter_bounds(activation):
     _inside(*(_bounds(method, activation=activation) for method in methods))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("activation", ACTIVATIONS[:2], ids=lambda f: f.__name__)
 def test_theorem_3_holds_where_every_bound_has_its_own_slopes(activation):
     """The paper's broken self-consistency: each bound of the outputs has slopes of its own, drawn at random."""
     rng, (params, center) = np.random.default_rng(1), _networks()
