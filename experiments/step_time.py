@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ import optax
 
 import jaxbound as jb
 from benchmarks import measure
+from experiments import tables
+from jaxbound.methods.named import method_named
 from jaxbound.training import fusion, losses, models
 from jaxbound.training.schedules import Epsilon
 from jaxbound.training.step import Schedules, Step, create, everywhere, sharded, whole_batch
@@ -34,6 +37,10 @@ LOSSES: dict[str, losses.Term | None] = {
     "ibp": losses.MarginLoss(jb.IBP()),
     "crown_ibp": losses.MarginLoss(),
     "fused": fusion.FusedLoss(),
+    **{
+        name: losses.MarginLoss(method_named(name))
+        for name in ("convex_polytope", "convex_polytope_10", "convex_polytope_50")
+    },
 }
 RAMP = Epsilon(0.3, start=0, length=10_000)
 
@@ -65,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", choices=SHAPES, default="mnist", help="whose shape the images have")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
+    parser.add_argument("--output", type=Path, help="folder for the table, step_time.md")
     options = parser.parse_args(arguments)
     pairs = [(name, loss) for name in options.model for loss in options.loss]
     if len(pairs) == 1:
@@ -80,7 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows += json.loads(done.stdout.splitlines()[-1])
             print(line(rows[-1]), flush=True)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "step_time.md").write_text(by_loss(rows) + "\n", encoding="utf-8")
     print(json.dumps(rows))
+
+
+def by_loss(rows: Sequence[dict]) -> str:
+    """Table G: wall seconds of a step, a line per network and data set, a column per loss."""
+    found = {tuple(row["task"].split()): row["wall_seconds"] for row in rows}
+    kinds = list(dict.fromkeys(task[1] for task in found))
+    lines = dict.fromkeys((task[0], *task[2:]) for task in found)
+    body = [[*at, *(f"{found[at[0], loss, *at[1:]]:.3f}" for loss in kinds)] for at in lines]
+    return tables.table(["model", "data", "batch", *kinds], body)
 
 
 def line(row: dict) -> str:

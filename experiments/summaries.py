@@ -4,22 +4,34 @@
     by_network     Tables 2 and C: standard, verified and PGD error of every network
     by_family      Table D: the networks of a family with the best, median and worst verified error
     by_repeat      Table E: mean and standard deviation over seeds
+    by_split       Table F: errors on the training and the test set, with and without l1 regularisation
+    by_time        Table G: seconds of training by model and way of training
+    by_devices     Table H: errors of the same training on other devices
     pareto         Figure 2: verified against standard error
     schedules      Figures 3 and C to E: verified error against the length of the ramp
+    norms          Figure 1: verified error and norm of the second layer while networks train
+    gaps           Figure B: CROWN-IBP's bounds less IBP's while networks train
 
-Each makes lines of Markdown, or a matplotlib figure, and takes the rows that it has something to say about.
+Each makes lines of Markdown, or a matplotlib figure, and takes the rows that it has something to say about; the last
+two take the histories of runs, which `experiments.train` records in metrics.jsonl. Errors are those on the test set
+where nothing else is said.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.tables import table
+from jaxbound.training import configuration
+from jaxbound.training.configuration import Configuration
 
 Row = dict[str, Any]
-SETTING = ("dataset", "eps", "method", "eps_train", "trained_by", "kappa_start", "kappa_final")
+SCHEDULE = ("kappa_start", "kappa_final", "ramp_epochs", "epochs", "l1")
+SETTING = ("dataset", "eps", "method", "eps_train", "trained_by", *SCHEDULE, "devices")
 """What networks of one group share: they are compared at one radius, verified in one way and trained in one way."""
 
 
@@ -104,17 +116,64 @@ def by_repeat(rows: Sequence[Row]) -> str:
     return table([*keys, "seeds", "standard", "verified"], body)
 
 
+def by_split(rows: Sequence[Row]) -> str:
+    """Table F: errors on the training and the test set, of every network that was evaluated on both."""
+    keys = (*SETTING, "model", "seed")
+    body = []
+    for values, group in grouped(rows, keys).items():
+        found = {row["split"]: row for row in group}
+        if {"train", "test"} <= found.keys():
+            errors = [found[split][f"{kind}_error"] for split in ("train", "test") for kind in ("clean", "verified")]
+            body.append([*map(_number, values), *map(percent, errors)])
+    heads = [f"{split} {kind}" for split in ("training", "test") for kind in ("standard", "verified")]
+    return table([*keys, *heads], body)
+
+
+def by_time(rows: Sequence[Row]) -> str:
+    """Table G: wall seconds of training, a line per way of training, a column per model; the mean over seeds."""
+    rows = list({tuple(row[key] for key in (*_RUN, "model", "seed")): row for row in rows}.values())
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    body = []
+    for values, group in grouped(rows, _RUN).items():
+        found = {model: [row["training_seconds"] for row in group if row["model"] == model] for model in models}
+        body.append([*map(_number, values), *(f"{statistics.mean(s):.0f}" if s else "-" for s in found.values())])
+    return table([*_RUN, *models], body)
+
+
+_RUN = ("dataset", "trained_by", "eps_train", *SCHEDULE, "devices")
+
+
+def by_devices(rows: Sequence[Row]) -> str:
+    """Table H: errors of the same training on other devices, of what was trained on several kinds."""
+    shared = [key for key in SETTING if key != "devices"] + ["model", "seed"]
+    body = []
+    for values, group in grouped(rows, shared).items():
+        for row in group if len({row["devices"] for row in group}) > 1 else []:
+            errors = [percent(row[f"{kind}_error"]) for kind in ("clean", "verified", "pgd")]
+            body.append([*map(_number, values), row["devices"], *errors])
+    return table([*shared, "devices", "standard", "verified", "PGD"], body)
+
+
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], str], str]] = {
     "by_method": (by_method, "Verified error by method of verification (Table 1)"),
     "by_network": (by_network, "Errors of each network (Tables 2 and C)"),
     "by_family": (by_family, "Best, median and worst network (Table D)"),
     "by_repeat": (by_repeat, "Mean and standard deviation over seeds (Table E)"),
+    "by_split": (by_split, "Errors on the training and the test set (Table F)"),
+    "by_time": (by_time, "Seconds of training (Table G)"),
+    "by_devices": (by_devices, "Errors by devices (Table H)"),
 }
+
+
+def tested(rows: Sequence[Row]) -> list[Row]:
+    """The rows on the test set."""
+    return [row for row in rows if row["split"] == "test"]
 
 
 def document(rows: Sequence[Row]) -> str:
     """All tables, each under its title."""
-    return "\n\n".join(f"## {title}\n\n{make(rows)}" for make, title in TABLES.values()) + "\n"
+    parts = {name: rows if name == "by_split" else tested(rows) for name in TABLES}
+    return "\n\n".join(f"## {title}\n\n{make(parts[name])}" for name, (make, title) in TABLES.items()) + "\n"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -158,11 +217,69 @@ def schedules(rows: Sequence[Row]):
 FIGURES = {"pareto": pareto, "schedules": schedules}
 
 
-def _axes(x: str, y: str):
+class History(NamedTuple):
+    """What a run recorded while it trained."""
+
+    config: Configuration
+    model: str
+    records: list[dict[str, float]]
+
+    @property
+    def label(self) -> str:
+        """How the network was trained."""
+        return f"{self.model}, {self.config.method}, ε {self.config.eps:g}, seed {self.config.seed}"
+
+    def curve(self, key: str) -> tuple[list[float], list[float]]:
+        """A recorded number against the epoch, where there is one."""
+        per_epoch = self.records[-1]["step"] / self.config.epochs
+        points = [(record["step"] / per_epoch, record[key]) for record in self.records if key in record]
+        return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def history(folder: Path) -> History:
+    """The history of the run in a folder."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return History(configuration.read(folder / "config.json"), folder.name, [json.loads(line) for line in lines])
+
+
+def norms(histories: Sequence[History]):
+    """Figure 1: verified error at the radius of the step (above), l_inf norm of the second layer's kernel (below)."""
+    figure, (above, below) = _axes("epoch", "norm of the 2nd layer", rows=2)
+    for each in histories:
+        layers = [key for key in each.records[-1] if key.startswith("norm/")]
+        above.plot(*each.curve("robust_error"), label=each.label)
+        if len(layers) > 1:
+            below.plot(*each.curve(layers[1]))
+    above.set_ylabel("verified error in training")
+    above.legend(fontsize=7)
+    return figure
+
+
+def gaps(histories: Sequence[History]):
+    """Figure B: the mean of CROWN-IBP's lower bounds of margins less IBP's, at the radius of the step."""
+    figure, axes = _axes("epoch", "CROWN-IBP's bounds less IBP's")
+    for each in histories:
+        axes.plot(*each.curve("gap"), label=each.label)
+    axes.set_yscale("symlog")
+    axes.legend(fontsize=7)
+    return figure
+
+
+CURVES = {"norms": norms, "gaps": gaps}
+
+
+def drawn(name: str, rows: Sequence[Row], histories: Sequence[History]):
+    """A figure of `FIGURES` or `CURVES`."""
+    return FIGURES[name](tested(rows)) if name in FIGURES else CURVES[name](histories)
+
+
+def _axes(x: str, y: str, rows: int = 1):
+    """A figure and its panels, one above the other; the labels are the last one's."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")  # without pyplot: no display, no global state
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    figure = Figure(figsize=(6, 2 + 2 * rows), layout="constrained")  # without pyplot: no display, no global state
+    axes = figure.subplots(rows, sharex=True)
+    last = axes if rows == 1 else axes[-1]
+    last.set_xlabel(x)
+    last.set_ylabel(y)
     return figure, axes

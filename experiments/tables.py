@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +47,33 @@ def save(folder: Path, name: str, rows: Sequence[dict], columns: Columns, draw: 
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     draw(rows, folder / f"{name}.png")
     return text
+
+
+class Pieces:
+    """Finished pieces of an experiment in a file, so that a command that was stopped goes on with the others.
+
+    Args:
+        path: of the file.
+        settings: what the pieces depend on; pieces made with other settings are forgotten.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self._path, self._settings = path, json.loads(json.dumps(dict(settings)))
+        self._found: dict[str, Any] = {}
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            self._found = kept["pieces"] if kept["settings"] == self._settings else {}
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """A piece: as it was kept, or made and kept; it is what JSON can hold."""
+        if name not in self._found:
+            self._found[name] = make()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"settings": self._settings, "pieces": self._found})
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self._path)
+        return self._found[name]
 
 
 def timed(call: Callable[[np.ndarray], Any], images: int, size: int) -> tuple[list, float, float]:

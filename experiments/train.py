@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 import jaxbound as jb
 from experiments import require
-from jaxbound.training import data, runs
+from jaxbound.training import configuration, runs
 from jaxbound.training.configuration import Configuration
 
 
@@ -46,15 +46,19 @@ def main(_) -> None:
     require("tqdm", "orbax")
     logging.set_verbosity(logging.WARNING)  # orbax reports every save
     given = flags.FLAGS
-    config = Configuration(**given.config.to_dict())
+    try:
+        config = Configuration(**given.config.to_dict())
+        names = runs.chosen_models(config)
+    except jb.ArgumentError as error:
+        raise SystemExit(str(error)) from None
     if given.coordinator or given.distributed:
         jax.distributed.initialize(given.coordinator, given.processes, given.process)
     leads = jax.process_index() == 0
     results = []
     try:
-        dataset = data.load(config.dataset, given.data_dir, download=given.download)
-        for name in runs.chosen_models(config):
-            folder = Path(given.output) / config.name / name
+        dataset = runs.dataset_of(config, given.data_dir, download=given.download)
+        for name in names:
+            folder = runs.folder_of(config, given.output, name)
             results.append(runs.train_model(config, name, dataset, folder, given.stop_after))
             if leads and len(config.models) > 1:
                 print(json.dumps(results[-1]), flush=True)
@@ -82,4 +86,5 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
+    __doc__ = f"{__doc__}\nThe fields of --config, with the defaults of base.py:\n\n{configuration.described()}\n"
     app.run(main)

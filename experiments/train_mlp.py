@@ -56,6 +56,7 @@ class Settings:
     batch_size: int = 128
     validation: int = 200
     examples: int | None = None
+    variance: float = 2.0
     seed: int = 0
 
     @property
@@ -71,11 +72,14 @@ class Trained(NamedTuple):
     record: dict[str, Any]
 
 
-def initial(sizes: Sequence[int], seed: int) -> mlps.Params:
-    """Kernels with variance 2 / fan_in, biases 0."""
+def initial(sizes: Sequence[int], seed: int, variance: float = 2.0) -> mlps.Params:
+    """Kernels with so much variance / fan_in, biases 0."""
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     return {
-        f"dense{k}": {"kernel": jax.random.normal(key, pair) * math.sqrt(2 / pair[0]), "bias": jnp.zeros(pair[1])}
+        f"dense{k}": {
+            "kernel": jax.random.normal(key, pair) * math.sqrt(variance / pair[0]),
+            "bias": jnp.zeros(pair[1]),
+        }
         for k, (key, pair) in enumerate(zip(keys, itertools.pairwise(sizes), strict=True))
     }
 
@@ -128,7 +132,7 @@ def train(settings: Settings, dataset: Dataset, name: str = "network", *, progre
     stored, classes = jnp.asarray(dataset.train.x[:count]), jnp.asarray(dataset.train.labels[:count])
     decayed = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel")
     optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay, mask=decayed)
-    params = initial((math.prod(dataset.shape), *settings.hidden, dataset.classes), settings.seed)
+    params = initial((math.prod(dataset.shape), *settings.hidden, dataset.classes), settings.seed, settings.variance)
     state = (params, optimizer.init(params))
     steps = sampler.steps_per_epoch
     whole = max(1, settings.epochs * steps // 2)
@@ -207,6 +211,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("attack_radius", "adversarial training within this radius"), ("attack_steps", "of PGD"),
         ("attack_norm", "1, 2 or inf"), ("learning_rate", "of Adam"), ("epochs", "passes over the images"),
         ("batch_size", "images at once"), ("validation", "images held out to choose the best epoch"),
+        ("variance", "of kernels at first, times their inputs"),
         ("seed", "of the start, of the order and of chance"),
     ):  # fmt: skip
         default = getattr(Settings, name)

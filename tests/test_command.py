@@ -113,6 +113,20 @@ def test_bounds_are_those_of_the_function(net, capsys):
     np.testing.assert_allclose(found["upper"], expected.upper, rtol=1e-5, atol=1e-6)
 
 
+def test_slopes_and_intersection_are_options(capsys):
+    """same-slope, zero-lb and one-lb, and bounds that keep nothing of intervals."""
+    found = {}
+    for slope in ("parallel", "zero", "one"):
+        flags = ["--method", "crown_ibp", "--lower-slope", slope, "--no-intersect"]
+        code, found[slope] = run(capsys, "bounds", "tiny_network:batch", "x.npz", "--eps", "0.5", *flags)
+        expected = jb.crown_ibp(PARAMS, X, 0.5, lower_slope=slope, intersect=False, **AROUND)
+        assert code == 0
+        np.testing.assert_allclose(found[slope]["lower"], expected.lower, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found["zero"]["lower"], found["one"]["lower"], atol=1e-3)
+    assert main(["certify", "net.onnx", "x.npz", "--eps", "0.1", "--method", "ibp", "--lower-slope", "zero"]) == 2
+    assert "but ibp has no such option; use crown_ibp" in capsys.readouterr().err
+
+
 def test_certify_and_attack_say_by_their_codes(capsys):
     code, found = run(capsys, "certify", "net.onnx", "x.npz", "--eps", "1e-4", "--method", "ibp")
     assert code == 0 and found["verified"] == [True] * 3 and found["verified_error"] == 0
@@ -483,7 +497,7 @@ def test_an_interrupted_search_says_what_is_known(tmp_path):
 
 
 def test_methods_of_the_command_are_those_by_name():
-    assert set(get_args(options.Method)) == set(METHODS)
+    assert set(get_args(configuration.MethodName)) == set(METHODS)
 
 
 def test_the_folder_for_programs_is_the_users(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxbound as jb
-from experiments import frown, reference_frown
+from experiments import frown, frown_figures, frown_networks, reference_frown, tables
 
 CROWN, FROWN, LP = "CROWN (adaptive)", "FROWN", "LP"
 
@@ -152,3 +152,90 @@ def test_arrays_of_another_code_are_compared(tmp_path, capsys):
             reference_frown.main([str(tmp_path), "--steps", "2", "--float32"])
         assert ended.value.code == code
         assert f"at least theirs {0 if code else 2}/2" in capsys.readouterr().out
+
+
+# --- lists of networks ------------------------------------------------------------------------------------------------
+
+
+def test_names_say_what_is_trained(capsys):
+    assert str(frown_networks.read("mnist:20x100:sigmoid")) == "mnist:20x100:sigmoid"
+    for wrong in ("mnist:5x20", "mnst:5x20:relu", "mnist:0x20:relu", "mnist:5x20:rely"):
+        with pytest.raises(SystemExit):
+            frown.main(["--networks", wrong])
+        assert "no DATA:LAYERSxWIDTH:ACTIVATION" in capsys.readouterr().err, "before anything is loaded"
+    with pytest.raises(SystemExit):
+        frown.main(["--networks", "wine:2x4:relu", "--table", "3"])
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_the_papers_lists(tmp_path):
+    """Table 3: six networks on a table in one norm, eight each on two sets of images in three. Table 4: six."""
+    assert len(frown_networks.TABLE_3) == 22 and sum(map(len, frown_networks.TABLE_3.values())) == 54
+    listed = frown.wanted(frown.parse(["--table", "4", "--data_dir", str(tmp_path)]))
+    assert all(name.startswith("noise:") and norms == (1.0, 2.0, np.inf) for name, norms in listed.items())
+    for name in (*listed, *frown_networks.TABLE_3):
+        assert str(frown_networks.read(name)) == name
+    assert next(iter(frown_networks.table_4(True))) == "cifar10:4x2048:relu"
+
+
+@pytest.mark.parametrize("name", [*frown_networks.TABLES, "noise"])
+def test_data_without_files(name):
+    given = frown_networks.dataset(name, None)
+    x = given.images(given.train.x)
+    assert x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 and given.train.labels.max() == given.classes - 1
+    assert x.shape[1:] == given.shape == given.test.x.shape[1:] and len(given.test) >= 30
+    assert (given.shape == (32, 32, 3)) == (name == "noise")
+
+
+def test_a_list_is_trained_measured_and_gone_on_with(tmp_path, capsys, monkeypatch):
+    flags = ["--smoke", "--output", str(tmp_path), "--networks", "wine:2x4:relu", "breast_cancer:2x5:sigmoid"]
+    done, measure = [], frown.measure
+
+    def stopped(task, norm, options, network):
+        if done:
+            raise KeyboardInterrupt
+        done.append(network)
+        return measure(task, norm, options, network)
+
+    monkeypatch.setattr(frown, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        frown.main([*flags, "--lp_width", "4"])
+    monkeypatch.setattr(frown, "measure", lambda task, norm, options, network: (
+        done.append(network) or measure(task, norm, options, network)))  # fmt: skip
+    frown.main([*flags, "--lp_width", "4"])
+    assert done == ["wine:2x4:relu", "breast_cancer:2x5:sigmoid"], "each of them once"
+    with open(tmp_path / "frown.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["network"], row["method"]) for row in rows if row["method"] in (FROWN, LP)] == [
+        ("wine:2x4:relu", FROWN), ("wine:2x4:relu", LP), ("breast_cancer:2x5:sigmoid", FROWN),
+    ]  # fmt: skip
+    assert all(0 < float(row["radius"]) < float(row["pgd_radius"]) for row in rows)
+    assert (tmp_path / "frown.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "networks").glob("*.npz"))) == 2
+    capsys.readouterr()
+    frown.main([*flags, "--lp_width", "4"])
+    assert len(done) == 2 and len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == len(rows)
+
+
+def test_pieces_of_other_settings_are_forgotten(tmp_path):
+    path = tmp_path / "deep" / "pieces.json"
+    assert tables.Pieces(path, {"a": (1, 2)}).get("x", lambda: [1]) == [1]
+    assert tables.Pieces(path, {"a": (1, 2)}).get("x", lambda: pytest.fail("kept")) == [1]
+    assert tables.Pieces(path, {"a": (1, 3)}).get("x", lambda: [2]) == [2]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_the_figures_hold_and_differ(tmp_path, capsys):
+    frown_figures.main(["--steps", "5", "--output", str(tmp_path)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["tighter_than_crown"] > 0.01
+    assert max(len({round(slope, 3) for slope in own}) for own in found["slopes"]) > 1, "each bound has its own"
+    assert all(0 <= slope <= 1 for own in found["slopes"] for slope in own)
+    for name, (function, low, high) in frown_figures.INTERVALS.items():
+        lines, z = frown_figures.lower_lines(function, low, high), np.linspace(low, high, 201)
+        heights = [slope * z + start for slope, start in lines]
+        assert np.all(heights <= np.asarray(function(z)) + 1e-6), name
+        assert np.all(np.diff([slope for slope, _ in lines]) > 0.01), "from the flattest to the steepest"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure_1.png", "figure_2.png"]

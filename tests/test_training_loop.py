@@ -5,6 +5,7 @@ Length: the loop, and the two commands around it, share one run of the command, 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -23,8 +24,10 @@ from flax.traverse_util import flatten_dict
 
 import jaxbound as jb
 from jaxbound import errors
+from jaxbound.methods.named import METHODS
 from jaxbound.training import data, models
 from jaxbound.training.checkpoints import Checkpoints, MetricsFile
+from jaxbound.training.configuration import Configuration
 from jaxbound.training.loop import NonFiniteError, Run, fit, restore
 from jaxbound.training.losses import MarginLoss, Objective
 from jaxbound.training.schedules import Epsilon
@@ -290,7 +293,7 @@ def test_evaluate(straight, tmp_path, capsys):
 def test_family_rows():
     from experiments import evaluate
 
-    rows = [{"name": "f", "model": m, "method": "ibp", "eps": 0.1, "clean_error": c, "pgd_error": c + 0.1,
+    rows = [{"name": "f", "model": m, "split": "test", "method": "ibp", "eps": 0.1, "clean_error": c, "pgd_error": c + 0.1,
              "verified_error": c + 0.2, "seconds": 1.0} for m, c in (("A", 0.1), ("B", 0.3), ("C", 0.5), ("D", 0.2))]  # fmt: skip
     found = {row["model"]: row for row in evaluate.family(rows)}
     np.testing.assert_allclose(
@@ -337,6 +340,15 @@ def test_configurations(name):
     assert epsilon.end < config.epochs * sampler.steps_per_epoch
     for model in config.models:
         assert runs.model_of(config, model, dataset).apply and runs.term_of(config) is not None
+
+
+def test_help_lists_every_field_and_its_choices():
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ended = subprocess.run([sys.executable, "-m", "experiments.train", "--help"], env={**os.environ, "PYTHONPATH": path},
+                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    fields = [field.name for field in dataclasses.fields(Configuration)]
+    assert all(f"{name} = " in ended.stdout for name in fields), ended.stderr
+    assert "'convex_polytope_50'" in ended.stdout and "'trades'" in ended.stdout
 
 
 def test_subsets_of_a_family():
@@ -392,14 +404,14 @@ def test_every_method_by_name_trains(digits, name):
     from experiments.configs import base
     from jaxbound.training import runs
 
-    assert list(runs.METHODS)[:2] == ["ibp", "crown_ibp"] and name in runs.METHODS
+    assert list(METHODS)[:2] == ["ibp", "crown_ibp"] and name in METHODS
     config = base.changed("methods", method=name, hidden=(5,), batch_size=8, ramp_start=0.0)
     sampler = data.Sampler(len(digits.train), 8)
-    model, step, state = runs.pieces(config, "mlp", digits, sampler)
+    _, step, state = runs.pieces(config, "mlp", digits, sampler)
     state = state.replace(step=jnp.asarray(100, jnp.int32))
     gradient, metrics, _ = jax.jit(step.gradients)(state, data.batch_of(digits, sampler, 0))
     assert np.isfinite(metrics.loss) and metrics.eps > 0 and metrics.beta > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     if name == "convex_polytope_50":
         with pytest.raises(errors.JaxboundError, match="estimate"):
-            runs.test_errors(config, model, {"params": state.params}, digits, 0.01, [name])
+            runs.test_errors(config, state.apply_fn, {"params": state.params}, digits, 0.01, [name], "test")

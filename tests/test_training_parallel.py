@@ -93,6 +93,41 @@ def test_two_processes_train_the_model_of_one(tmp_path, parallel, stops):
     assert steps[1] == sorted(steps[0] + stops), "one file of records, written by one process"
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What a run on one device ends with: its folder and its line of JSON."""
+    output = tmp_path_factory.mktemp("alone")
+    return output / "digits" / "mlp", json.loads(ended(train(output, "pmap", 1, *SHORT)).splitlines()[-1])
+
+
+SHORT = ("--config.epochs=0.6", "--config.ramp_start=0.2", "--config.ramp_epochs=0.3", "--config.interval=0.3",
+         "--config.method=ibp")  # fmt: skip
+
+
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_train_by_pmap_to_the_numbers_of_one(tmp_path, alone, devices):
+    folder, one = alone
+    several = json.loads(ended(train(tmp_path, "pmap", devices, *SHORT)).splitlines()[-1])
+    assert (one["devices"], several["devices"]) == ("1 cpu", f"{devices} cpu")
+    other = dict(np.load(tmp_path / "digits" / "mlp" / "variables.npz"))
+    for name, values in np.load(folder / "variables.npz").items():
+        np.testing.assert_allclose(other[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_pmap_is_what_several_devices_run_by_default():
+    from jaxbound.training import runs
+    from jaxbound.training.configuration import Configuration
+
+    assert Configuration().parallel == "pmap"
+    assert (runs.parallel_of(Configuration()), runs.parallel_of(Configuration(parallel="jit"))) == ("pmap", "jit")
+    assert runs.model_of(Configuration(), "resnet", data.described("digits")).axis_name == "devices"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        assert runs.parallel_of(Configuration()) == "jit", "one device has nothing to share"
+        assert runs.model_of(Configuration(), "resnet", data.described("digits")).axis_name is None
+
+
 # --- precision --------------------------------------------------------------------------------------------------------
 
 MODEL = models.MLP((8,))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 
 import numpy as np
 import pytest
 
-from experiments import summaries
-from jaxbound.training import progress
+import jaxbound as jb
+from experiments import crown_ibp_paper, step_time, summaries
+from jaxbound.training import configuration, data, evaluation, progress, runs
 
 RECORD = {"step": 3, "loss": 0.51234, "clean_error": 0.25, "validation_error": 0.2, "validation_pgd_error": 0.3,
           "verified_error": 0.4, "eps": 0.1, "kappa": 0.5, "beta": 0.25}  # fmt: skip
@@ -66,7 +68,8 @@ def test_events_render_the_records_over_a_restart(tmp_path):
 
 def row(verified, **changes):
     return {"name": "n", "dataset": "mnist", "model": "A", "seed": 0, "kappa_start": 1.0, "kappa_final": 0.0,
-            "ramp_epochs": 10.0, "trained_by": "ibp", "eps_train": 0.3, "method": "ibp", "eps": 0.3,
+            "ramp_epochs": 10.0, "epochs": 20.0, "l1": 0.0, "devices": "1 cpu", "split": "test",
+            "training_seconds": 60.0, "trained_by": "ibp", "eps_train": 0.3, "method": "ibp", "eps": 0.3,
             "clean_error": verified / 2, "pgd_error": 0.75 * verified, "verified_error": verified, "seconds": 1.0,
             **changes}  # fmt: skip
 
@@ -121,3 +124,115 @@ def test_figure_of_the_front():
     axes = summaries.pareto(rows).axes[0]
     points = np.concatenate([np.asarray(drawn.get_offsets()) for drawn in axes.collections])
     assert sorted(map(tuple, points.tolist())) == [(0.15, 0.3), (0.2, 0.4), (0.25, 0.5)]
+
+
+def test_table_by_split():
+    """Table F has what was evaluated on both splits, in its order."""
+    both = [row(0.2, split="train", l1=5e-5), row(0.4, l1=5e-5)]
+    _, line = cells(summaries.by_split([*both, row(0.3)]))
+    assert line[-4:] == ["10.00%", "20.00%", "20.00%", "40.00%"] and "5e-05" in line
+    assert "30.00%" in summaries.document([*both, row(0.3)]).split("(Table D)")[1], "other tables show the test set"
+    assert summaries.tested([*both, row(0.3)]) == [both[1], row(0.3)]
+
+
+def test_table_by_time():
+    rows = [row(0.1, training_seconds=40.0), row(0.2, training_seconds=60.0, seed=1), row(0.3, model="B")]
+    rows.append(row(0.3, method="best", training_seconds=40.0))  # evaluated twice, trained once
+    head, *body = cells(summaries.by_time(rows))
+    assert head[-2:] == ["A", "B"] and [line[-2:] for line in body] == [["50", "60"]]
+
+
+def test_table_of_seconds_per_step():
+    """Table G by steps has the polytope's projections."""
+    losses = ("ibp", "convex_polytope_10", "convex_polytope_50")
+    assert set(losses) < set(step_time.LOSSES)
+    rows = [{"task": f"{m} {loss} mnist 256", "wall_seconds": k} for k, loss in enumerate(losses) for m in "AB"]
+    head, *body = cells(step_time.by_loss(rows))
+    assert head == ["model", "data", "batch", *losses]
+    assert body == [[m, "mnist", "256", "0.000", "1.000", "2.000"] for m in "AB"]
+
+
+def test_table_by_devices():
+    rows = [row(0.1), row(0.2, devices="4 gpu"), row(0.3, model="B")]
+    head, *body = cells(summaries.by_devices(rows))
+    assert head[-4:] == ["devices", "standard", "verified", "PGD"]
+    assert [line[-4:] for line in body] == [
+        ["1 cpu", "5.00%", "10.00%", "7.50%"],
+        ["4 gpu", "10.00%", "20.00%", "15.00%"],
+    ]
+
+
+def test_curves_of_training(tmp_path):
+    """Against the epoch; a run that recorded no gap has none."""
+    records = [{"step": k, "robust_error": 1 / k, "norm/Conv_0": 9.0, "norm/Conv_1": 2.0 * k} for k in (10, 20)]
+    records[1]["gap"] = 0.5
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "config.json").write_text(configuration.Configuration(epochs=4.0).to_json())
+    history = summaries.history(tmp_path)
+    above, below = summaries.drawn("norms", [], [history]).axes
+    assert above.lines[0].get_xydata().tolist() == [[2.0, 0.1], [4.0, 0.05]]
+    assert below.lines[0].get_xydata().tolist() == [[2.0, 20.0], [4.0, 40.0]]
+    (gaps,) = summaries.drawn("gaps", [], [history]).axes
+    assert gaps.lines[0].get_xydata().tolist() == [[4.0, 0.5]]
+
+
+def test_what_training_measures():
+    """Norms are those of the matrices; the gap is the mean difference of bounds at the radius of the step."""
+    config = configuration.Configuration(hidden=(5,), batch_size=64, ramp_start=0.0, ramp_epochs=1.0, norm="inf")
+    digits = data.load("digits")
+    _, step, state = runs.pieces(config, "mlp", digits, data.Sampler(len(digits.train), 64))
+    measure = evaluation.measure_of(config, state.apply_fn, digits, data.Examples(digits.train.x[:9], digits.train.labels[:9]),
+                                    step.schedules.epsilon)  # fmt: skip
+    at_first = measure(state)
+    kernels = {f"norm/{name}": np.abs(layer["kernel"]).sum(axis=0).max() for name, layer in state.params.items()}
+    assert at_first == pytest.approx(kernels) and list(at_first) == ["norm/Dense_0", "norm/Dense_1"]
+    later = state.replace(step=np.int32(12))
+    x, labels = digits.images(digits.train.x[:9]), digits.train.labels[:9]
+    bounds = [
+        jb.margins({"params": state.params}, x, labels, step.schedules.epsilon(12), method=method, clip=(0.0, 1.0),
+                   apply_fn=state.apply_fn)
+        for method in (jb.CrownIBP(intersect=False), jb.IBP())
+    ]  # fmt: skip
+    assert measure(later)["gap"] == pytest.approx(float(np.mean(bounds[0] - bounds[1])), rel=1e-5)
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4))
+    assert evaluation.layer_norms({"Conv_0": {"kernel": kernel}})["norm/Conv_0"] == pytest.approx(
+        max(np.abs(kernel[..., k]).sum() for k in range(4))
+    )
+
+
+# --- the paper in small -----------------------------------------------------------------------------------------------
+
+
+def test_the_plan_has_what_every_table_and_figure_needs():
+    plans = crown_ibp_paper.planned(crown_ibp_paper.parse([]))
+    configs = [plan.config for plan in plans]
+    assert len({(c.name, c.models) for c in configs}) == len(plans) and all(len(c.models) == 1 for c in configs)
+    assert {plan.devices for plan in plans} == {1, 2, 4} and {c.l1 for c in configs} == {0.0, 5e-5}
+    assert {c.method for c in configs} == {"ibp", "crown_ibp_alone", "convex_polytope_50"}
+    assert len({c.ramp_epochs for c in configs}) == 3 and len({(c.kappa_start, c.kappa_final) for c in configs}) == 3
+    assert {c.seed for c in configs} == {0, 1} and {c.models[0] for c in configs} == {"A", "mlp"}
+    with pytest.raises(SystemExit):
+        crown_ibp_paper.parse(["--batch_size", "6"])
+
+
+def test_the_command_makes_tables_and_figures_and_goes_on(tmp_path, capsys, monkeypatch):
+    """Two of its runs, twice: the second time nothing is trained or evaluated."""
+    every = crown_ibp_paper.planned
+    few = lambda options: [plan for plan in every(options) if plan.config.name in ("IBP-kappa-1-0", "l1-0")]  # noqa: E731
+    monkeypatch.setattr(
+        crown_ibp_paper, "planned", lambda options: [dataclasses.replace(p, devices=8) for p in few(options)]
+    )
+    monkeypatch.setattr(crown_ibp_paper, "compilation_cache", lambda folder: None)
+    arguments = ["--smoke", "--output", str(tmp_path)]
+    crown_ibp_paper.main(arguments)
+    printed = capsys.readouterr().out
+    rows = json.loads(printed.splitlines()[-1])["rows"]
+    assert [row["split"] for row in rows] == ["test"] * 8 + ["train", "test"]
+    assert all(row["devices"] == "8 cpu" and row["pgd_error"] <= row["verified_error"] for row in rows)
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8").count("## ") == len(summaries.TABLES)
+    for name in ("pareto", "schedules", "norms", "gaps"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("train_model", "apply_of"):
+        monkeypatch.setattr(runs, name, lambda *_, **__: pytest.fail("again"))
+    crown_ibp_paper.main(arguments)
+    assert capsys.readouterr().out == printed

@@ -16,11 +16,12 @@ from jaxbound.cli import options as given
 from jaxbound.cli.main import FALSIFIED, UNKNOWN, VERIFIED
 from jaxbound.cli.networks import Loaded, fitted, load, of_one_example, shape_of
 from jaxbound.cli.output import progress, save_figure, show, table
-from jaxbound.methods.named import METHODS
+from jaxbound.methods import Method
+from jaxbound.methods.named import method_named
 from jaxbound.network.bounding import bound_network
 from jaxbound.regions import Interval
 from jaxbound.training import examples
-from jaxbound.training.evaluation import CLIP, in_batches
+from jaxbound.training.evaluation import clip_of, in_batches
 
 _BATCH = 64
 
@@ -46,12 +47,17 @@ class Problem(NamedTuple):
         return self.labels
 
 
+def method_of(options: given.Bounding) -> Method:
+    """The method that options name."""
+    return method_named(options.method, lower_slope=options.lower_slope, intersect=options.intersect)
+
+
 def problem_of(options: given.OnData) -> Problem:
     """The network and the examples that options name."""
     loaded = load(options.net)
     clip = options.clip
     if loaded.run is not None:
-        options.data, clip = options.data or loaded.run.dataset, clip or CLIP
+        options.data, clip = options.data or loaded.run.dataset, clip or clip_of(loaded.run)
     if not options.data:
         raise errors.argument("data", "is missing", f"pass it after the network: jaxbound COMMAND {options.net} DATA")
     x, labels = examples.read(options.data, options.count, options.data_dir, loaded.inputs)
@@ -75,8 +81,7 @@ def over(function, problem: Problem, options: given.OnData, title: str, *more: n
 
 def bounds(options: given.Bounds, started: float) -> int:
     """`jaxbound bounds`."""
-    problem = problem_of(options)
-    method = METHODS[options.method]
+    method, problem = method_of(options), problem_of(options)
     bound = functools.partial(bound_network, method, problem.loaded.params, eps=options.eps, **problem.around)
     found = over(lambda x: bound(x), problem, options, "bounds")
     low, high = (np.asarray(end).reshape(len(problem.x), -1) for end in (found.lower, found.upper))
@@ -92,9 +97,9 @@ def bounds(options: given.Bounds, started: float) -> int:
 
 def certify(options: given.Certify, started: float) -> int:
     """`jaxbound certify`."""
-    problem = problem_of(options)
+    method, problem = method_of(options), problem_of(options)
     report = jb.certify(
-        problem.loaded.params, problem.x, problem.known, options.eps, method=METHODS[options.method],
+        problem.loaded.params, problem.x, problem.known, options.eps, method=method,
         batch_size=options.batch_size or None, results=options.results, progress=not options.json, **problem.around,
     )  # fmt: skip
     keys = ("clean_error", "verified_error", "verified", "correct", "margins", "rounding", "labels")
@@ -105,9 +110,9 @@ def certify(options: given.Certify, started: float) -> int:
 
 def radius(options: given.Radius, started: float) -> int:
     """`jaxbound radius`."""
-    problem = problem_of(options)
+    method, problem = method_of(options), problem_of(options)
     search = functools.partial(
-        jb.certified_radius, problem.loaded.params, method=METHODS[options.method], steps=options.steps,
+        jb.certified_radius, problem.loaded.params, method=method, steps=options.steps,
         initial=options.initial, tolerance=options.tolerance, **problem.around,
     )  # fmt: skip
     radii = over(lambda x, labels: search(x, labels), problem, options, "radius", problem.known)
@@ -140,11 +145,11 @@ def lipschitz(options: given.Lipschitz, started: float) -> int:
 
 def explain(options: given.Explain, started: float) -> int:
     """`jaxbound explain`."""
-    loaded = load(options.net, options.input_shape)
+    method, loaded = method_of(options), load(options.net, options.input_shape)
     shape = shape_of(loaded, options.input_shape)
     fn, params = of_one_example(loaded, shape)
     box = jb.Box(np.zeros(shape, jnp.result_type(float)), np.ones(shape, jnp.result_type(float)))
-    found = jb.explain(fn, METHODS[options.method])(params, box)
+    found = jb.explain(fn, method)(params, box)
     show(options.json, _about(options, started) | {"supported": found.supported, "text": str(found)}, str(found))
     return VERIFIED if found.supported else UNKNOWN
 

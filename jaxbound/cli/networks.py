@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
@@ -69,33 +68,23 @@ def _keras(path: Path) -> Loaded:
 
 
 def _of_run(folder: Path) -> Loaded:
-    from jaxbound.training import data, runs
+    from jaxbound.training import runs
 
     found = [path.parent for path in folder.rglob("config.json")]
     if len(found) != 1:
         raise errors.argument("net", f"{str(folder)!r} holds {len(found)} training runs", "pass the folder of one")
     config, variables = runs.trained(found[0])
-    dataset = data.described(config.dataset)
-    return Loaded(variables, runs.model_of(config, found[0].name, dataset).apply, dataset.shape, config)
+    dataset = runs.described(config)
+    apply_fn = runs.apply_of(config, runs.model_in(config, found[0]), dataset)
+    return Loaded(variables, apply_fn, dataset.shape, config)
 
 
 def _imported(net: str) -> Loaded:
     """What module:attribute gives: a network, (parameters, function or module), or a function of no arguments that
     returns one; any other function is the network of a batch."""
-    name, _, attribute = net.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        if inspect.isfunction(found) and not _required(found):
-            found = found()
-    except errors.JaxboundError:
-        raise
-    except (Exception, SystemExit) as fault:  # whatever the module does
-        raise errors.argument("net", f"{net!r} cannot be imported ({type(fault).__name__}: {fault})") from fault
-    finally:
-        sys.path.remove(os.getcwd())
+    from jaxbound.training.imported import attribute
+
+    found = attribute("net", net)
     if isinstance(found, Model):
         return _of_model(found)
     if isinstance(found, tuple) and len(found) == 2:
@@ -104,11 +93,6 @@ def _imported(net: str) -> Loaded:
     if inspect.isfunction(found):
         return Loaded({}, lambda _, batch: found(batch))
     return Loaded(found)
-
-
-def _required(function: Callable) -> list[str]:
-    empty = inspect.Parameter.empty
-    return [name for name, given in inspect.signature(function).parameters.items() if given.default is empty]
 
 
 def shape_of(loaded: Loaded, given: Sequence[int]) -> tuple[int, ...]:

@@ -14,13 +14,8 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from jaxbound import errors
-from jaxbound.training.configuration import Configuration, digits
+from jaxbound.training.configuration import Configuration, MethodName, Slope, digits
 
-Method = Literal[
-    "ibp", "crown_ibp", "crown_ibp_alone", "crown", "fastlin", "forward", "crown_zero", "crown_alone",
-    "convex_polytope", "convex_polytope_50", "frown", "best",
-]  # fmt: skip
-"""The names in `jaxbound.methods.named`."""
 FILES = (".onnx", ".onnx.gz", ".keras", ".h5")
 """Endings of network files."""
 
@@ -77,22 +72,32 @@ class Options:
     def check(self) -> None:
         """Refuse what is wrong whatever the network is."""
         for name in (
-            "count",
-            "batch_size",
-            "steps",
-            "step_size",
-            "restarts",
-            "pgd_steps",
-            "max_nodes",
-            "timeout",
-            "tolerance",
-        ):
+            "count", "batch_size", "steps", "step_size", "restarts", "pgd_steps", "max_nodes", "timeout", "tolerance",
+        ):  # fmt: skip
             _positive(name, getattr(self, name, None) or 0)
         for name in ("plot", "results"):
             if path := getattr(self, name, None):
                 _check_place(name, path)
         if plot := getattr(self, "plot", None):
             _check_figure(plot)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Choices:
+    """What there is to choose in many methods."""
+
+    lower_slope: Slope = ""
+    """of lines below: adaptive, parallel (same-slope), zero (zero-lb) or one (one-lb); by default the method's own"""
+    intersect: bool = True
+    """keep what interval arithmetic says where it is tighter"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bounding(Choices):
+    """How to bound."""
+
+    method: MethodName = "crown"
+    """how to bound"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -114,7 +119,7 @@ class OnData(OnNetwork):
 
     data: Positional[Annotated[str, arg(metavar="DATA")]] = ""
     """an .npz file with x and labels, a folder with a folder of images per class, digits, mnist, fashion_mnist,
-    cifar10, svhn, or sklearn:NAME; a training run has its own test set"""
+    cifar10, svhn, sklearn:NAME, or module:attribute; a training run has its own test set"""
     count: int = 0
     """the first so many examples; 0 for all"""
     data_dir: str | None = None
@@ -138,13 +143,11 @@ class OnData(OnNetwork):
 
 
 @dataclasses.dataclass(kw_only=True)
-class OnBalls(OnData):
+class OnBalls(Bounding, OnData):
     """What is about a network over balls."""
 
     eps: float
     """radius of the balls"""
-    method: Method = "crown"
-    """how to bound"""
 
     def check(self) -> None:
         """The radius is one."""
@@ -174,12 +177,10 @@ class Certify(OnBalls):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Radius(OnData):
+class Radius(Bounding, OnData):
     """The largest certified radius around every example."""
 
     command = "jaxbound.cli.bounding:radius"
-    method: Method = "crown"
-    """how to bound"""
     steps: int = 30
     """the most radii to try per example"""
     initial: float = 0.05
@@ -209,14 +210,12 @@ class Lipschitz(OnData):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Explain(OnNetwork):
+class Explain(Bounding, OnNetwork):
     """What bounding a network would do: nodes, rules and refusals. Exit code 0 if it can be bounded, else 20."""
 
     command = "jaxbound.cli.bounding:explain"
     input_shape: tuple[int, ...] = ()
     """of one example, where the network does not say it"""
-    method: Method = "crown"
-    """how it would be bounded"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -318,13 +317,13 @@ class Train(Options):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Evaluate(OnData):
+class Evaluate(Choices, OnData):
     """Clean, PGD and verified error, for every radius and method."""
 
     command = "jaxbound.cli.training:evaluate"
     eps: tuple[float, ...] = ()
     """radii; a training run has its own"""
-    method: tuple[Method, ...] = ()
+    method: tuple[MethodName, ...] = ()
     """how to certify; a training run has its own, else crown"""
     pgd_steps: int = 200
     """of the attack"""

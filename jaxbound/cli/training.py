@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import jax
 
@@ -12,7 +11,8 @@ from jaxbound.cli import options as given
 from jaxbound.cli.bounding import problem_of
 from jaxbound.cli.main import VERIFIED
 from jaxbound.cli.output import show, table
-from jaxbound.training import data, runs
+from jaxbound.methods.named import method_named
+from jaxbound.training import runs
 from jaxbound.training.evaluation import errors_of
 
 _COLUMNS = ("eps", "method", "clean_error", "pgd_error", "verified_error", "seconds")
@@ -21,10 +21,10 @@ _COLUMNS = ("eps", "method", "clean_error", "pgd_error", "verified_error", "seco
 def train(options: given.Train, started: float) -> int:
     """`jaxbound train`."""
     config = options.config
-    dataset = data.load(config.dataset, options.data_dir, download=options.download)
-    found = []
-    for name in runs.chosen_models(config):
-        folder = Path(options.output) / config.name / name
+    names, found = runs.chosen_models(config), []
+    dataset = runs.dataset_of(config, options.data_dir, download=options.download)
+    for name in names:
+        folder = runs.folder_of(config, options.output, name)
         result = runs.train_model(config, name, dataset, folder, options.stop_after, progress=not options.json)
         found.append({"folder": str(folder)} | result)
     columns = [column for column in ("folder", *_COLUMNS) if column in found[0]]
@@ -41,7 +41,9 @@ def evaluate(options: given.Evaluate, started: float) -> int:
     radii = options.eps or (() if run is None else (run.eps_test,))
     if not radii:
         raise errors.argument("eps", "is missing", "pass radii, such as --eps 0.01 0.02")
-    methods = options.method or (("crown",) if run is None else (run.verify_with,))
+    names = options.method or (("crown",) if run is None else (run.verify_with,))
+    how = {"lower_slope": options.lower_slope, "intersect": options.intersect}
+    methods = [(name, method_named(name, **how)) for name in names]
     rows = []
     for eps in radii:
         rows += errors_of(

@@ -6,12 +6,22 @@ Epochs may be fractions. In the CROWN-IBP paper's released configurations "sched
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from jaxbound.errors import ArgumentError
+from jaxbound.errors import ArgumentError, argument, unknown_option
+
+MethodName = Literal[
+    "ibp", "crown_ibp", "crown_ibp_alone", "crown", "fastlin", "forward", "crown_zero", "crown_alone",
+    "convex_polytope", "convex_polytope_10", "convex_polytope_50", "frown", "best",
+]  # fmt: skip
+"""The names in `jaxbound.methods.named`."""
+Slope = Literal["", "adaptive", "parallel", "zero", "one"]
+"""How the slope of lower lines is chosen; empty for the method's own way."""
 
 
 @dataclasses.dataclass
@@ -27,7 +37,11 @@ class Configuration:
     seed: int = 0
     """of parameters, batches and attacks"""
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10 or svhn"""
+    """digits, mnist, fashion_mnist, cifar10, svhn, or your own: module:attribute or an .npz file (docs/training.md)"""
+    train_examples: int = 0
+    """of the training set, the first ones; 0 for all"""
+    clip: tuple[float, ...] = (0.0, 1.0)
+    """the range of valid inputs; empty for none"""
     augment: bool = False
     """crops and flips"""
     validation: int = 0
@@ -37,7 +51,9 @@ class Configuration:
     accumulate: int = 1
     """parts of a batch that are worked off one after the other"""
     models: tuple[str, ...] = ("mlp",)
-    """mlp, resnet, or networks of the paper: A to T, DM-small, DM-medium, DM-large"""
+    """mlp, resnet, networks of the paper (A to T, DM-small, DM-medium, DM-large), or module:attribute of your own"""
+    warm_start: str = ""
+    """the folder of a finished run whose parameters to start from"""
     model_subset: str = ""
     """which of the models, such as "0,2"; empty for all"""
     hidden: tuple[int, ...] = (64, 64)
@@ -48,8 +64,10 @@ class Configuration:
     """of parameters; torch as in the released code"""
     loss: Literal["natural", "margins", "fused", "adversarial", "trades"] = "margins"
     """the robust term"""
-    method: str = "crown_ibp_alone"
+    method: MethodName = "crown_ibp_alone"
     """the bounds that beta mixes with IBP's; crown_ibp_alone is equation 9 of the paper"""
+    lower_slope: Slope = ""
+    """of its lines below: adaptive, parallel (same-slope), zero (zero-lb) or one (one-lb)"""
     norm: str = "inf"
     """of the balls"""
     kappa_start: float = 1.0
@@ -70,7 +88,7 @@ class Configuration:
     """steps of PGD in the adversarial losses"""
     trades_weight: float = 6.0
     """weight of the divergence in the loss trades"""
-    natural_dtype: str = "float32"
+    natural_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 computes the clean pass in it; bounds and certificates never"""
     epochs: float = 100.0
     """how long to train"""
@@ -92,8 +110,8 @@ class Configuration:
     """of the learning rate"""
     clip_norm: float = 0.0
     """of the gradient; 0 for none"""
-    parallel: Literal["jit", "pmap"] = "jit"
-    """over the devices"""
+    parallel: Literal["pmap", "jit"] = "pmap"
+    """over several devices; jit shards the batch"""
     interval: float = 1.0
     """epochs between records and checkpoints"""
     watch: int = 256
@@ -102,7 +120,7 @@ class Configuration:
     """steps of PGD at every look"""
     eps_test: float = 0.3
     """the radius in tests"""
-    verify_with: str = "ibp"
+    verify_with: MethodName = "ibp"
     """the method of the certificates"""
     test_examples: int = 0
     """of the test set; 0 for all"""
@@ -117,10 +135,32 @@ class Configuration:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             setattr(self, field.name, tuple(value) if isinstance(value, list) else value)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise unknown_option(name, getattr(self, name), get_args(kind))
+        if self.clip and not (len(self.clip) == 2 and self.clip[0] <= self.clip[1]):
+            raise argument("clip", f"is {self.clip}", "pass the lower end, then the upper one, or nothing")
 
     def to_json(self) -> str:
         """The text of a run's `config.json`."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1) + "\n"
+
+
+def described() -> str:
+    """Every field with its default and what it is, a line each; behind it what it may be, where that is a list.
+
+    >>> described().splitlines()[1]
+    'seed = 0: of parameters, batches and attacks'
+    """
+    kinds, defaults = get_type_hints(Configuration), dataclasses.asdict(Configuration())
+    among = {name: get_args(kind) for name, kind in kinds.items() if get_origin(kind) is Literal}
+    (body,) = (node.body for node in ast.parse(inspect.getsource(Configuration)).body if isinstance(node, ast.ClassDef))
+    texts = [ast.literal_eval(node.value) for node in body[1:] if isinstance(node, ast.Expr)]
+    lines = []
+    for name, text in zip(defaults, texts, strict=True):
+        choices = f" ({', '.join(map(repr, among[name]))})" if name in among else ""
+        lines.append(f"{name} = {defaults[name]!r}: {' '.join(text.split())}{choices}")
+    return "\n".join(lines)
 
 
 def digits() -> Configuration:

@@ -11,28 +11,39 @@ import numpy as np
 from jaxbound.certificates.attack import pgd
 from jaxbound.certificates.certification import certify, check_against_attack
 from jaxbound.certificates.margins import margins
-from jaxbound.methods.named import METHODS
+from jaxbound.methods import IBP, CrownIBP, Method
+from jaxbound.methods.named import METHODS, method_named
 from jaxbound.training import losses
 from jaxbound.training.configuration import Configuration
 from jaxbound.training.data import Dataset, Examples
-
-CLIP = (0.0, 1.0)
-"""The range of pixels."""
+from jaxbound.training.step import variables_of
 
 
-def look_of(config: Configuration, model, dataset: Dataset, examples: Examples, names: tuple[str, str, str]):
+def clip_of(config: Configuration) -> tuple[float, float] | None:
+    """The range of valid inputs of a run, if it has one."""
+    return (config.clip[0], config.clip[1]) if config.clip else None
+
+
+def around_of(config: Configuration, apply_fn: Callable) -> dict:
+    """What the balls of a run are: apply_fn, norm and clip, as `margins` and its kin take them."""
+    return {"apply_fn": apply_fn, "norm": float(config.norm), "clip": clip_of(config)}
+
+
+def look_of(
+    config: Configuration, apply_fn: Callable, dataset: Dataset, examples: Examples, names: tuple[str, str, str]
+):
     """`variables -> {name: error}`: clean, PGD, verified at the test radius, up to rounding; None without examples."""
     if not len(examples):
         return None
     size = min(config.test_batch_size, len(examples))
     method, eps = METHODS[config.verify_with], np.float32(config.eps_test)
-    around = {"apply_fn": model.apply, "norm": float(config.norm), "clip": CLIP}
+    around = around_of(config, apply_fn)
 
     @jax.jit
     def look(variables, x, labels, keys):
         bounds = margins(variables, x, labels, eps, method=method, **around)
         attacked = pgd(variables, x, labels, eps, key=keys, steps=config.look_pgd_steps, **around)
-        return model.apply(variables, x).argmax(axis=1) != labels, attacked.success, ~losses.holds(bounds)
+        return apply_fn(variables, x).argmax(axis=1) != labels, attacked.success, ~losses.holds(bounds)
 
     def evaluate(variables: dict) -> dict:
         keys = jax.random.split(jax.random.key(config.seed), len(examples))
@@ -43,6 +54,51 @@ def look_of(config: Configuration, model, dataset: Dataset, examples: Examples, 
         return {name: float(np.mean(values)) for name, values in zip(names, found, strict=True)}
 
     return evaluate
+
+
+def measure_of(config: Configuration, apply_fn: Callable, dataset: Dataset, examples: Examples, epsilon: Callable):
+    """`state -> {name: number}`: what the CROWN-IBP paper's Figures 1 and B show while a network trains.
+
+    "norm/LAYER" is `layer_norms`; "gap" the mean over margins of CROWN-IBP's lower bound (equation 9) less IBP's, at
+    the step's own radius once that is not 0, where the loss is made of bounds.
+    """
+    around, size = around_of(config, apply_fn), min(config.test_batch_size, len(examples))
+    bounded = config.loss in ("margins", "fused") and len(examples) > 0
+
+    @jax.jit
+    def gap(variables, x, labels, eps):
+        tight, loose = (
+            margins(variables, x, labels, eps, method=method, **around) for method in (CrownIBP(intersect=False), IBP())
+        )
+        return (tight - loose).mean(axis=1)
+
+    def measure(state) -> dict[str, float]:
+        found, eps = layer_norms(state.params), np.float32(epsilon(state.step))
+        if bounded and eps > 0:
+            variables = variables_of(state)
+            gaps = in_batches(
+                lambda index: gap(variables, dataset.images(examples.x[index]), examples.labels[index], eps),
+                len(examples), size,
+            )  # fmt: skip
+            found["gap"] = float(np.mean(gaps, dtype=np.float64))
+        return found
+
+    return measure
+
+
+def layer_norms(params) -> dict[str, float]:
+    """The l_inf-induced norm of every layer's kernel: the largest sum of absolute weights into one output.
+
+    >>> layer_norms({"Dense_0": {"kernel": np.array([[1.0, -2.0], [3.0, 0.5]]), "bias": np.zeros(2)}})
+    {'norm/Dense_0': 4.0}
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *layer, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if name == "kernel":
+            weights = np.abs(np.asarray(leaf, np.float64))
+            found["/".join(["norm", *layer])] = float(weights.reshape(-1, weights.shape[-1]).sum(axis=0).max())
+    return found
 
 
 def in_batches(function: Callable, count: int, size: int):
@@ -63,31 +119,32 @@ def looked_at(dataset: Dataset, held: Examples, count: int) -> tuple[Examples, t
 
 
 def test_errors(
-    config: Configuration, model, variables: dict, dataset: Dataset, eps: float, methods: Sequence[str]
-) -> list[dict]:
-    """Clean, PGD and verified error on the test set, or its first `test_examples`: one attack, a row per method.
+    config: Configuration, apply_fn: Callable, variables: dict, dataset: Dataset, eps: float,
+    methods: Sequence[str | tuple[str, Method]], split: str,
+) -> list[dict]:  # fmt: skip
+    """Clean, PGD and verified error on a split, or its first `test_examples`: one attack, a row per method.
 
     Raises:
         SoundnessError: PGD broke a certificate.
     """
-    count = config.test_examples or len(dataset.test)
-    x, labels = dataset.images(dataset.test.x[:count]), dataset.test.labels[:count]
+    examples: Examples = getattr(dataset, split)
+    count = config.test_examples or len(examples)
+    x, labels = dataset.images(examples.x[:count]), examples.labels[:count]
     return errors_of(
-        variables, x, labels, eps, methods, apply_fn=model.apply, norm=float(config.norm), clip=CLIP,
-        batch_size=config.test_batch_size, pgd_steps=config.pgd_steps, step_size=config.pgd_step_size or None,
-        key=jax.random.key(config.seed),
+        variables, x, labels, eps, methods, batch_size=config.test_batch_size, pgd_steps=config.pgd_steps,
+        step_size=config.pgd_step_size or None, key=jax.random.key(config.seed), **around_of(config, apply_fn),
     )  # fmt: skip
 
 
 def errors_of(
-    params, x: np.ndarray, labels: np.ndarray, eps: float, methods: Sequence[str], *, batch_size: int, pgd_steps: int,
-    key: jax.Array, step_size: float | None = None, **around,
+    params, x: np.ndarray, labels: np.ndarray, eps: float, methods: Sequence[str | tuple[str, Method]], *,
+    batch_size: int, pgd_steps: int, key: jax.Array, step_size: float | None = None, **around,
 ) -> list[dict]:  # fmt: skip
     """Clean, PGD and verified error of any network: one attack, a row per method.
 
     Args:
         params, x, labels, eps: as for `certify`.
-        methods: names in `METHODS`.
+        methods: names in `METHODS`, or pairs of a name and a method.
         batch_size: examples at once, at most.
         pgd_steps, step_size, key: of the attack.
         around: apply_fn, norm and clip.
@@ -104,13 +161,14 @@ def errors_of(
 
     found = in_batches(attack, len(x), size)
     rows = []
-    for method in methods:
+    for given in methods:
+        name, method = (given, method_named(given)) if isinstance(given, str) else given
         started = time.perf_counter()
-        report = certify(params, x, labels, radius, method=METHODS[method], batch_size=size, **around)
+        report = certify(params, x, labels, radius, method=method, batch_size=size, **around)
         check_against_attack(report, found)
         rows.append({
             "clean_error": report.clean_error, "pgd_error": float(np.mean(found.success)),
-            "verified_error": report.verified_error, "eps": eps, "method": method,
+            "verified_error": report.verified_error, "eps": eps, "method": name,
             "seconds": round(time.perf_counter() - started, 2),
         })  # fmt: skip
     return rows

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.training import data
+from jaxbound.training import data, imported
 
-_X, _LABELS = ("x", "image", "images", "inputs"), ("labels", "label", "y")
+_X, _LABELS = ("test_x", "x", "image", "images", "inputs"), ("test_labels", "labels", "label", "y")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 """Endings of the files that an image folder may hold."""
 
@@ -23,9 +23,10 @@ def read(
     """Examples and their classes.
 
     Args:
-        source: an .npz file with `x` (or `image`, `images`, `inputs`) and perhaps `labels` (or `label`, `y`); a folder
-            with a folder of images per class, in the order of their names; a name of `data.SOURCES`, for its test set;
-            or `sklearn:NAME`, such as `sklearn:iris`.
+        source: an .npz file with `x` (or `image`, `images`, `inputs`) and perhaps `labels` (or `label`, `y`), or with
+            `test_x` and `test_labels`, which are then meant; a folder with a folder of images per class, in the order
+            of their names; a name of `data.SOURCES`, or the import path of a user's own data set
+            (`training.imported`), for its test set; or `sklearn:NAME`, such as `sklearn:iris`.
         count: the first so many; 0 for all.
         data_dir: where TFDS keeps prepared data sets.
         inputs: what several inputs of a network are called: an .npz file may hold an array for each instead of x.
@@ -49,10 +50,13 @@ def read(
         x, labels = _sklearn(source.partition(":")[2])
     elif path.is_dir():
         return _images(path, stop)
+    elif ":" in source:
+        dataset = imported.dataset(source)
+        return dataset.images(dataset.test.x[:stop]), dataset.test.labels[:stop]
     elif source.endswith(".npz") and path.is_file():
         x, labels = _arrays(path, inputs)
     else:
-        known = f"an .npz file, a folder of images, sklearn:NAME, or one of {', '.join(data.SOURCES)}"
+        known = f"an .npz file, a folder of images, sklearn:NAME, module:attribute, or one of {', '.join(data.SOURCES)}"
         raise errors.argument("data", f"is {source!r}", f"pass {known}")
     if x.ndim < 2 or len(x) == 0 or (labels is not None and labels.shape != x.shape[:1]):
         shapes = f"x {x.shape}" + ("" if labels is None else f" and labels {labels.shape}")

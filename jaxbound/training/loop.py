@@ -122,6 +122,7 @@ def fit(
     folder: str | Path,
     *,
     evaluate: Callable[[dict], dict] | None = None,
+    measure: Callable[[TrainState], dict] | None = None,
     report: Callable[[dict], None] | None = None,
 ) -> Result:
     """Train, from the folder's last checkpoint if there is one.
@@ -133,6 +134,7 @@ def fit(
         run: how long, and when to look.
         folder: for `checkpoints/` and `metrics.jsonl`.
         evaluate: variables -> numbers, of which "verified_error" chooses the best; called at every look.
+        measure: state -> more numbers for the record, which choose nothing; called at every look.
         report: called with every record, for a progress bar; by the first of several processes alone.
 
     Returns:
@@ -167,7 +169,7 @@ def fit(
             record = _checked(devices.history(history), now, first)
             found = {} if evaluate is None else evaluate(variables_of(now))
             kept = _better(kept._replace(state=now), found, stop, run)
-            record = {"step": stop, **record, **found}
+            record = {"step": stop, **record, **found, **({} if measure is None else measure(now))}
             if metrics_file is not None:
                 metrics_file.write(record)
             seconds = before + time.perf_counter() - started

@@ -51,6 +51,9 @@ AXIS = "devices"
 PHASES = ("natural", "robust", "interval")
 """What a step may compute; see the module's head."""
 
+Trainable = nn.Module | nnx.Module
+"""What can be trained."""
+
 _SMALLEST_BETA = 1e-5
 
 
@@ -113,7 +116,7 @@ class Schedules:
         return cls(epsilon, Weight(*kappa, epsilon, clock), Weight(*beta, epsilon, clock))
 
 
-def create(model, x: ArrayLike, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def create(model: Trainable, x: ArrayLike, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """A fresh state of a Linen module, or of an NNX module with the parameters that it has.
 
     Args:
