@@ -12,7 +12,7 @@ import pytest
 from scipy.optimize import linprog
 
 import jaxbound as jb
-from jaxbound.search import goals, passes
+from jaxbound.search import goals, inputs, passes, points, roots
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.skeletons import Skeleton
 from jaxbound.transforms.problems import prepare
@@ -115,7 +115,7 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         rows = np.broadcast_to(np.array([[1, -1], [-1, 1], [3, 2]], np.float32), (16, 3, 2))
         goal = jnp.asarray(rows), None, jnp.zeros((16, 3))
         box = jnp.asarray(low), jnp.asarray(high)
-        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True)[0].lower
+        lower = inputs.bound_boxes(skeleton, problem.graph.constants, box, goal, outward=True)[0].lower
         points = np.clip(low + draw.uniform(size=(200, 16, 3)) * (high - low), low, high).astype(np.float64)
         values = points
         for number, (kernel, bias) in enumerate(params):
@@ -125,6 +125,36 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         assert np.all(np.asarray(lower)[:, 0] > -np.inf)
         if seed == 4 or width < 1:
             assert programs().misses == before
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_values_of_a_root_are_bounded_piece_by_piece(rows):
+    """As by passes from all entries; pieces of all values share the programs of blocks."""
+    problem = prepare(network, (make(1), BOX))
+    ends = np.asarray(BOX.lower), np.asarray(BOX.upper)
+    root = roots.Root(problem.graph, problem.leaves, points.inward(*ends, np.float32))
+    root.__dict__["rows"] = rows
+    whole = passes.Domain(root.skeleton, root.constants, tuple(jnp.asarray(end)[None] for end in ends), outward=True)
+    for block in root.skeleton.structure.blocks:
+        whole.add(block)
+        for number in set(root.skeleton.loose) & set(range(block.start, block.stop)):
+            assert bool((whole.ends[number][0] < 0).any())
+            whole.tighten(number)
+    for number in root.skeleton.targets:
+        (low, high), (own_low, own_high) = whole.ends[number], root.domain.ends[number]
+        open_ = (own_low < 0) & (own_high > 0)
+        assert np.array_equal(open_, (low < 0) & (high > 0))
+        np.testing.assert_allclose(np.where(open_, own_low, 0), np.where(open_, low, 0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.where(open_, own_high, 0), np.where(open_, high, 0), rtol=1e-5, atol=1e-6)
+    goal = goals.goal_of(jb.Property.robust(0, 2), np.float32, root.sizes, root.reach(jb.Property.robust(0, 2)))
+    expected = whole.bound(*passes.started(root.skeleton, [jnp.asarray(goal.outputs)[None], None, jnp.zeros((1, 1))]))
+    np.testing.assert_allclose(root.lower(goal), np.asarray(expected.lower)[0], rtol=1e-5, atol=1e-6)
+    before = passes._compiled.cache_info().misses
+    other = prepare(network, (make(2), BOX))
+    another = roots.Root(other.graph, other.leaves, root.ends)
+    another.__dict__["rows"] = rows
+    another.lower(goal)
+    assert passes._compiled.cache_info().misses == before
 
 
 def test_children_cover_their_parents():

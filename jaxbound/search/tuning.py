@@ -183,9 +183,7 @@ def _relaxed(skeleton: Skeleton, arrays, cuts: Cuts, tuned: Tuned) -> tuple[Doma
     for block in skeleton.structure.blocks:
         if block.start in skeleton.curved:
             tables[block.start] = domain.table(block)
-        elif block.start not in skeleton.rectifiers:
-            domain.relax(block)
-        domain.add(block, known)
+        domain.add(block, known, relax=block.start not in skeleton.places)
     ends = {number: domain.ends[z] for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True)}
     tuned, planes = _own(skeleton)(tables, ends, tuned)
     domain.learn(planes)
@@ -255,8 +253,7 @@ def certain(
     added, intercept = _held_rows(skeleton, outward)(cuts, rows, multipliers)
     domain, known = _bounded(skeleton, arrays, cuts, outward=outward)
     for block in skeleton.structure.blocks:
-        domain.relax(block, slopes.get(block.start))
-        domain.add(block, known)
+        domain.add(block, known, slopes.get(block.start))
     start, _ = passes.started(skeleton, rows)
     found = domain.bound(start, intercept, added, watch=True)
     planes = {number: domain.planes[number] for number in skeleton.places}
