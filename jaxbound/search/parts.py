@@ -25,8 +25,15 @@ Array = np.ndarray
 
 _FEW = 20
 """Inputs that are not fixed, up to which a search splits inputs."""
+_DEAR = 40
+"""The logarithm of the products that bounding all parts of a region takes where every free input is cut once, up to
+which a search splits inputs."""
 _ATTACKS = ((20, 64), (60, 128), (120, 256))
 """Steps and starts of one attack after the other."""
+
+
+_WAIT = 0.05
+"""Seconds after which an attack looks whether the search has begun."""
 
 
 class Clock:
@@ -161,6 +168,8 @@ class Part:
         assert self.attack is not None
         self.attacked = True
         for number, (steps, starts) in enumerate(_ATTACKS):
+            while number and self.splits is None and not self._over():  # the root's programs are compiled first
+                time.sleep(_WAIT)
             if self._over():
                 return
             self.found = self.attack.descend(jax.random.fold_in(key, number), steps, starts, self._over) or self.found
@@ -173,7 +182,8 @@ class Part:
         skeleton = Skeleton(root.graph.structure, everywhere=split != "relu" and not self.logged)
         if split == "auto":
             free = int((root.box[1] > root.box[0]).sum())
-            split = "neuron" if skeleton.places and free > _FEW else "input"
+            dear = free > _FEW or free + np.log2(skeleton.work + 1) > _DEAR
+            split = "neuron" if skeleton.places and dear else "input"
         if split in ("relu", "neuron") and not skeleton.places:
             what = "ReLU" if split == "relu" else "function of one number"
             raise errors.argument("split", f"is {split!r}, but the network has no {what}", "pass 'input' or 'auto'")
@@ -182,8 +192,11 @@ class Part:
         lower = root.lower(self.goal)
         known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k in skeleton.targets}
         log = Log(self.goal.count) if self.logged else None
+        functions = None if self.logged else root.functions(skeleton.place_inputs)
         given = skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
-        splits = NeuronSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
+        splits = NeuronSplits(
+            *given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log, functions=functions
+        )
         for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
             own = np.flatnonzero(self.goal.clause == clause)
             slopes = adaptive_slopes(root.domain)[0][splits.unstable]

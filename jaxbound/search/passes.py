@@ -150,11 +150,11 @@ class Domain:
         """Which entries of a node backward passes may help: those that some reader does not relax exactly."""
         return self._call(steps.unstable, steps.readers_of(self.skeleton.structure, number), self.ends[number])
 
-    def bound_entries(self, number: int, entries: Array, signs: Array) -> jax.Array:
-        """Lower bounds of some entries of a node times signs, 0 for empty rows; a node's rows begin in one program."""
+    def bound_entries(self, number: int, entries: Array, signs: Array) -> Found:
+        """A pass from some entries of a node times signs, 0 for empty rows; a node's rows begin in one program."""
         op = self.skeleton.nodes[number].op
         rows, lower = self._call(_begin_some, (op.shape, op.dtype), entries, signs, self.radii.get(number), self.room)
-        return self._down({number: rows}, lower).lower
+        return self._down({number: rows}, lower)
 
     def bound(
         self,

@@ -7,6 +7,7 @@ rows begin in one of its own, and the rest are empty. Only entries that some rea
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +17,9 @@ from jaxbound.certificates.properties import Property
 from jaxbound.graph import Graph
 from jaxbound.methods import IBP, Crown, Request
 from jaxbound.regions import Region
-from jaxbound.relaxations import affine
+from jaxbound.search.clipping import Functions, functions_of
 from jaxbound.search.goals import Goal
-from jaxbound.search.passes import Domain, started
+from jaxbound.search.passes import Domain, Found, started
 from jaxbound.search.points import Ends
 from jaxbound.search.skeletons import Skeleton
 
@@ -26,6 +27,8 @@ Array = np.ndarray
 
 _HELD, _FEWEST, _MOST = 1 << 21, 16, 256
 """Numbers that the rows of a pass hold on a value, and how many rows it carries."""
+_KEPT = 1 << 18
+"""Coefficients of neurons in what is free of the input, up to which they are clipped."""
 _WORK = 4e12
 """Products of passes from all entries, above which `Crown` bounds a network: its rows know windows."""
 
@@ -55,7 +58,7 @@ class Root:
     def domain(self) -> Domain:
         """What CROWN says of every value over the box, rounding counted."""
         loose, given = set(self.skeleton.loose), {}
-        if _work(self.skeleton) > _WORK:
+        if self.skeleton.work > _WORK:
             found = Crown().relax(self.graph, self.leaves, Request(rounding=True)).ends
             given, loose = {k: (found[k][0][None], found[k][1][None]) for k in self.skeleton.targets}, set()
         low, high = (jnp.asarray(end)[None] for end in self.box)
@@ -66,21 +69,46 @@ class Root:
                 self._tighten(domain, number)
         return domain
 
+    def _needed(self, domain: Domain, number: int) -> Array:
+        """The entries of a value that some reader does not relax exactly."""
+        return np.flatnonzero(np.asarray(domain.needed(number)))
+
     def _tighten(self, domain: Domain, number: int) -> None:
-        """Bound the entries of a value that some reader does not relax exactly by backward passes."""
-        size = self.skeleton.nodes[number].op.size
-        needed = np.flatnonzero(np.asarray(domain.needed(number)))
-        if not len(needed):
-            return
-        found = np.full((1, 2 * size), -np.inf, self.dtype)
-        for first in range(0, 2 * len(needed), self.rows):
-            place = np.arange(first, first + self.rows)
-            entry = needed[np.minimum(place, 2 * len(needed) - 1) // 2]
-            sign = np.where(place < 2 * len(needed), 1 - 2 * (place % 2), 0)
-            lower = np.asarray(domain.bound_entries(number, entry[None], sign[None].astype(self.dtype)))
-            used = sign != 0
-            found[0, (entry + size * (sign < 0))[used]] = lower[0, used]
-        domain.tighten(number, jnp.asarray(found))
+        """Bound the needed entries of a value by backward passes."""
+        needed = self._needed(domain, number)
+        if len(needed):
+            lower = np.zeros(2 * len(needed), self.dtype)
+            for own, found in self._entries(domain, number, needed):
+                lower[own] = np.asarray(found.lower)[0, : own.stop - own.start]
+            whole = np.full((2, self.skeleton.nodes[number].op.size), -np.inf, self.dtype)
+            whole[:, needed] = lower.reshape(2, -1)
+            domain.tighten(number, jnp.asarray(whole.reshape(1, -1)))
+
+    def _entries(self, domain: Domain, number: int, needed: Array) -> Iterator[tuple[slice, Found]]:
+        """Passes from entries of a value, then from their negatives, and which of these each bounds."""
+        entry, sign = np.tile(needed, 2), np.repeat(np.array([1, -1], self.dtype), len(needed))
+        for first in range(0, len(entry), self.rows):
+            own = slice(first, min(first + self.rows, len(entry)))
+            rows = (np.pad(part[own], (0, self.rows - len(part[own])))[None] for part in (entry, sign))
+            yield own, domain.bound_entries(number, *rows)
+
+    def functions(self, numbers: tuple[int, ...]) -> Functions | None:
+        """Linear functions below the entries of values, and below their negatives; None if too many."""
+        sizes = [self.skeleton.nodes[number].op.size for number in numbers]
+        low, high = map(np.ravel, self.box)
+        free = np.flatnonzero(low < high)
+        if sum(sizes) * len(free) > _KEPT:
+            return None
+        lower = np.full((2, sum(sizes)), -np.inf, self.dtype)
+        slopes = np.zeros((*lower.shape, len(free)), self.dtype)
+        for number, first in zip(numbers, np.cumsum([0, *sizes]), strict=False):
+            needed = self._needed(self.domain, number)
+            side, place = np.repeat([0, 1], len(needed)), first + np.tile(needed, 2)
+            for own, found in self._entries(self.domain, number, needed):
+                count = own.stop - own.start
+                lower[side[own], place[own]] = np.asarray(found.lower)[0, :count]
+                slopes[side[own], place[own]] = np.asarray(found.inputs)[0, :count].reshape(count, -1)[:, free]
+        return functions_of(free, slopes, lower, self.box)
 
     def lower(self, goal: Goal) -> Array:
         """What CROWN says of a goal's rows, (rows,)."""
@@ -102,12 +130,3 @@ class Root:
         ends = [np.abs(np.asarray(end, np.float64)) for end in (found.lower, found.upper)]
         error = np.maximum(found.lower_rounding, found.upper_rounding)
         return inputs, np.ravel(np.maximum(*ends) + np.asarray(error, np.float64))
-
-
-def _work(skeleton: Skeleton) -> float:
-    """How many products passes from all entries of all loose values take."""
-    behind, total = 0.0, 0.0
-    for number, node in enumerate(skeleton.nodes):
-        behind += node.op.size * (affine.terms(node.op) if node.op.kind == "affine" else 1)
-        total += 2 * node.op.size * behind * (number in skeleton.loose)
-    return total
