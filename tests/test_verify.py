@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from fractions import Fraction
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from scipy.optimize import linprog
 
 import jaxbound as jb
-from jaxbound.search import goals, passes
+from jaxbound.search import clipping, goals, inputs, parts, passes, points, roots
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.skeletons import Skeleton
 from jaxbound.transforms.problems import prepare
@@ -115,7 +117,7 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         rows = np.broadcast_to(np.array([[1, -1], [-1, 1], [3, 2]], np.float32), (16, 3, 2))
         goal = jnp.asarray(rows), None, jnp.zeros((16, 3))
         box = jnp.asarray(low), jnp.asarray(high)
-        lower = passes.bound_boxes(skeleton, problem.graph.constants, box, {}, goal, outward=True)[0].lower
+        lower = inputs.bound_boxes(skeleton, problem.graph.constants, box, goal, outward=True)[0].lower
         points = np.clip(low + draw.uniform(size=(200, 16, 3)) * (high - low), low, high).astype(np.float64)
         values = points
         for number, (kernel, bias) in enumerate(params):
@@ -125,6 +127,133 @@ def test_bounds_hold_in_exact_arithmetic_and_share_programs():
         assert np.all(np.asarray(lower)[:, 0] > -np.inf)
         if seed == 4 or width < 1:
             assert programs().misses == before
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_values_of_a_root_are_bounded_piece_by_piece(rows):
+    """As by passes from all entries; pieces of all values share the programs of blocks."""
+    problem = prepare(network, (make(1), BOX))
+    ends = np.asarray(BOX.lower), np.asarray(BOX.upper)
+    root = roots.Root(problem.graph, problem.leaves, points.inward(*ends, np.float32))
+    root.__dict__["rows"] = rows
+    whole = passes.Domain(root.skeleton, root.constants, tuple(jnp.asarray(end)[None] for end in ends), outward=True)
+    for block in root.skeleton.structure.blocks:
+        whole.add(block)
+        for number in set(root.skeleton.loose) & set(range(block.start, block.stop)):
+            assert bool((whole.ends[number][0] < 0).any())
+            whole.tighten(number)
+    for number in root.skeleton.targets:
+        (low, high), (own_low, own_high) = whole.ends[number], root.domain.ends[number]
+        open_ = (own_low < 0) & (own_high > 0)
+        assert np.array_equal(open_, (low < 0) & (high > 0))
+        np.testing.assert_allclose(np.where(open_, own_low, 0), np.where(open_, low, 0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.where(open_, own_high, 0), np.where(open_, high, 0), rtol=1e-5, atol=1e-6)
+    goal = goals.goal_of(jb.Property.robust(0, 2), np.float32, root.sizes, root.reach(jb.Property.robust(0, 2)))
+    expected = whole.bound(*passes.started(root.skeleton, [jnp.asarray(goal.outputs)[None], None, jnp.zeros((1, 1))]))
+    np.testing.assert_allclose(root.lower(goal), np.asarray(expected.lower)[0], rtol=1e-5, atol=1e-6)
+    before = passes._compiled.cache_info().misses
+    other = prepare(network, (make(2), BOX))
+    another = roots.Root(other.graph, other.leaves, root.ends)
+    another.__dict__["rows"] = rows
+    another.lower(goal)
+    assert passes._compiled.cache_info().misses == before
+
+
+def least_where(objective, row, offset, low, high) -> Fraction:
+    """The exact least value of an objective over a box where `row @ x <= offset`: the cheapest coordinates move."""
+    objective, row, low, high = ([Fraction(float(v)) for v in part] for part in (objective, row, low, high))
+    ends = [(a, b) if c > 0 else (b, a) for a, b, c in zip(low, high, objective, strict=True)]
+    value = sum(c * near for c, (near, _) in zip(objective, ends, strict=True))
+    over = sum(r * near for r, (near, _) in zip(row, ends, strict=True)) - Fraction(offset)
+    moves = [
+        (c * (far - near), r * (near - far))
+        for c, r, (near, far) in zip(objective, row, ends, strict=True)
+        if r * (near - far) > 0
+    ]
+    for cost, gain in sorted(moves, key=lambda move: move[0] / move[1]):
+        part = min(1, max(0, over / gain))
+        value, over = value + part * cost, over - part * gain
+    return value
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1.0, 1e-6])
+def test_clipped_neurons_hold_every_counterexample(dtype, width):
+    """Ends are the linear programs' but for a few per cent, and no further in than exact arithmetic allows."""
+    draw = np.random.default_rng(5)
+    with jax.enable_x64(dtype == np.float64):
+        low = draw.normal(size=6).astype(dtype)
+        high = (low + width * np.array([1, 2, 1, 0, 1, 3])).astype(dtype)
+        free = np.flatnonzero(low < high)
+        matrix, row = draw.normal(size=(5, 6)).astype(dtype), draw.normal(size=(3, 6)).astype(dtype)
+        corner = np.where(np.stack([matrix, -matrix]) > 0, low, high).astype(np.float64)
+        lower = np.einsum("sni,sni->sn", np.stack([matrix, -matrix]).astype(np.float64), corner)
+        down = np.nextafter(lower.astype(dtype), np.array(-np.inf, dtype))
+        functions = clipping.functions_of(free, np.stack([matrix, -matrix])[..., free], down, (low, high))
+        spread = np.abs(row.astype(np.float64)) @ (high.astype(np.float64) - low)
+        least = (-np.array([0.3, 0.02, 0.6]) * spread).astype(dtype)  # so much of it is negative
+        found = clipping.clipped_by_rows(functions, jnp.asarray(least), jnp.asarray(row))
+        ends = np.asarray(found[0], np.float64), np.asarray(found[1], np.float64)
+        index = np.array([0, 6, 1])  # z_0 <= end, -z_1 <= end, no cut
+        cut = np.array([lower[0, 0] + 0.1 * width, lower[1, 1] + 0.1 * width, np.inf]).astype(dtype)
+        by_cut = [np.asarray(end, np.float64) for end in clipping.clipped_by_cuts(functions, index, cut)]
+    whole = np.stack([lower[0], -lower[1]])
+    signs = np.array([[1.0], [-1.0]])
+    cuts = signs[[0, 1, 0]] * matrix[[0, 1, 1]].astype(float)
+    corners = np.where(row > 0, low, high).tolist()
+    at_most = [
+        sum(Fraction(a) * Fraction(b) for a, b in zip(one, corner, strict=True)) - Fraction(float(negative))
+        for one, corner, negative in zip(row.tolist(), corners, least, strict=True)
+    ]
+    for rows, offsets, (above, below) in ((row, at_most, ends), (cuts, cut.tolist(), by_cut)):
+        for k, (one, offset) in enumerate(zip(rows, offsets, strict=True)):
+            if offset == np.inf:
+                assert np.all(above[k] == -np.inf) and np.all(below[k] == np.inf)
+                continue
+            for n in range(5):
+                exact = [s * least_where(s * matrix[n], one, offset, low, high) for s in (1, -1)]
+                room = 0.05 * (whole[1, n] - whole[0, n])
+                assert above[k, n] <= exact[0] and below[k, n] >= exact[1]
+                if width == 1:
+                    assert max(above[k, n], whole[0, n]) >= exact[0] - room
+                    assert min(below[k, n], whole[1, n]) <= exact[1] + room
+
+
+def test_clipping_saves_domains(monkeypatch):
+    """One hidden layer, where every function is exact: verdicts are the same, in less than half of the domains."""
+    draw = np.random.default_rng(1)
+    first, second = draw.normal(size=(12, 40)).astype(np.float32), draw.normal(size=40).astype(np.float32)
+    fn, box = lambda x: (jax.nn.relu(x @ first) @ second)[None], jb.Box(-np.ones(12) / 4, np.ones(12) / 4)
+    method = jb.BranchAndBound(split="relu", batch=64, max_nodes=6000)
+    points = jax.random.uniform(jax.random.key(0), (2000, 12), minval=-0.25, maxval=0.25)
+    for _ in range(40):
+        points = jnp.clip(points - 0.05 * jnp.sign(jax.vmap(jax.grad(lambda x: fn(x)[0]))(points)), -0.25, 0.25)
+    prop = jb.Property.of([([1.0], float(jax.vmap(fn)(points).min()) - 0.5)])
+    clipped = jb.verify(fn, box, prop, method=method, progress=False)
+    monkeypatch.setattr(roots.Root, "functions", lambda *_: None)
+    plain = jb.verify(fn, box, prop, method=method, progress=False)
+    assert clipped.status == plain.status == "verified" and 2 * clipped.nodes <= plain.nodes, (clipped, plain)
+
+
+def test_dear_networks_are_split_at_neurons(monkeypatch, exact):
+    """Three free inputs, but bounding every part counts for too much: no box is bisected."""
+    prop = jb.Property.of([([1.0, -1.0], exact[0] - 0.05)])
+    monkeypatch.setattr(parts, "_DEAR", 0)
+    monkeypatch.setattr(parts, "InputSplits", type("Unused", (), {}))
+    method = dataclasses.replace(METHOD, split="auto")
+    assert jb.verify(model(1), BOX, prop, method=method, attack=False, progress=False).status == "verified"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_hard_attacks_wait_for_the_search(begun):
+    """The first attack runs at once, the others where the root is bounded."""
+    calls: list = []
+    prop = jb.Property.of([([1.0, -1.0], 0.0)])
+    part = parts.Part(lambda: None, None, prop, METHOD, parts.Clock(0.3), outward=True)
+    part.attack = SimpleNamespace(descend=lambda *given: calls.append(given))
+    part.splits = SimpleNamespace(left=1, lower=-1.0) if begun else None
+    part.descend(jax.random.key(0))
+    assert len(calls) == (3 if begun else 1)
 
 
 def test_children_cover_their_parents():

@@ -22,7 +22,7 @@ from jaxbound import regions
 from jaxbound.backend.tracing import rolled
 from jaxbound.driver import chunks, steps
 from jaxbound.driver.state import NOTHING, State
-from jaxbound.graph import NONLINEAR, Block
+from jaxbound.graph import Block
 from jaxbound.relaxations import backward, coefficients, execution
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes
@@ -103,12 +103,7 @@ class Run(State):
 
         All of them where a nonlinear node reads such a reader's own bounds.
         """
-        kinds, consumers = [node.op.kind for node in self.graph.nodes], self.graph.structure.consumers
-        readers = [k for k in consumers[number] if kinds[k] in NONLINEAR]
-        deep = any(kinds[k] in NONLINEAR for reader in readers for k in consumers[reader])
-        nodes = () if deep else [self.graph.nodes[k] for k in readers]
-        uses = tuple((node.op, k) for node in nodes for k, source in enumerate(node.inputs) if source == number)
-        return self.call(steps.unstable, uses, ((), ()), self.ends[number])
+        return self.call(steps.unstable, steps.readers_of(self.graph.structure, number), ((), ()), self.ends[number])
 
     # --- backward passes --------------------------------------------------------------------------------------------
 

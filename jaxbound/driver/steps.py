@@ -15,6 +15,7 @@ from jaxbound import regions
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
 from jaxbound.backend.tracing import inlined
+from jaxbound.graph import NONLINEAR, Op, Structure
 from jaxbound.relaxations import backward, coefficients, enclosures, forward, interval
 from jaxbound.relaxations.coefficients import Coefficients
 from jaxbound.relaxations.planes import Planes, spread
@@ -81,6 +82,15 @@ def enclose_rows(static: Any, constants: Sequence, inputs: Sequence[Ends], rules
     own = [constants[k] for k in used]
     made = jax.vmap(lambda rule: enclosures.of(op).planes(op, inputs, own, rule))(rules)
     return jax.tree.map(lambda leaf: spread(leaf, sides, count), made)
+
+
+def readers_of(structure: Structure, number: int) -> tuple[tuple[Op, int], ...]:
+    """The nonlinear readers of a node, and as which input they read it; none where one reads such a reader's bounds."""
+    nodes, consumers = structure.nodes, structure.consumers
+    readers = [k for k in consumers[number] if nodes[k].op.kind in NONLINEAR]
+    if any(nodes[k].op.kind in NONLINEAR for reader in readers for k in consumers[reader]):
+        return ()
+    return tuple((nodes[i].op, k) for i in readers for k, source in enumerate(nodes[i].inputs) if source == number)
 
 
 def unstable(readers: tuple, _constants: Sequence, ends: Ends):

@@ -32,7 +32,8 @@ class BranchAndBound(Method):
             multipliers of splits of neurons; domains of input splits are bounded by CROWN.
         split: "input" bisects the region; "relu" fixes ReLUs to a side; "neuron" does so, and cuts the inputs of other
             functions of one number (tanh, GELU, a maximum with a number) where their planes are loose. "auto" bisects
-            where at most 20 inputs vary or there is no such function, and else splits neurons.
+            where few inputs vary (at most 20, fewer for larger networks) or there is no such function, and else splits
+            neurons.
         batch: how many domains are bounded at once; None for what fits the processor's caches.
         timeout: seconds, where `verify` is given none; else for one example, all entries of its outputs together. None
             for no end but that of the search.

@@ -1,6 +1,6 @@
 """Input splits: a box is bisected where the bounds' planes are steepest, until every part is proved.
 
-The domains of a batch are bounded by full backward passes each (`passes.bound_boxes`). Coordinates are chosen by slope
+The domains of a batch are bounded by full backward passes each (`bound_boxes`). Coordinates are chosen by slope
 times width, several at once while there are fewer domains than a batch holds. Parts share the split point, a float of
 the region's dtype, so that together they are the whole.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.search.goals import Goal
 from jaxbound.search.logs import Log
-from jaxbound.search.passes import adaptive_slopes, bound_boxes
+from jaxbound.search.passes import Domain, Found, adaptive_slopes, started
 from jaxbound.search.queue import Queue
 from jaxbound.search.skeletons import Skeleton
 
@@ -59,7 +60,7 @@ class InputSplits(Queue):
         padded = np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])
         box = [jnp.asarray(end[padded].reshape(self.batch, *self.shape)) for end in (low, high)]
         ends = box[0], box[1]
-        found, domain = bound_boxes(self.skeleton, self.constants, ends, {}, self.rows, outward=self.outward)
+        found, domain = bound_boxes(self.skeleton, self.constants, ends, self.rows, outward=self.outward)
         lower, slopes = np.asarray(found.lower)[:count], np.asarray(found.inputs)[:count]
         self.nodes += count
         number = self.number[taken]
@@ -180,3 +181,22 @@ def _down(values: Array, dtype) -> Array:
     """Float64 numbers in a dtype, rounded down."""
     near = values.astype(dtype)
     return np.where(near > values, np.nextafter(near, np.array(-np.inf, dtype)), near)
+
+
+def bound_boxes(
+    skeleton: Skeleton, constants: Sequence, box: tuple[jax.Array, jax.Array], goal: Sequence, *, outward: bool
+) -> tuple[Found, Domain]:
+    """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
+
+    Args:
+        skeleton: the network.
+        constants: its constants.
+        box: the domains' ends.
+        goal: rows `outputs @ y + inputs @ x - offsets`.
+    """
+    domain = Domain(skeleton, constants, box, outward=outward)
+    for block in skeleton.structure.blocks:
+        domain.add(block)
+        for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
+            domain.tighten(number)
+    return domain.bound(*started(skeleton, goal)), domain

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxbound.certificates.proofs.files import STEPS
 from jaxbound.search import tuning
+from jaxbound.search.clipping import Functions, clipped_by_cuts, clipped_by_rows
 from jaxbound.search.goals import Goal
 from jaxbound.search.logs import Log
 from jaxbound.search.queue import Queue
@@ -30,12 +31,16 @@ from jaxbound.search.tuning import Cuts, Tuned
 Array = np.ndarray
 
 _RATE, _DECAY = 0.1, 0.97
+_AT_ONCE = 5
+"""Neurons that are cut at once, at most."""
 _TRIED = 3
 """Neurons that are tried on both sides."""
 _LONG = 5
 """Times as many steps for the first domains, and for those that cannot be split any more."""
 _HELD = 1 << 23
 """How many numbers a batch may hold in slopes, multipliers and moments."""
+_PRODUCTS = 1 << 26
+"""How many products a pass of a batch takes: enough to be worth its start, few enough to begin soon."""
 _DEEP = 1e-3
 """Part of a neuron's interval on the whole region below which it is not cut again."""
 
@@ -45,16 +50,16 @@ class NeuronSplits(Queue):
 
     def __init__(
         self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward,
-        log: Log | None = None,
+        log: Log | None = None, functions: Functions | None = None,
     ):  # fmt: skip
         super().__init__()
         self.log = log
         self.skeleton, self.constants, self.goal, self.steps, self.outward = skeleton, constants, goal, steps, outward
         self.box = tuple(map(jnp.asarray, box))
-        self.known = known
+        self.known, self.functions = known, functions
         ends = [known[z] for z in skeleton.place_inputs]
         low, high = (np.concatenate([np.ravel(end[side]) for end in ends]) for side in (0, 1))
-        self.root = Cuts(low, high)
+        self.whole = high - low
         sizes = [int(np.prod(np.shape(end[0]))) for end in ends]
         found = skeleton.turns
         most = max(len(points) for points, _ in found)
@@ -67,10 +72,13 @@ class NeuronSplits(Queue):
         self.rows = goal.of(np.arange(goal.count))[0].shape[1]
         self.size = len(low)
         widest = max(self.size * self.rows * 12, sum(node.op.size for node in skeleton.nodes) * self.rows * 4)
-        self.batch = batch or int(np.clip(_HELD // widest, 2, 256))
+        fitting = min(_HELD // widest, _PRODUCTS // (skeleton.products * self.rows))
+        self.batch = batch or int(np.clip(fitting, 4, 256))
         self.clause = np.flatnonzero(~(lower > 0))
         count = len(self.clause)
-        self.cuts = Cuts(*(np.full((count, self.size), end, box[0].dtype) for end in (-np.inf, np.inf)))
+        self.cuts = Cuts(
+            *(np.tile(end, (count, 1)) for end in (np.full_like(low, -np.inf), np.full_like(low, np.inf), low, high))
+        )
         sizes = dict(zip(skeleton.places, sizes, strict=True))
         curved = np.concatenate([np.full(sizes[k], k in skeleton.curved) for k in skeleton.places])
         self.curved = np.flatnonzero(curved)
@@ -83,6 +91,8 @@ class NeuronSplits(Queue):
         self.level = np.full(count, -np.inf)
         self.proved = lower[lower > 0].min(initial=np.inf)
         self.number = self.clause
+        self.recent = np.full((count, _AT_ONCE), -1)
+        """The neurons that were cut last: k where its input was cut from above, the number of neurons more if below."""
 
     def step(self, stop) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
@@ -90,13 +100,15 @@ class NeuronSplits(Queue):
         count = len(taken)
         padded = taken[np.concatenate([np.arange(count), np.zeros(self.batch - count, int)])]
         clause, cuts = self.clause[padded], Cuts(*(part[padded] for part in self.cuts))
+        cuts, void = self._clipped_by_cuts(cuts, self.recent[padded])
         start = Tuned(*(jnp.asarray(part[padded]) for part in self.tuned))
         loose = self._loose(cuts)
-        final = ~loose[:count].any(axis=1)
+        final = ~(loose | void[:, None])[:count].any(axis=1)
         first = np.isinf(self.level[taken]).any() or final.any()
         found, tuned = self._bounded(clause, cuts, start, self.steps * (_LONG if first else 1), stop)
         lower = np.asarray(found.lower).max(axis=1)[:count]
         lower = np.fmax(lower, self.level[taken])  # what held for a parent
+        lower[void[:count]] = np.inf
         self.nodes += count
         open_ = np.flatnonzero(~(lower > 0))
         self.proved = min(self.proved, lower[lower > 0].min(initial=np.inf))
@@ -109,10 +121,14 @@ class NeuronSplits(Queue):
         final = scores[open_].max(axis=1, initial=-1) < 0
         self.given_up = min(self.given_up, lower[open_[final]].min(initial=np.inf))
         open_ = open_[~final]
+        if self.functions is not None and len(open_):
+            cuts, void = self._clipped_by_rows(cuts, found)
+            open_ = open_[~void[open_]]
+            scores = np.where(self._loose(cuts), scores, -1)  # of what is not loose any more, a bound is next
         if len(open_):
             others = len(rest)
             fill = self.batch / (len(open_) + others)
-            times = int(np.clip(np.log2(max(fill, 2)), 1, 5))
+            times = int(np.clip(np.log2(max(fill, 2)), 1, _AT_ONCE))
             order = self._order(clause, cuts, tuned, scores, open_, times)
             fresh = self._children(clause, cuts, tuned, lower, open_, order, number)
         made = list(zip(*fresh, strict=True)) if fresh else [()] * len(self.parts)
@@ -122,17 +138,41 @@ class NeuronSplits(Queue):
     @property
     def parts(self) -> tuple[Array, ...]:
         """All arrays over the domains that are left."""
-        return self.clause, *self.cuts, *self.tuned, self.level, self.number
+        return self.clause, *self.cuts, *self.tuned, self.level, self.number, self.recent
 
     @parts.setter
     def parts(self, parts: Sequence[Array]) -> None:
-        self.clause, low, high, *tuned, self.level, self.number = parts
-        self.cuts, self.tuned = Cuts(low, high), Tuned(*tuned)
+        self.clause, low, high, least, most, *tuned, self.level, self.number, self.recent = parts
+        self.cuts, self.tuned = Cuts(low, high, least, most), Tuned(*tuned)
+
+    def _clip(self, cuts: Cuts, ends: tuple) -> tuple[Cuts, Array]:
+        """Cuts at tighter ends, and which domains have none between them, and so no counterexample."""
+        least, most = np.maximum(ends[0], cuts.least), np.minimum(ends[1], cuts.most)
+        low, high = np.where(np.isinf(cuts.low), cuts.low, least), np.where(np.isinf(cuts.high), cuts.high, most)
+        self.proved = min(self.proved, float(np.finfo(low.dtype).tiny))  # margins there are positive, no more is known
+        return Cuts(low, high, least, most), np.any(least > most, axis=1)
+
+    def _clipped_by_cuts(self, cuts: Cuts, recent: Array) -> tuple[Cuts, Array]:
+        """Cuts at what those leave that were made last."""
+        void = np.zeros(len(recent), bool)
+        if self.functions is None:
+            return cuts, void
+        for index in recent.T[(recent >= 0).any(axis=0)]:
+            ends = np.concatenate([cuts.high, -cuts.low], axis=1)[np.arange(len(index)), index]
+            ends, places = np.where(index < 0, np.inf, ends), np.maximum(index, 0)
+            found = clipped_by_cuts(self.functions, jnp.asarray(places), jnp.asarray(ends, cuts.low.dtype))
+            cuts, empty = self._clip(cuts, found)
+            void = void | empty
+        return cuts, void
+
+    def _clipped_by_rows(self, cuts: Cuts, found: tuning.Result) -> tuple[Cuts, Array]:
+        """Cuts at what the property leaves."""
+        assert self.functions is not None
+        return self._clip(cuts, clipped_by_rows(self.functions, jnp.max(found.lower, axis=1), found.slopes))
 
     def _loose(self, cuts: Cuts) -> Array:
         """Where domains may be cut."""
-        low, high = np.maximum(self.root.low, cuts.low), np.minimum(self.root.high, cuts.high)
-        whole = self.root.high - self.root.low
+        low, high, whole = cuts.least, cuts.most, self.whole
         bent = np.zeros(low.shape, bool)
         for turn in self.turns.T:
             bent |= (low < turn) & (turn < high)
@@ -140,8 +180,7 @@ class NeuronSplits(Queue):
 
     def _points(self, cuts: Cuts, index: Array, neurons: Array) -> Array:
         """Where some domains would be cut at some neurons: at the turn next to the middle, or there if none is near."""
-        low = np.maximum(self.root.low[neurons], cuts.low[index, neurons])
-        high = np.minimum(self.root.high[neurons], cuts.high[index, neurons])
+        low, high = cuts.least[index, neurons], cuts.most[index, neurons]
         with np.errstate(invalid="ignore"):  # an unbounded neuron is never cut
             middle = low / 2 + high / 2
         if not self.turns.shape[1]:
@@ -184,7 +223,8 @@ class NeuronSplits(Queue):
             own = self._renewed(tuned, mask)
             for side in (0, 1):
                 tried = Cuts(*(part.copy() for part in cuts))
-                tried[side][open_, best[:, k]] = points
+                for part in tried[side], tried[side + 2]:
+                    part[open_, best[:, k]] = points
                 lower = tuning.tried(self.skeleton, arrays, Cuts(*map(jnp.asarray, tried)), rows, own)
                 sides.append(np.asarray(lower).max(axis=1)[open_])
             worse.append(
@@ -219,23 +259,33 @@ class NeuronSplits(Queue):
         np.put_along_axis(mask, order, usable, axis=1)
         own = self._renewed(Tuned(*(np.asarray(part)[open_] for part in tuned)), mask)
         points = np.stack([self._points(made[0], index, order[:, k]) for k in range(order.shape[1])], axis=1)
-        alive = [np.ones(len(open_), bool)]
+        alive, recent = [np.ones(len(open_), bool)], [np.full((len(open_), _AT_ONCE), -1)]
         for k in range(order.shape[1]):
-            now, lives = [], []
+            now, lives, cut = [], [], []
             where = index[usable[:, k]], order[usable[:, k], k]
-            for parts, live in zip(made, alive, strict=True):
+            for parts, live, last in zip(made, alive, recent, strict=True):
                 for side in (0, 1):  # above the point, below it
                     one = Cuts(*(part.copy() for part in parts))
-                    one[side][where] = points[usable[:, k], k]
+                    for part in one[side], one[side + 2]:
+                        part[where] = points[usable[:, k], k]
                     now.append(one)
                     lives.append(live & (usable[:, k] | (side == 0)))
-            made, alive = now, lives
+                    cut.append(last.copy())
+                    cut[-1][where[0], k] = where[1] + self.size * (side == 0)
+            made, alive, recent = now, lives, cut
         numbers = [np.zeros(live.sum(), int) for live in alive]
         if self.log is not None:
             nothing = np.zeros(len(open_), bool)
             flat = self.log.split(number[open_], nothing, order, usable, np.stack(alive))
             numbers = np.split(flat, np.cumsum([live.sum() for live in alive])[:-1])
         return [
-            (clause[open_][live], *(part[live] for part in parts), *(o[live] for o in own), lower[open_][live], fresh)
-            for parts, live, fresh in zip(made, alive, numbers, strict=True)
+            (
+                clause[open_][live],
+                *(part[live] for part in parts),
+                *(o[live] for o in own),
+                lower[open_][live],
+                fresh,
+                last[live],
+            )
+            for parts, live, fresh, last in zip(made, alive, numbers, recent, strict=True)
         ]

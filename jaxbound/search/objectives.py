@@ -21,9 +21,10 @@ from jaxbound.certificates.properties import Clause, Property
 from jaxbound.graph import Graph
 from jaxbound.methods import Bounded, Crown, Request, output_nodes
 from jaxbound.regions import Region
-from jaxbound.search.parts import Clock, Part, Root
+from jaxbound.search.parts import Clock, Part
 from jaxbound.search.points import exact_ends, inward
 from jaxbound.search.race import decide
+from jaxbound.search.roots import Root
 
 Array = np.ndarray
 

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxbound import errors, regions
+from jaxbound import errors
 from jaxbound.certificates.proofs.files import STEPS, Tree
 from jaxbound.certificates.properties import Property
-from jaxbound.graph import Graph
-from jaxbound.methods import IBP, Crown, Request
-from jaxbound.regions import Region
 from jaxbound.search.goals import Goal, goal_of
 from jaxbound.search.inputs import InputSplits
 from jaxbound.search.logs import Log
 from jaxbound.search.neurons import NeuronSplits
-from jaxbound.search.passes import Domain, adaptive_slopes, started
-from jaxbound.search.points import Attack, Counterexample, Ends
+from jaxbound.search.passes import adaptive_slopes
+from jaxbound.search.points import Attack, Counterexample
 from jaxbound.search.resuming import Kept
+from jaxbound.search.roots import Root
 from jaxbound.search.skeletons import Skeleton
 
 Array = np.ndarray
 
 _FEW = 20
 """Inputs that are not fixed, up to which a search splits inputs."""
-_WIDE = 1024
-"""Networks with wider values are bounded over the whole region by `Crown`, which bounds no neuron whose sign intervals
-tell, and knows windows."""
+_DEAR = 40
+"""The logarithm of the products that bounding all parts of a region takes where every free input is cut once, up to
+which a search splits inputs."""
 _ATTACKS = ((20, 64), (60, 128), (120, 256))
 """Steps and starts of one attack after the other."""
+
+
+_WAIT = 0.05
+"""Seconds after which an attack looks whether the search has begun."""
 
 
 class Clock:
@@ -61,56 +61,6 @@ class Clock:
     def over(self) -> bool:
         """Whether the time is up, or the search was stopped."""
         return self.stopped or self.left == 0
-
-
-class Root:
-    """A network of one region and one output over a whole box: what all searches there share."""
-
-    def __init__(self, graph: Graph, leaves: tuple[Region, ...], ends: Ends):
-        self.graph, self.leaves, self.ends = graph, leaves, ends
-        self.dtype = ends.lower.dtype
-        self.skeleton, self.constants = Skeleton(graph.structure), graph.constants
-        low, high = regions.enclosing_box(leaves[0], self.dtype)
-        self.box = np.asarray(low), np.asarray(high)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many inputs and outputs there are."""
-        return self.box[0].size, self.skeleton.nodes[self.skeleton.output].op.size
-
-    @functools.cached_property
-    def domain(self) -> Domain:
-        """What CROWN says of every value over the box, rounding counted."""
-        loose = self.skeleton.loose
-        wide = max((self.skeleton.nodes[k].op.size for k in loose), default=0) > _WIDE
-        given: dict = {}
-        if wide:
-            found = IBP().pre_activations(self.graph, self.leaves, Request(rounding=True))
-            rectified = self.skeleton.rectified_inputs
-            open_ = [bool(jnp.any((found[k][0] < 0) & (found[k][1] > 0))) for k in rectified]
-            if any(open_) or set(rectified) != set(self.skeleton.targets):
-                found = Crown().relax(self.graph, self.leaves, Request(rounding=True)).ends
-            given = {k: (found[k][0][None], found[k][1][None]) for k in self.skeleton.targets}
-        low, high = (jnp.asarray(end)[None] for end in self.box)
-        domain = Domain(self.skeleton, self.constants, (low, high), outward=True, once=True)
-        for block in self.skeleton.structure.blocks:
-            domain.relax(block)
-            domain.add(block, given)
-            for number in sorted(set(loose) & set(range(block.start, block.stop))) if not wide else ():
-                domain.tighten(number)
-        return domain
-
-    def reach(self, prop: Property) -> tuple[Array, Array]:
-        """The largest magnitudes of inputs, and of outputs where a coefficient of a property has to be rounded."""
-        arrays = [array for clause in prop.clauses for array in (clause.outputs, clause.inputs)]
-        inputs = np.maximum(*map(np.abs, self.box)).ravel().astype(np.float64)
-        if all(array is None or np.array_equal(array, array.astype(self.dtype)) for array in arrays):
-            return inputs, np.zeros(self.sizes[1])
-        (found,) = IBP().bound(self.graph, self.leaves, Request(rounding=True))
-        assert found.upper is not None
-        ends = [np.abs(np.asarray(end, np.float64)) for end in (found.lower, found.upper)]
-        error = np.maximum(found.lower_rounding, found.upper_rounding)
-        return inputs, np.ravel(np.maximum(*ends) + np.asarray(error, np.float64))
 
 
 class Part:
@@ -218,6 +168,8 @@ class Part:
         assert self.attack is not None
         self.attacked = True
         for number, (steps, starts) in enumerate(_ATTACKS):
+            while number and self.splits is None and not self._over():  # the root's programs are compiled first
+                time.sleep(_WAIT)
             if self._over():
                 return
             self.found = self.attack.descend(jax.random.fold_in(key, number), steps, starts, self._over) or self.found
@@ -230,18 +182,21 @@ class Part:
         skeleton = Skeleton(root.graph.structure, everywhere=split != "relu" and not self.logged)
         if split == "auto":
             free = int((root.box[1] > root.box[0]).sum())
-            split = "neuron" if skeleton.places and free > _FEW else "input"
+            dear = free > _FEW or free + np.log2(skeleton.work + 1) > _DEAR
+            split = "neuron" if skeleton.places and dear else "input"
         if split in ("relu", "neuron") and not skeleton.places:
             what = "ReLU" if split == "relu" else "function of one number"
             raise errors.argument("split", f"is {split!r}, but the network has no {what}", "pass 'input' or 'auto'")
         if split == "input":
             return self._by_inputs()
-        rows = [None if part is None else jnp.asarray(part)[None] for part in self.goal[:3]]
-        lower = root.domain.bound(*started(root.skeleton, rows)).lower
+        lower = root.lower(self.goal)
         known = {k: (low[0], high[0]) for k, (low, high) in root.domain.ends.items() if k in skeleton.targets}
-        lower, log = np.asarray(lower)[0], Log(self.goal.count) if self.logged else None
+        log = Log(self.goal.count) if self.logged else None
+        functions = None if self.logged else root.functions(skeleton.place_inputs)
         given = skeleton, root.constants, self.goal, root.box, known, self.goal.best(lower)
-        splits = NeuronSplits(*given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log)
+        splits = NeuronSplits(
+            *given, self.method.steps, batch=self.method.batch, outward=self.outward, log=log, functions=functions
+        )
         for clause in range(self.goal.count) if log is not None else ():  # CROWN alone may prove some
             own = np.flatnonzero(self.goal.clause == clause)
             slopes = adaptive_slopes(root.domain)[0][splits.unstable]

@@ -25,6 +25,7 @@ add to the intercept is the caller's.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ from jaxbound import regions
 from jaxbound._compat import eager_jit, is_tracer
 from jaxbound.backend.caches import kept
 from jaxbound.backend.tracing import inlined
-from jaxbound.graph import Block, Op
+from jaxbound.driver import steps
+from jaxbound.graph import Block
 from jaxbound.relaxations import affine, enclosures, interval
 from jaxbound.relaxations.planes import Planes
 from jaxbound.search import lines
@@ -45,6 +47,7 @@ from jaxbound.search.lines import SPARE
 from jaxbound.search.rectifiers import is_rectifier
 from jaxbound.search.skeletons import Skeleton
 
+Array = np.ndarray
 Ends = tuple[jax.Array, jax.Array]
 
 
@@ -89,46 +92,36 @@ class Domain:
         program = _compiled(step, static, self.once) if self.eager else functools.partial(step, static)
         return program(tuple(constants), *state)
 
-    def _read(self, block: Block) -> tuple:
-        return tuple(self.constants[k] for k in block.constants)
-
     def _readers(self, number: int) -> int:
         return len(self.skeleton.structure.consumers[number])
 
-    def add(self, block: Block, known: dict[int, Ends] | None = None) -> None:
-        """Bound a block's nodes by interval arithmetic and by what is known of them.
+    def add(
+        self, block: Block, known: dict[int, Ends] | None = None, slopes: tuple | None = None, *, relax: bool = True
+    ) -> None:
+        """Bound a block's nodes by interval arithmetic and by what is known of them; relax the first, if it is bent.
 
         Args:
             block: the next one.
             known: bounds of some nodes that hold on the domain too.
+            slopes: of planes around the first: the lower one of a ReLU, in [0, 1]; the lower and the upper one of
+                another function of one number; None for CROWN's.
+            relax: False if planes are found elsewhere.
         """
         inside = range(block.start, block.stop)
         readers = tuple(map(self._readers, inside))
         outer = [self.ends[k] for k in block.outer], [self.radii.get(k) for k in block.outer]
         given = [(known or {}).get(k) for k in inside]
-        static = block.template, self.outward, self.terms, readers
-        ends, radii, room = self._call(_add, static, *outer, given, self.room, constants=self._read(block))
+        relax = relax and block.template.nodes[0][0].kind not in ("input", "affine")
+        static = block.template, self.outward, self.terms, readers, relax
+        planes, ends, radii, room = self._call(
+            _add, static, *outer, given, slopes, self.room, constants=[self.constants[k] for k in block.constants]
+        )
+        if relax:
+            self.planes[block.start] = planes
         self.ends.update(zip(inside, ends, strict=True))
         if self.outward:
             self.radii.update(zip(inside, radii, strict=True))
             self.room = room
-
-    def relax(self, block: Block, slopes: tuple | None = None) -> None:
-        """Relax the nonlinear node that a block begins with, if it does.
-
-        Args:
-            block: one whose outer values are bounded.
-            slopes: the lower one of a ReLU, in [0, 1]; the lower and the upper one of another function of one number;
-                None for CROWN's.
-        """
-        op, inputs, constants = self._first(block)
-        if op.kind in ("input", "affine"):
-            return
-        read = [self.ends[k] for k in inputs], [self.radii.get(k) for k in inputs]
-        static = op, self.outward, self.terms
-        self.planes[block.start], self.room = self._call(
-            lines.relax, static, *read, slopes, self.room, constants=constants
-        )
 
     def learn(self, planes: Mapping[int, Planes], ends: Mapping[int, Ends] = MappingProxyType({})) -> None:
         """Take planes, and bounds, that were found elsewhere."""
@@ -137,20 +130,31 @@ class Domain:
 
     def table(self, block: Block) -> tuple[Planes, tuple[jax.Array, jax.Array]]:
         """Lines around the function of one number that a block begins with, and the places of CROWN's among them."""
-        op, inputs, constants = self._first(block)
-        return self._call(lines.table, op, [self.ends[k] for k in inputs], constants=constants)
-
-    def _first(self, block: Block) -> tuple[Op, list[int], list]:
-        """The node that a block begins with: what it does, what it reads, and its constants."""
         op, inputs, used = block.template.nodes[0]
-        return op, [block.outer[k] for _, k in inputs], [self.constants[block.constants[k]] for k in used]
+        read = [self.ends[block.outer[k]] for _, k in inputs]
+        return self._call(lines.table, op, read, constants=[self.constants[block.constants[k]] for k in used])
 
-    def tighten(self, number: int) -> None:
-        """Bound a node by backward passes from all its entries."""
-        rows: dict[int, Any] = {number: None}
-        lower = self._call(_begin_entries, None, self.radii.get(number), self.room, self.ends[number])
-        lower = self._down(rows, lower).lower
+    def tighten(self, number: int, lower: jax.Array | None = None) -> None:
+        """Bound a node by backward passes from all its entries.
+
+        Args:
+            number: the node.
+            lower: what passes found: lower bounds of all entries, then of their negatives; None for new passes.
+        """
+        if lower is None:
+            begun = self._call(_begin_entries, None, self.radii.get(number), self.room, self.ends[number])
+            lower = self._down({number: None}, begun).lower
         self.ends[number] = self._call(_met, None, self.ends[number], lower)
+
+    def needed(self, number: int) -> jax.Array:
+        """Which entries of a node backward passes may help: those that some reader does not relax exactly."""
+        return self._call(steps.unstable, steps.readers_of(self.skeleton.structure, number), self.ends[number])
+
+    def bound_entries(self, number: int, entries: Array, signs: Array) -> Found:
+        """A pass from some entries of a node times signs, 0 for empty rows; a node's rows begin in one program."""
+        op = self.skeleton.nodes[number].op
+        rows, lower = self._call(_begin_some, (op.shape, op.dtype), entries, signs, self.radii.get(number), self.room)
+        return self._down({number: rows}, lower)
 
     def bound(
         self,
@@ -190,7 +194,7 @@ class Domain:
             incoming = [self._with(rows.pop(k, None), multipliers.get(k)) for k in inside]
             state = incoming, lower, self.planes.get(block.start)
             outgoing, lower, own = self._call(
-                _pull, (block.template, entries, watch), *state, constants=self._read(block)
+                _pull, (block.template, entries, watch), *state, constants=[self.constants[k] for k in block.constants]
             )
             if own is not None:
                 met[block.start] = own
@@ -222,10 +226,17 @@ def _add(
     outer: Sequence[Ends],
     outer_radii: Sequence,
     known: Sequence,
+    slopes: tuple | None,
     room: jax.Array | None,
 ):
-    """Bounds of a block's nodes, radii, and room for underflow."""
-    template, outward, terms, readers = static
+    """Planes around the first node of a block, bounds of its nodes, radii, and room for underflow."""
+    template, outward, terms, readers, relax = static
+    planes = None
+    if relax:
+        op, inputs, used = template.nodes[0]
+        read, behind = ([part[k] for _, k in inputs] for part in (outer, outer_radii))
+        own = [constants[k] for k in used]
+        planes, room = lines.relax((op, outward, terms), own, read, behind, slopes, room)
     ends: list[Ends] = []
     radii: list[jax.Array] = []
     for position, (op, inputs, used) in enumerate(template.nodes):
@@ -244,13 +255,22 @@ def _add(
             behind = affine.absolute(op, behind, own) if affine_ else 0.0
             radius, room = lines.with_sums(charge, behind, found, readers[position], room)
             radii.append(radius)
-    return ends, radii, room
+    return planes, ends, radii, room
 
 
 def _begin_entries(_static: None, _constants: Sequence, radius: jax.Array | None, room: jax.Array | None, ends: Ends):
     """What a pass from all entries of a node, then all their negatives, begins with."""
     radius = jnp.zeros_like(ends[0]) if radius is None else radius
     return -jnp.tile(radius.reshape(-1), 2) - (0 if room is None else room)
+
+
+def _begin_some(static: Any, _constants: Sequence, entries: jax.Array, signs: jax.Array, radius: Any, room: Any):
+    """Rows on some entries of a node, and what a pass from them begins with."""
+    shape, dtype = static
+    places = jnp.arange(math.prod(shape), dtype=entries.dtype)
+    rows = jnp.where(entries[:, None] == places, signs[:, None], jnp.zeros((), dtype)).reshape(-1, *shape)
+    lower = jnp.zeros(len(entries), dtype)
+    return rows, lower if radius is None else lower - jnp.take(jnp.ravel(radius), entries) - room
 
 
 def _begin(terms: int, _constants: Sequence, intercept: jax.Array, parts: Sequence, room: jax.Array):
@@ -310,27 +330,6 @@ def _sum(_static: None, _constants: Sequence, first: jax.Array, second: jax.Arra
 def _dot(rows: jax.Array, values: jax.Array) -> jax.Array:
     """Per row, the sum of products with values of the node's shape, which may have rows of their own."""
     return jnp.sum(rows * values, axis=tuple(range(1, rows.ndim)))
-
-
-def bound_boxes(
-    skeleton: Skeleton, constants: Sequence, box: Ends, known: dict[int, Ends], goal: Sequence, *, outward: bool
-) -> tuple[Found, Domain]:
-    """Bound domains from their boxes: every loose value by backward passes, then the rows of a goal.
-
-    Args:
-        skeleton: the network.
-        constants: its constants.
-        box: the domains' ends.
-        known: bounds of some values that hold on the domains too.
-        goal: rows `outputs @ y + inputs @ x - offsets`.
-    """
-    domain = Domain(skeleton, constants, box, outward=outward)
-    for block in skeleton.structure.blocks:
-        domain.relax(block)
-        domain.add(block, known)
-        for number in sorted(set(skeleton.loose) & set(range(block.start, block.stop))):
-            domain.tighten(number)
-    return domain.bound(*started(skeleton, goal)), domain
 
 
 def adaptive_slopes(domain: Domain) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 
-from jaxbound.graph import Structure
+from jaxbound.graph import Op, Structure
+from jaxbound.relaxations import affine
 from jaxbound.relaxations.enclosures import scalar
 from jaxbound.search.rectifiers import is_rectifier
 
@@ -91,8 +93,25 @@ class Skeleton:
             found.append((tuple(sorted(ends)), curvature.is_piecewise_linear))
         return tuple(found)
 
+    @cached_property
+    def products(self) -> int:
+        """How many products a row takes on its way from the output to the input, about."""
+        return sum(_products(node.op) for node in self.nodes)
+
+    @cached_property
+    def work(self) -> int:
+        """How many products passes from all entries of all loose values take, both ways, about."""
+        behind = itertools.accumulate(_products(node.op) for node in self.nodes)
+        return sum(
+            2 * node.op.size * n for i, (node, n) in enumerate(zip(self.nodes, behind, strict=True)) if i in self.loose
+        )
+
     def _is_exact(self, number: int) -> bool:
         node = self.nodes[number]
         if node.op.kind in ("scalar", "input"):
             return True
         return node.affine_in_region and self.structure.exact_on_boxes[number]
+
+
+def _products(op: Op) -> int:
+    return op.size * (affine.terms(op) if op.kind == "affine" else 1)

@@ -42,17 +42,21 @@ class Tuned(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Between which points neurons were cut, (domains, neurons); infinite where they were not."""
+    """Between which points neurons were cut, infinite where they were not; and between which they lie, for whatever
+    reason; (domains, neurons)."""
 
     low: Any
     high: Any
+    least: Any
+    most: Any
 
 
 class Result(NamedTuple):
-    """Of each domain: certain lower bounds (rows,), scores of neurons, the point where the best row is least."""
+    """Of each domain: certain lower bounds (rows,), scores of neurons; the best row's slopes, and where it is least."""
 
     lower: jax.Array
     scores: jax.Array
+    slopes: jax.Array
     points: jax.Array
 
 
@@ -82,7 +86,7 @@ _OPTIMIZER = optax.scale_by_adam()
 def _known_one(skeleton: Skeleton, known: dict, cuts: Cuts) -> dict:
     """What is known of values, and of the cuts."""
     known = dict(known)
-    lows, highs = (_parts(skeleton, part) for part in cuts)
+    lows, highs = (_parts(skeleton, part) for part in (cuts.least, cuts.most))
     for k, z in enumerate(skeleton.place_inputs):
         low, high = known[z]
         known[z] = jnp.maximum(low, lows[k]), jnp.minimum(high, highs[k])
@@ -183,9 +187,7 @@ def _relaxed(skeleton: Skeleton, arrays, cuts: Cuts, tuned: Tuned) -> tuple[Doma
     for block in skeleton.structure.blocks:
         if block.start in skeleton.curved:
             tables[block.start] = domain.table(block)
-        elif block.start not in skeleton.rectifiers:
-            domain.relax(block)
-        domain.add(block, known)
+        domain.add(block, known, relax=block.start not in skeleton.places)
     ends = {number: domain.ends[z] for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True)}
     tuned, planes = _own(skeleton)(tables, ends, tuned)
     domain.learn(planes)
@@ -255,8 +257,7 @@ def certain(
     added, intercept = _held_rows(skeleton, outward)(cuts, rows, multipliers)
     domain, known = _bounded(skeleton, arrays, cuts, outward=outward)
     for block in skeleton.structure.blocks:
-        domain.relax(block, slopes.get(block.start))
-        domain.add(block, known)
+        domain.add(block, known, slopes.get(block.start))
     start, _ = passes.started(skeleton, rows)
     found = domain.bound(start, intercept, added, watch=True)
     planes = {number: domain.planes[number] for number in skeleton.places}
@@ -286,7 +287,7 @@ def _judged_one(skeleton: Skeleton, found: passes.Found, planes, ends) -> Result
         else:
             scores.append(jnp.ravel(jnp.abs(row) * _gap(own, ends[z])))
     slope = jnp.take(found.inputs, best, axis=0)
-    return Result(found.lower, jnp.concatenate(scores), jnp.where(slope > 0, *ends[0]))
+    return Result(found.lower, jnp.concatenate(scores), slope, jnp.where(slope > 0, *ends[0]))
 
 
 def _gap(planes: Planes, ends) -> jax.Array:

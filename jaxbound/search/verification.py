@@ -19,10 +19,11 @@ from jaxbound.methods import CrownIBP, Request, domains
 from jaxbound.network.model import Model
 from jaxbound.regions import Box, LpBall, Region
 from jaxbound.search.branching import BranchAndBound, check_options
-from jaxbound.search.parts import Clock, Part, Root
+from jaxbound.search.parts import Clock, Part
 from jaxbound.search.points import exact_ends, inward
 from jaxbound.search.race import decide
 from jaxbound.search.resuming import Kept, mark_of
+from jaxbound.search.roots import Root
 from jaxbound.search.skeletons import Skeleton
 from jaxbound.transforms.problems import forget_stale, prepare
 
