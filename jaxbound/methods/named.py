@@ -57,4 +57,4 @@ def method_named(name: str, *, lower_slope: str = "", intersect: bool = True) ->
         if option not in {field.name for field in dataclasses.fields(found)}:
             having = [known for known, method in METHODS.items() if hasattr(method, option)]
             raise errors.argument(option, f"is {value!r}, but {name} has no such option", f"use {', '.join(having)}")
-    return dataclasses.replace(found, **changes)
+    return dataclasses.replace(found, **changes) if changes else found
