@@ -26,7 +26,7 @@ _KEPT = frozenset({
     *_MOVES, "concatenate", "convert_element_type", "copy", "imag", "iota", "real", "rev", "select_n", "slice",
     "stack", "stop_gradient", "transpose",
 })  # fmt: skip
-_SMALL = 2**20
+_SMALL = 2**18
 """Entries up to which an array is known while a function is read."""
 _COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ge", "gt", "le", "lt", "ne")}
 _EXACT = frozenset({"and", "ceil", "floor", "is_finite", "not", "or", "round", "sign", "xor"})
