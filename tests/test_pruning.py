@@ -49,8 +49,8 @@ def test_one_region(parts):
     assert np.allclose(found.lower, expected.lower, atol=1e-3) and np.allclose(found.upper, expected.upper, atol=1e-3)
 
 
-def test_weights_of_each_example(parts):
-    """A factor of the example's own in every kernel."""
+def test_layers_with_a_factor_of_each_example_stay_whole(parts):
+    """A product with another input is no Dense layer."""
     params, x = checks_pruning.network()
     scales = np.linspace(0.5, 1.5, len(x), dtype=np.float32)[:, None]
     eps = np.full_like(scales, 0.02)
@@ -63,7 +63,7 @@ def test_weights_of_each_example(parts):
 
     found = jb.crown(params, (x, scales), (0.02, 0 * eps), apply_fn=scaled)
     expected = jax.jit(lambda x: jb.crown(params, (x, scales), (0.02, 0 * eps), apply_fn=scaled))(x)
-    assert parts
+    assert all(left == (None, None) for run in parts for left in run)
     assert np.allclose(found.lower, expected.lower, atol=1e-5) and np.allclose(found.upper, expected.upper, atol=1e-5)
 
 
