@@ -17,6 +17,7 @@ WRAPS = {
     "int32 200 to int8": lambda x: ((x > 0).astype(jnp.int32) * 200).astype(I8),
     "int8 sum of 200": lambda x: jnp.sum(jnp.repeat(x > 0, 100).astype(I8), dtype=I8),
     "int8 running sum of 200": lambda x: jnp.cumsum(jnp.repeat(x > 0, 100).astype(I8), dtype=I8),
+    "weighted": lambda x: jnp.sum((x > 0).astype(I8) * np.array([50, 90], np.int8), dtype=I8),
     "twice": lambda x: ((x > 0).astype(I8) * I8(100) + I8(100)) * I8(3),
     "compared": lambda x: (x > 0).astype(I8) * I8(100) + I8(100) > 0,
 }
@@ -28,6 +29,7 @@ REFUSED = {
 STAYS = {
     "count": (lambda x: jnp.sum(x > 0), 0, 2),
     "int8 sum": (lambda x: jnp.sum((x > 0).astype(I8) * I8(60), dtype=I8), 0, 120),
+    "weighted": (lambda x: jnp.sum((x > 0).astype(I8) * np.array([50, 70], np.int8), dtype=I8), 0, 120),
     "difference": (lambda x: jnp.sum((x > 0).astype(jnp.int32) - (x > 0.5).astype(jnp.int32)), -2, 2),
     "uint8 at its ends": (lambda x: jnp.sum((x[:1] > 0).astype(U8) * U8(255)), 0, 255),
     "doubled often": (

@@ -272,7 +272,7 @@ MUTANTS: dict[str, Mutant] = {
     "largest taken for least": Mutant("sorted", patterns._MATCHES, "top_k", _changed(lambda f: lambda x: [-part for part in f(-x)])),
     "floor as round": Mutant("staircases", staircase._OFFSETS, "floor", lambda _: (-0.5, 0.5)),
     "one line for both sides": Mutant("staircases", staircase, "planes", _upper_as_lower),
-    "only one case of a choice errs": Mutant("turned_choices", evaluation, "error", lambda original: lambda program, *rest: original(dataclasses.replace(program, instructions=tuple(("copy" if name == "select_n" else name, *more) for name, *more in program.instructions)), *rest)),
+    "only one case of a choice errs": Mutant("turned_choices", evaluation, "_turned", lambda original: lambda predicate, cases, errors: original(predicate, cases, (None, *errors[1:]))),
     # booleans
     "and as or": Mutant("truth_and", indicators._LOGIC, "and", lambda _: lambda a, b: jnp.minimum(a + b, 1)),
     "or as a sum": Mutant("truth_or", indicators._LOGIC, "or", lambda _: lambda a, b: a + b),
@@ -382,7 +382,6 @@ def _fresh():
     jb.clear_caches()
 
 
-@pytest.mark.quick(12)
 @pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize("name", CHECKS)
 def test_checks_pass_without_a_fault(name):

@@ -1,9 +1,10 @@
 """Whole numbers that depend on a region: in which range they lie, whatever the region.
 
 Rewrites turn arithmetic on integers into arithmetic on real numbers, which is the same only while no result leaves the
-range of its dtype: beyond it integers wrap around. The range follows from how a value is made: a boolean is 0 or 1,
-an array that no region reaches is anything that its dtype holds. What wraps is the result for real numbers less a
-multiple of the number of integers (`wrapping`), a staircase like any other, while floating point holds both exactly.
+range of its dtype: beyond it integers wrap around. The range follows from how a value is made: a boolean is 0 or 1, an
+array that the function closes over lies between its least and its largest number, an argument is anything that its
+dtype holds. What wraps is the result for real numbers less a multiple of the number of integers (`wrapping`), a
+staircase like any other, while floating point holds both exactly.
 """
 
 from __future__ import annotations
@@ -129,6 +130,9 @@ def range_of(operand) -> Range:
         return int(operand.value), int(operand.value)
     if operand.dtype == bool:
         return 0, 1
+    known = getattr(operand, "known", None)
+    if known is not None and known.size:
+        return int(known.min()), int(known.max())
     whole = int(np.iinfo(operand.dtype).min), int(np.iinfo(operand.dtype).max)
     if not isinstance(operand, Value) or operand.name not in _RANGES:
         return whole
