@@ -87,6 +87,15 @@ def range_of(activation, low, high):
     return jax.jit(lambda low, high: slopes.slope_range(op, used, (low, high)))(low, high)
 
 
+@pytest.mark.parametrize(("name", "low", "high"), [("softplus", -0.25, 0.05), ("hard_swish", 2.75, 3.05)])
+def test_a_choice_that_no_rounding_turns_costs_nothing(name, low, high):
+    """At the border of its cases the programs compare exact sums: z - 0 with 0, z + 3 with 6."""
+    lower, upper = range_of(ACTIVATIONS[name], *(jnp.full(1, end, jnp.float32) for end in (low, high)))
+    with jax.enable_x64(True):
+        slope = np.asarray(jax.vmap(jax.grad(ACTIVATIONS[name]))(jnp.linspace(low, high, 10001)))
+    assert np.all((slope.min() - 1e-5 < np.asarray(lower)) & (np.asarray(upper) < slope.max() + 1e-4))
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def test_slope_ranges_hold_and_are_tight(name, dtype):

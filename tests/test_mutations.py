@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxbound as jb
-from jaxbound import _compat, graph, regions
+from jaxbound import _compat, curvature, graph, regions
 from jaxbound.certificates import radius, records
 from jaxbound.certificates.proofs import files
 from jaxbound.driver import chunks, pruning, steps
@@ -273,6 +273,7 @@ MUTANTS: dict[str, Mutant] = {
     "floor as round": Mutant("staircases", staircase._OFFSETS, "floor", lambda _: (-0.5, 0.5)),
     "one line for both sides": Mutant("staircases", staircase, "planes", _upper_as_lower),
     "only one case of a choice errs": Mutant("turned_choices", evaluation, "_turned", lambda original: lambda predicate, cases, errors: original(predicate, cases, (None, *errors[1:]))),
+    "every sum is exact": Mutant("turned_choices", curvature.functions.FUNCTIONS, "add", lambda row: dataclasses.replace(row, without_error=lambda x, y: x == x)),
     # booleans
     "and as or": Mutant("truth_and", indicators._LOGIC, "and", lambda _: lambda a, b: jnp.minimum(a + b, 1)),
     "or as a sum": Mutant("truth_or", indicators._LOGIC, "or", lambda _: lambda a, b: a + b),

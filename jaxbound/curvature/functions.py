@@ -65,6 +65,8 @@ class Function:
     """It sees subnormal numbers, which may count as 0: the power of the smallest normal number to allow for."""
     flushed: int = 1
     """How many such numbers: sums have terms that may be such, others halve their operand first."""
+    without_error: Callable | None = None
+    """At which operands, none of them subnormal, it makes no error at all."""
 
     @property
     def is_partial(self) -> bool:
@@ -105,12 +107,17 @@ def _identity(x: Jet) -> Jet:
     return x
 
 
+def _is_exact_sum(x, y):
+    """Nothing added, what cancels, and what is doubled (its overflow is infinite, which no error makes finite)."""
+    return (x == 0) | (y == 0) | (x == -y) | (x == y)
+
+
 # fmt: off
 FUNCTIONS: dict[str, Function] = {
     # arithmetic
-    "add": Function(ARITHMETIC, operator.add, flushed=3),
+    "add": Function(ARITHMETIC, operator.add, flushed=3, without_error=_is_exact_sum),
     "add_any": Function(ARITHMETIC, operator.add, flushed=3),
-    "sub": Function(ARITHMETIC, operator.sub, flushed=3),
+    "sub": Function(ARITHMETIC, operator.sub, flushed=3, without_error=lambda x, y: _is_exact_sum(x, -y)),
     "mul": Function(ARITHMETIC, operator.mul, keeps_sign=True),
     "div": Function((2, 1), operator.truediv, poles="zero", keeps_sign=True, vanishes=True),
     "neg": Function(EXACT, operator.neg),

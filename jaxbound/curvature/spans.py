@@ -28,7 +28,7 @@ KINDS = ("", "linear", "convex", "concave")
 
 MOST_PIECES = 12
 
-_APART = 2.0**-22  # relative distance at which two numbers stay two in float32
+_APART = 2.0**-21  # relative distance at which sums with two numbers stay two in float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,10 @@ Only computed operands are in doubt: a choice that depends on z itself is exact.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -77,7 +79,12 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
             flushed = row.flushed * float(tiny) ** row.steep
             if name in _FACTORS:
                 flushed = flushed * (1 + _FACTORS[name](*map(jnp.abs, values)))
-            total = (0 if total is None else total) + own * eps * jnp.abs(value) + flushed
+            made = own * eps * jnp.abs(value) + flushed
+            if row.without_error is not None:
+                normal = ~functools.reduce(operator.or_, map(is_subnormal, values))
+                known = normal if total is None else normal & (total == 0)
+                made = jnp.where(row.without_error(*values) & known, 0, made)
+            total = made if total is None else total + made
             if name == "erf_inv":
                 total = total + eps * _rounded_square(values[0], value)
         results.append((value, total))
