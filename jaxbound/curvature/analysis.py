@@ -218,10 +218,11 @@ def _undefined(cells: Partition) -> tuple[tuple[float, float], ...]:
         if merged and left < merged[-1][1]:
             left, right = merged[-1][0], max(merged.pop()[1], right)
         merged.append((left, right))
-    if len(merged) > _MOST_GAPS:  # those nearest to 0, and what is beyond
-        nearest = sorted(merged, key=lambda gap: max(gap[0], -gap[1]))[: _MOST_GAPS - 2]
-        low, high = min(gap[0] for gap in nearest), max(gap[1] for gap in nearest)
-        merged = [(-math.inf, low), *sorted(nearest), (high, math.inf)]
+    if len(merged) > _MOST_GAPS:  # those nearest to 0, and on each side one around all that are farther away
+        by_distance = sorted(merged, key=lambda gap: max(gap[0], -gap[1]))
+        nearest, farther = by_distance[: _MOST_GAPS - 2], by_distance[_MOST_GAPS - 2 :]
+        sides = [gap for gap in farther if gap[0] < 0], [gap for gap in farther if gap[0] >= 0]
+        merged = sorted([*nearest, *((min(side)[0], max(right for _, right in side)) for side in sides if side)])
     return tuple(merged)
 
 

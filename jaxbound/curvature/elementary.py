@@ -185,6 +185,18 @@ _HALF_ROOT_PI = 0.5 * math.sqrt(math.pi)
 _INVERSE_ERF = from_math(_inverse_erf)
 
 
+def _x_log_x(x: Array) -> Array:
+    return np.where(x == 0, 0.0, x * np.log(x))
+
+
+def _log_of_e_times(x: Array) -> Array:
+    """`1 + log(x)`, exactly signed where it is small: the number `1 / e` is the sum of these two."""
+    return np.where(x < 0.2, 1.0 + np.log(x), np.log1p(math.e * ((x - _INVERSE_E) + 1.2428753672788363e-17)))
+
+
+_INVERSE_E = 0.36787944117144233
+
+
 def power(exponent: float) -> Elementary:
     """`x ** exponent`: on the whole line for a whole number of at least 2, on `x >= 0` otherwise."""
 
@@ -248,6 +260,8 @@ ELEMENTARY = {
 }
 ROOT = Elementary(
     (np.sqrt, lambda x: 0.5 / np.sqrt(x), lambda x: -0.25 / (x * np.sqrt(x))), domain=_POSITIVE, closed=True)
+X_LOG_X = Elementary(
+    (_x_log_x, _log_of_e_times, lambda x: 1.0 / x), ((_INVERSE_E,), (), ()), _POSITIVE, closed=True, errors=_ALL_ROUGH)
 CUBE_ROOT = Elementary(  # of what is not negative
     (np.cbrt, lambda x: 1.0 / (3.0 * np.cbrt(x) ** 2), lambda x: -2.0 / (9.0 * np.cbrt(x) ** 2 * x)),
     domain=_POSITIVE, closed=True, errors=_ALL_ROUGH)

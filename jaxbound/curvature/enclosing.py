@@ -35,6 +35,16 @@ def _apply(cells: Cells, name: str, params: dict, operands: list[Jet | Truth]) -
     return rule(*operands, **({"y": params["y"]} if name == "integer_pow" else {}))
 
 
+def _together(instructions: tuple, name: str, operands: tuple) -> tuple[Any, tuple]:
+    """The rule of an instruction that reads a function's value and its argument, and the argument."""
+    for value, *argument in (operands, operands[::-1]) if name == "mul" else (operands,):
+        made = instructions[value[1]] if value[0] == "var" else ("", (), ())
+        rule = functions.TOGETHER.get((name, made[0]))
+        if rule is not None and list(made[2]) == argument and argument[0][0] != "lit":
+            return rule, argument[0]
+    return None, ()
+
+
 class Enclosure(NamedTuple):
     """What is proved on n cells: `orders` (3 orders, 3 tracks, n), or 1 track for points; the rest is per cell."""
 
@@ -82,7 +92,9 @@ def enclose(instructions: tuple, left: Array, right: Array, *, within: bool = Fa
 
     with np.errstate(all="ignore"):
         for name, params, operands in instructions:
-            results.append(_apply(cells, name, dict(params), [read(*operand) for operand in operands]))
+            rule, argument = _together(instructions, name, operands)
+            jet = rule(read(*argument)) if rule else _apply(cells, name, dict(params), [read(*o) for o in operands])
+            results.append(jet)
     result, count = results[-1], left.size
     if isinstance(result, Truth):
         raise UnsupportedError("a boolean result")

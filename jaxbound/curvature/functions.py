@@ -179,6 +179,9 @@ FUNCTIONS: dict[str, Function] = {
 """Primitive name -> what is known of it."""
 
 
+TOGETHER: dict[tuple[str, str], Callable] = {("mul", "log"): jets.times_its_logarithm, ("div", "sin"): jets.sine_over}
+"""A product or quotient of a function's value with its argument -> the rule of both, which knows the limit at 0."""
+
 _NOTHING = Function((math.inf, math.inf))
 
 

@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbound.curvature.elementary import CUBE_ROOT, ELEMENTARY, FINE, ROOT, Elementary, power, range_of, sine_range
+from jaxbound.curvature.elementary import (
+    CUBE_ROOT, ELEMENTARY, FINE, ROOT, X_LOG_X, Elementary, power, range_of, sine_range,
+)
 from jaxbound.curvature.intervals import LARGEST, ONE, TINY, WHOLE, Array, Interval, stack, up, where
 
 
@@ -314,3 +316,29 @@ def general_power(x: Jet, y: Jet) -> Jet:
 def cube_root(x: Jet) -> Jet:
     """By that of the absolute value."""
     return sign(x) * elementary(CUBE_ROOT, absolute(x))
+
+
+def times_its_logarithm(x: Jet) -> Jet:
+    """`x log x` for x > 0, with the limit 0 at 0."""
+    jet = elementary(X_LOG_X, x)
+    return dataclasses.replace(jet, defined=x.defined & x.inside(0.0, math.inf))
+
+
+def sine_over(x: Jet) -> Jet:
+    """`sin(x) / x` with the limit 1 at 0, of which more is known there than of a quotient.
+
+    By `sinc^(k)(x) = integral over t in [0, 1] of t^k cos(t x + k pi / 2)`, and Taylor's bounds of the cosine.
+    """
+    quotient, size = sine(x, 0) / x, x.orders[0]
+    square, zero = size.squared(), np.zeros(size.lower.shape)
+    third, one = _over(ONE, 3.0), Interval(zero + 1.0, zero + 1.0)
+    value = Interval((one - _over(square, 6.0)).lower, zero + 1.0)
+    slope = -_over(size, 3.0) | (_over(size * square, 30.0) - _over(size, 3.0))
+    bend = Interval(zero - third.upper, (_over(square, 10.0) - third).upper)
+    known = stack(value, slope, bend)
+    jet = x.compose(where(np.isfinite(size.lower) & np.isfinite(size.upper), known, WHOLE))
+    return dataclasses.replace(jet, orders=jet.orders & quotient.orders, defined=quotient.defined)
+
+
+def _over(x: Interval, number: float) -> Interval:
+    return x / Interval(np.full(1, number), np.full(1, number))

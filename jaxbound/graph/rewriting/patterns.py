@@ -184,6 +184,22 @@ def _log_of_softmax(_params: dict, operands: Sequence) -> Rewrite | None:
     return (lambda t, r: operations.meet(-jnp.log(r), t).transpose(order)), [*exponential.operands, *ratio.operands]
 
 
+def _times_its_logarithm(_params: dict, operands: Sequence) -> Rewrite | None:
+    """`softmax(x) log_softmax(x)`, as in an entropy: one function of the logarithm, where bounds of both are of two."""
+    for probability, logarithm in (operands, operands[::-1]):
+        met, known = made_by(probability, "meet"), made_by(logarithm, "meet")
+        exponential = made_by(met.operands[1], "exp") if met and known else None
+        if exponential is None:
+            continue
+        (exponent,) = exponential.operands
+        cut = made_by(exponent, "min")
+        if cut and isinstance(cut.operands[1], Literal) and cut.operands[1].value == 0:
+            exponent = cut.operands[0]
+        if any(form is known.operands[1] for form in (exponent, *exponential.operands)):
+            return (lambda t: t * jnp.exp(jnp.minimum(t, 0))), [logarithm]
+    return None
+
+
 def _logsumexp(_params: dict, operands: Sequence) -> Rewrite | None:
     """`log(sum(exp(x - m))) + m` is `log(sum(exp(x)))` for any shift that is put back along the same axes."""
     for out, shift in (operands, operands[::-1]):
@@ -354,7 +370,7 @@ _MATCHES: dict[str, Sequence[Callable[[dict, Sequence], Rewrite | None]]] = {
     "log": [_log_of_sum, _log_of_logistic, _log_of_softmax],
     "eq": [definedness.rule("eq"), indicators.equals_larger, choices.equals_index],
     **{name: [definedness.rule(name)] for name in ("ne", "lt", "le", "gt", "ge", "is_finite")},
-    "mul": [normalisation.scaled("mul"), indicators.shared_product, factors.product],
+    "mul": [_times_its_logarithm, normalisation.scaled("mul"), indicators.shared_product, factors.product],
     "div": [_softmax, normalisation.scaled("div"), indicators.shared_sum, indicators.at_least_one],
     "sub": [masked.added(-1), _log_softmax, _fast_variance, factors.total("sub")],
     "add": [masked.added(1), _logsumexp, factors.total("add")],
