@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 
 import jax
@@ -612,8 +614,52 @@ RULES: dict[str, tuple[Callable, float, float]] = {
     "trigonometric": (lambda z: jnp.sin(z) * jnp.cos(3 * z) + jnp.tan(0.1 * z), -9, 9),
     "max and abs": (lambda z: jnp.maximum(jnp.abs(z), 2 + jnp.sin(z)) - jnp.minimum(z, 0.3), -9, 9),
     "select": (lambda z: jnp.where((z > 0.7) & ~(z >= 2.1) | (z < -1), z * z, jnp.exp(z)), -3, 3),
+    "x log x": (lambda z: z * jnp.log(z), 0, 4),
+    "x log x of functions": (lambda z: (lambda u: jnp.log(u) * u)(jax.nn.sigmoid(z)) + jnp.sin(z), -9, 9),
+    "sin x / x": (lambda z: jnp.sin(z) / z, 0.1, 9),
+    "sin x / x of a function": (lambda z: (lambda u: jnp.sin(u) / u)(0.3 + z * z), -3, 3),
     "clamp and sign": (lambda z: jax.lax.clamp(-1.0, z, 2.0) * jnp.sign(z - 0.4), -3, 3),
 }
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("left", "right"), [(-0.5, 0.25), (0, 1e-3), (-2, 0), (-1e-9, 1e-9), (3, 20), (-math.inf, math.inf)]
+)
+def test_sin_x_over_x_has_no_pole(left, right):
+    """Around 0 by its series; at 0 itself it is not defined."""
+    proof = enclose(program(lambda z: jnp.sin(z) / z).instructions, np.array([left]), np.array([right]))
+    z = np.linspace(max(left, -30), min(right, 30), 2001) + 1e-12
+    near, series = np.abs(z) < 0.5, [(-1) ** k * (2 * k + 1) ** -1.0 / math.factorial(2 * k) for k in range(12)]
+    power = np.polynomial.Polynomial([number for pair in zip(series, [0] * 12, strict=True) for number in pair])
+    sin, cos, one = np.sin(z), np.cos(z), np.where(near, 1, z)
+    far = sin / one, cos / one - sin / one**2, -sin / one - 2 * cos / one**2 + 2 * sin / one**3
+    for order, formula in enumerate(far):
+        values = np.where(near, power.deriv(order)(z) if order else power(z), formula)
+        assert np.all(
+            (proof.orders.lower[order, 0] <= values + 1e-12) & (values - 1e-12 <= proof.orders.upper[order, 0])
+        )
+    assert proof.continuous[0] or math.isinf(left)
+    assert proof.defined[0] == (not left < 0 < right)
+    if right - left < 1:
+        assert np.all(proof.orders.upper[:, 0] - proof.orders.lower[:, 0] < 0.4)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("right", [1e-300, 1e-9, 0.3, 0.36787944117144233, 0.5, 2.0])
+def test_x_log_x_rises_from_0(right):
+    """It has a limit at 0, and is no number at it."""
+    instructions = program(lambda z: z * jnp.log(z)).instructions
+    proof = enclose(instructions, np.array([0.0, right]), np.array([right, right]))
+    z = right * np.linspace(0.01, 1, 100)
+    (lower, upper), values = proof.orders[0, 0], z * np.log(z)
+    assert proof.continuous[0] and proof.defined[0] and lower[0] <= values.min() and max(0.0, values.max()) <= upper[0]
+    assert upper[0] <= max(0.0, values.max()) + 1e-9 and lower[0] >= values.min() - 1e-4
+    assert proof.orders.lower[0, 1, 0] == proof.orders.upper[0, 1, 0] == 0
+    with decimal.localcontext(prec=50):  # the derivative changes its sign at 1 / e
+        exact, ends = 1 + Decimal(right).ln(), [Decimal(float(end[1, 0, 1])) for end in proof.orders]
+    assert ends[0] <= exact <= ends[1]
+    assert not enclose(instructions, np.zeros(1), np.zeros(1)).defined[0]
 
 
 @pytest.mark.quick(7)

@@ -152,3 +152,36 @@ def test_a_length_whose_squares_overflow_or_underflow(ends):
     for method in (jb.IBP(), jb.Crown()):
         found = jb.bound(lambda x: jnp.hypot(x[0], x[1]), method, rounding=True)(jb.Box(low, high))
         assert found.lower <= least and most <= found.upper
+
+
+# --- logarithms of probabilities --------------------------------------------------------------------------------------
+
+_OF_PROBABILITIES = {
+    "log(1 - p)": lambda x: jnp.log(1 - jax.nn.sigmoid(x)),
+    "log1p(-p)": lambda x: jnp.log1p(-jax.nn.sigmoid(x)),
+    "odds": lambda x: jax.nn.sigmoid(x) / (1 - jax.nn.sigmoid(x)),
+    "logit": lambda x: jax.scipy.special.logit(jax.nn.sigmoid(x)),
+    "cross-entropy": lambda x: -0.3 * jnp.log(jax.nn.sigmoid(x)) - 0.7 * jnp.log(1 - jax.nn.sigmoid(x)),
+    "binary entropy": lambda x: (lambda p: -p * jnp.log(p) - (1 - p) * jnp.log(1 - p))(jax.nn.sigmoid(x)),
+    "guarded x log x": lambda x: jnp.where(x > 0, x * jnp.log(x), 0.0),
+    "xlogy": lambda x: jax.scipy.special.xlogy(jax.nn.relu(x), jax.nn.relu(x)),
+    "sinc": jnp.sinc,
+    "entropy": lambda x: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), keepdims=True),
+    "entropy of p": lambda x: (lambda p: -jnp.sum(p * jnp.log(p), keepdims=True))(jax.nn.softmax(x)),
+    "entr": lambda x: jnp.sum(jax.scipy.special.entr(jax.nn.softmax(x)), keepdims=True),
+}
+
+
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()], ids=str)
+@pytest.mark.parametrize("name", _OF_PROBABILITIES)
+def test_logarithms_of_probabilities_are_bounded(name, method):
+    """Close to their range, and entropies by n / e; around 0, where they have a limit, too."""
+    function = _OF_PROBABILITIES[name]
+    low, high = jnp.array([-0.8, -1.3, 0.0]), jnp.array([1.2, 0.0, 0.5])
+    found = jb.bound(function, method, rounding=True)(jb.Box(low, high))
+    share = np.random.default_rng(0).uniform(size=(4000, 3)).round(3)
+    values = np.asarray(jax.vmap(function)(low + share.astype(np.float32) * (high - low)))
+    lower, upper = np.asarray(found.lower), np.asarray(found.upper)
+    assert np.all((lower <= values) & (values <= upper))
+    loss = 0.4 if "entr" in name and "binary" not in name and "cross" not in name else 0.02
+    assert np.all(values.min(0) - lower < loss) and np.all(upper - values.max(0) < loss)
