@@ -188,8 +188,8 @@ def _times_its_logarithm(_params: dict, operands: Sequence) -> Rewrite | None:
     """`softmax(x) log_softmax(x)`, as in an entropy: one function of the logarithm, where bounds of both are of two."""
     for probability, logarithm in (operands, operands[::-1]):
         met, known = made_by(probability, "meet"), made_by(logarithm, "meet")
-        exponential = made_by(met.operands[1], "exp") if met and known else None
-        if exponential is None:
+        exponential = made_by(met.operands[1], "exp") if met else None
+        if known is None or exponential is None:
             continue
         (exponent,) = exponential.operands
         cut = made_by(exponent, "min")

@@ -361,7 +361,8 @@ def extreme(
     for cell in curvature.cells:
         hull = _floor(cell, sign, lower)
         least = jnp.where(_meets(cell, lower, upper), jnp.minimum(least, hull), least)
-    return jnp.where(jnp.isnan(least), -jnp.inf, least)
+    nothing = functools.reduce(jnp.logical_or, map(jnp.isnan, (least, lower, upper)))
+    return jnp.where(nothing, -jnp.inf, least)
 
 
 def _minima(
