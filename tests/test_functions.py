@@ -166,6 +166,7 @@ _OF_PROBABILITIES = {
     "guarded x log x": lambda x: jnp.where(x > 0, x * jnp.log(x), 0.0),
     "xlogy": lambda x: jax.scipy.special.xlogy(jax.nn.relu(x), jax.nn.relu(x)),
     "sinc": jnp.sinc,
+    "logsumexp with weights": lambda x: jax.scipy.special.logsumexp(0.1 * x, b=jnp.array([1.0, -0.1, 0.5]), keepdims=True),
     "entropy": lambda x: -jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x), keepdims=True),
     "entropy of p": lambda x: (lambda p: -jnp.sum(p * jnp.log(p), keepdims=True))(jax.nn.softmax(x)),
     "entr": lambda x: jnp.sum(jax.scipy.special.entr(jax.nn.softmax(x)), keepdims=True),

@@ -91,9 +91,12 @@ def within(_params: dict, operands: Sequence) -> Rewrite | None:
 
 
 def decided(_params: dict, operands: Sequence) -> Rewrite | None:
-    """A choice by a number is the case itself."""
+    """A choice by a number, or by a known array of one number, is the case itself: `where(b != 0, x, -inf)`."""
     which, *cases = operands
-    return (lambda x: x, [cases[min(max(int(which.value), 0), len(cases) - 1)]]) if isinstance(which, Literal) else None
+    known = np.asarray(which.value) if isinstance(which, Literal) else getattr(which, "known", None)
+    if known is None or known.size == 0 or np.any(known != known.flat[0]):
+        return None
+    return lambda x: x, [cases[min(max(int(known.flat[0]), 0), len(cases) - 1)]]
 
 
 def same(_params: dict, operands: Sequence) -> Rewrite | None:

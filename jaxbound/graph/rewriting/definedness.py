@@ -110,4 +110,10 @@ def _sign_of(name: str, params: dict, operands: Sequence) -> int:
 def _sign(operand) -> int:
     if isinstance(operand, Literal):
         return int(operand.value >= 0) + int(operand.value > 0)
-    return operand.sign if isinstance(operand, Value) else _UNKNOWN
+    if isinstance(operand, Value):
+        return operand.sign
+    known = operand.known
+    if known is None or known.size == 0 or not np.all(known >= 0):
+        return _UNKNOWN
+    least = jnp.finfo(known.dtype).tiny if jnp.issubdtype(known.dtype, jnp.floating) else 1
+    return POSITIVE if np.all(known >= least) else NOT_NEGATIVE
