@@ -22,7 +22,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxbound.curvature import jets
 from jaxbound.curvature.elementary import ELEMENTARY, Elementary
@@ -107,7 +107,7 @@ def _identity(x: Jet) -> Jet:
     return x
 
 
-def _is_exact_sum(x, y):
+def _is_exact_sum(x: Any, y: Any) -> Any:
     """Nothing added, what cancels, and what is doubled (its overflow is infinite, which no error makes finite)."""
     return (x == 0) | (y == 0) | (x == -y) | (x == y)
 

@@ -29,16 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbound.curvature.elementary import (
-    CUBE_ROOT,
-    ELEMENTARY,
-    FINE,
-    ROOT,
-    X_LOG_X,
-    Elementary,
-    power,
-    range_of,
-    sine_range,
-)
+    CUBE_ROOT, ELEMENTARY, FINE, ROOT, X_LOG_X, Elementary, power, range_of, sine_range,
+)  # fmt: skip
 from jaxbound.curvature.intervals import LARGEST, ONE, TINY, WHOLE, Array, Interval, stack, up, where
 
 
