@@ -73,6 +73,10 @@ class Interval:
         whole = ((y_low < 0) & (y_high > 0)) | ((y_low == 0) & (y_high == 0))
         return where(whole, WHOLE, outward(quotient, inexact))
 
+    def over(self, number: float) -> "Interval":
+        """`x / number`."""
+        return self / Interval(np.full(1, number), np.full(1, number))
+
     def twice(self) -> "Interval":
         """`2 x`."""
         return self + self

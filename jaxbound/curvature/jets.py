@@ -29,7 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbound.curvature.elementary import (
-    CUBE_ROOT, ELEMENTARY, FINE, ROOT, X_LOG_X, Elementary, power, range_of, sine_range,
+    CUBE_ROOT,
+    ELEMENTARY,
+    FINE,
+    ROOT,
+    X_LOG_X,
+    Elementary,
+    power,
+    range_of,
+    sine_range,
 )  # fmt: skip
 from jaxbound.curvature.intervals import LARGEST, ONE, TINY, WHOLE, Array, Interval, stack, up, where
 
@@ -331,14 +339,10 @@ def sine_over(x: Jet) -> Jet:
     """
     quotient, size = sine(x, 0) / x, x.orders[0]
     square, zero = size.squared(), np.zeros(size.lower.shape)
-    third, one = _over(ONE, 3.0), Interval(zero + 1.0, zero + 1.0)
-    value = Interval((one - _over(square, 6.0)).lower, zero + 1.0)
-    slope = -_over(size, 3.0) | (_over(size * square, 30.0) - _over(size, 3.0))
-    bend = Interval(zero - third.upper, (_over(square, 10.0) - third).upper)
+    third, one = ONE.over(3.0), Interval(zero + 1.0, zero + 1.0)
+    value = Interval((one - square.over(6.0)).lower, zero + 1.0)
+    slope = -size.over(3.0) | ((size * square).over(30.0) - size.over(3.0))
+    bend = Interval(zero - third.upper, (square.over(10.0) - third).upper)
     known = stack(value, slope, bend)
     jet = x.compose(where(np.isfinite(size.lower) & np.isfinite(size.upper), known, WHOLE))
     return dataclasses.replace(jet, orders=jet.orders & quotient.orders, defined=quotient.defined)
-
-
-def _over(x: Interval, number: float) -> Interval:
-    return x / Interval(np.full(1, number), np.full(1, number))
