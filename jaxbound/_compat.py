@@ -166,7 +166,7 @@ def called(primitive: Primitive, params: Mapping[str, Any], avals: Sequence) -> 
     return None
 
 
-def _plain(callee) -> Callable | None:
+def _plain(callee: Any) -> Callable | None:
     """What one of JAX's own functions computes, where it is written with the bits of floating-point numbers."""
     info = getattr(getattr(callee, "jaxpr", None), "debug_info", None)
     name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")

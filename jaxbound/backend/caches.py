@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 
@@ -43,19 +44,19 @@ class Recent:
         self.size, self.entries = size, {}
         _CACHES.append(self)
 
-    def get(self, key):
+    def get(self, key: Hashable):
         """The value at a key, or None."""
         if key in self.entries:
             self.entries[key] = self.entries.pop(key)
         return self.entries.get(key)
 
-    def put(self, key, value) -> None:
+    def put(self, key: Hashable, value: Any) -> None:
         """Keep a value, and drop the one that was not used for longest."""
         self.entries[key] = value
         if len(self.entries) > self.size:
             del self.entries[next(iter(self.entries))]
 
-    def drop(self, key) -> None:
+    def drop(self, key: Hashable) -> None:
         """Forget one entry."""
         self.entries.pop(key, None)
 

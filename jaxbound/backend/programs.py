@@ -23,7 +23,7 @@ class Traced:
     (False, True)
     """
 
-    def __init__(self, fn: Callable, *args):
+    def __init__(self, fn: Callable, *args: Any):
         self.program = jax.make_jaxpr(lambda *args: fn(*args))(*args)  # a new function: a trace of its own
         self.arrays = [array.copy() if isinstance(array, np.ndarray) else array for array in _held(self.program)]
 
@@ -60,13 +60,13 @@ def hashed(text: str, arrays: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def bits(array) -> np.ndarray:
+def bits(array: Any) -> np.ndarray:
     """An array's entries on the host; a PRNG key's own data."""
     is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(array) if is_key else array)
 
 
-def _is_same(old, new) -> bool:
+def _is_same(old: Any, new: Any) -> bool:
     if old is new:
         return True
     if isinstance(old, jax.Array) and old.is_deleted():  # given away by training, say
@@ -75,7 +75,7 @@ def _is_same(old, new) -> bool:
     return old.shape == new.shape and old.dtype == new.dtype and old.tobytes() == new.tobytes()
 
 
-def _held(part) -> Iterator:
+def _held(part: Any) -> Iterator:
     """The arrays and literals of a jaxpr and of those among its parameters."""
     if isinstance(part, _compat.ClosedJaxpr | _compat.Jaxpr):
         jaxpr = getattr(part, "jaxpr", part)

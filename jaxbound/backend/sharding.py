@@ -35,7 +35,7 @@ def anywhere(function: F) -> F:
     """
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any):
         leaves, tree = jax.tree.flatten((args, kwargs))
         places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
         arrays = [leaves[k] for k in places]
@@ -69,27 +69,27 @@ def _unchecked(run: Callable, arrays: Sequence[jax.Array], varied: frozenset) ->
     arrays = [_varying(array, varied) for array in arrays]
     floats = [k for k, array in enumerate(arrays) if jnp.issubdtype(array.dtype, jnp.inexact)]
 
-    def of_floats(*values):
+    def of_floats(*values: jax.Array):
         given = list(arrays)
         for k, value in zip(floats, values, strict=True):
             given[k] = value
         return run(*given)
 
-    def outside(values):
+    def outside(values: Any):
         return jax.tree.map(lambda leaf: _varying(leaf, varied), values)
 
     @jax.custom_vjp
-    def value(*values):
+    def value(*values: jax.Array):
         with _compat.unchecked_types():
             found = of_floats(*map(_untyped, values))
         return outside(found)
 
-    def forward(*values):
+    def forward(*values: jax.Array):
         with _compat.unchecked_types():
             found, back = jax.vjp(of_floats, *map(_untyped, values))
         return outside(found), back
 
-    def backward(back, cotangents):
+    def backward(back: Callable, cotangents: Any):
         with _compat.unchecked_types():
             found = back(jax.tree.map(_untyped, cotangents))
         return outside(found)
@@ -117,7 +117,7 @@ def _explicit_mesh(array: jax.Array):
     return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
 
 
-def _spec(array) -> tuple:
+def _spec(array: Any) -> tuple:
     return tuple(getattr(getattr(jax.typeof(array), "sharding", None), "spec", ()))
 
 

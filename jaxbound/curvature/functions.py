@@ -84,7 +84,7 @@ class Function:
         return 1 if low < 0 or self.closed else 2
 
 
-def elementary(units: tuple[float, float], formulas: Elementary, **facts) -> Function:
+def elementary(units: tuple[float, float], formulas: Elementary, **facts: Any) -> Function:
     """The row of a function by formulas, which know its domain."""
     return Function(units, formulas, **({"domain": formulas.domain, "closed": formulas.closed} | facts))
 
@@ -99,7 +99,7 @@ EXACT, ARITHMETIC, WITHIN_4 = (0, 0), (1, 1), (4, 4)
 _POSITIVE = (0.0, math.inf)
 
 
-def _row(name: str, units: tuple[float, float] = WITHIN_4, **facts) -> dict[str, Function]:
+def _row(name: str, units: tuple[float, float] = WITHIN_4, **facts: Any) -> dict[str, Function]:
     return {name: elementary(units, ELEMENTARY[name], **facts)}
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound._compat import bind, is_tracer
+from jaxbound._compat import JaxprEqn, bind, is_tracer
 from jaxbound.curvature import enclosing
 from jaxbound.curvature.jets import UnsupportedError
 from jaxbound.graph.primitives import ELEMENTWISE
@@ -43,7 +43,7 @@ class Folded(NamedTuple):
     real: tuple[float, float] | None
 
 
-def fold(equation, operands: Sequence) -> Folded | None:
+def fold(equation: JaxprEqn, operands: Sequence) -> Folded | None:
     """The number that an elementwise or broadcasting equation of numbers makes; None if it is not one number."""
     name, params = equation.primitive.name, equation.params
     if not operands or len(equation.outvars) != 1 or not all(isinstance(o, (Literal, Computed)) for o in operands):
@@ -60,7 +60,7 @@ def fold(equation, operands: Sequence) -> Folded | None:
     return Folded(value, _proved(name, params, operands, value))
 
 
-def _proved(name: str, params: dict, operands: Sequence, value) -> tuple[float, float] | None:
+def _proved(name: str, params: dict, operands: Sequence, value: Any) -> tuple[float, float] | None:
     """Between what the real result of an equation lies; None if that is the value itself."""
     exact = not any(isinstance(operand, Computed) for operand in operands)
     floats = [o.value for o in operands if np.issubdtype(o.dtype, np.inexact) or o.dtype.kind == "V"]
@@ -77,7 +77,7 @@ def _proved(name: str, params: dict, operands: Sequence, value) -> tuple[float, 
     return None if exact and ends == (float(value), float(value)) else ends
 
 
-def small(array) -> np.ndarray | None:
+def small(array: Any) -> np.ndarray | None:
     """An array of numbers as NumPy knows it, if it is small."""
     if is_tracer(array) or jnp.issubdtype(array.dtype, jax.dtypes.extended) or np.size(array) > _SMALL:
         return None
@@ -92,12 +92,13 @@ def is_known(operands: Sequence) -> bool:
     return all(isinstance(o, Literal) or getattr(o, "known", None) is not None for o in operands)
 
 
-def move(equation, operands: Sequence) -> np.ndarray | None:
+def move(equation: JaxprEqn, operands: Sequence) -> np.ndarray | None:
     """The array that an equation makes of known ones without rounding, if it is small.
 
     Its entries are those of the operands, or whole numbers, or say how entries compare, or are logarithms of 0 and 1.
     """
-    name, made = equation.primitive.name, equation.outvars[0].aval
+    name = equation.primitive.name
+    made: Any = equation.outvars[0].aval
     if np.prod(made.shape) > _SMALL or not is_known(operands):
         return None
     known = [np.full(o.shape, o.value) if isinstance(o, Literal) else o.known for o in operands]

@@ -57,7 +57,7 @@ def over_last_axis(function: Callable, *arrays: jax.Array, axes: tuple[int, ...]
     return jnp.moveaxis(result.reshape(shape), range(-len(axes), 0), axes)
 
 
-def between(x: jax.Array | float, chosen: jax.Array, no, yes) -> jax.Array:
+def between(x: jax.Array | float, chosen: jax.Array, no: jax.Array | float, yes: jax.Array | float) -> jax.Array:
     """`no x` where a choice between 0 and x fell on 0, else `yes x`; what `yes - no` rounds away is added back."""
     rise = yes - no
     part = rise - yes

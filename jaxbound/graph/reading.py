@@ -14,6 +14,7 @@ and, through elementwise equations, its *root*, the last single value of which i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,10 @@ from jaxbound.graph.rewriting import (
     pairs,
     patterns,
 )
-from jaxbound.graph.values import Computed, Constant, ConstantProgram, Literal, Value
+from jaxbound.graph.values import Computed, Constant, ConstantProgram, Literal, Operand, Value
+
+Aval = _compat.ShapedArray | Operand
+"""What has a shape and a dtype."""
 
 
 class Builder:
@@ -58,7 +62,7 @@ class Builder:
         for variable, array in zip(closed.jaxpr.constvars, closed.consts, strict=True):
             environment[variable] = self._known(variable.aval, array)
 
-        def read(atom):
+        def read(atom: _compat.Var | _compat.Literal):
             return self._known(atom.aval, atom.val) if isinstance(atom, _compat.Literal) else environment[atom]
 
         for equation in closed.jaxpr.eqns:
@@ -66,25 +70,25 @@ class Builder:
             environment.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in closed.jaxpr.outvars]
 
-    def _known(self, aval, array) -> Literal | Constant:
+    def _known(self, aval: Any, array: Any) -> Literal | Constant:
         """A number or array that the function closes over."""
         plain = not (_compat.is_tracer(array) or jnp.issubdtype(aval.dtype, jax.dtypes.extended))
         if plain and np.ndim(array) == 0:
             return Literal(np.asarray(array, aval.dtype)[()], ())
         return self.captured(aval, array)
 
-    def captured(self, aval, array) -> Constant:
+    def captured(self, aval: Aval, array: Any) -> Constant:
         """A new constant, and the array that it is: as it is now, since the graph is kept."""
         kept = array.copy() if isinstance(array, np.ndarray) else array
         constant = self.constants.variable(aval, known=folding.small(kept))
         self.constants.captured.append((constant.number, kept))
         return constant
 
-    def empty(self, aval) -> Constant:
+    def empty(self, aval: Aval) -> Constant:
         """What no region reaches, since it has no entries."""
         return self.captured(aval, np.zeros(aval.shape, aval.dtype))
 
-    def _equation(self, equation, operands: list) -> list:
+    def _equation(self, equation: _compat.JaxprEqn, operands: list) -> list:
         callee = _compat.call_jaxpr(equation)
         if any(isinstance(operand, Value) for operand in operands):
             if callee is not None:
@@ -95,9 +99,9 @@ class Builder:
             return outputs
         return self._constants(equation, callee, operands)
 
-    def _constants(self, equation, callee, operands: list) -> list:
+    def _constants(self, equation: _compat.JaxprEqn, callee: _compat.ClosedJaxpr | None, operands: list) -> list:
         """What an equation makes that no region reaches: numbers, or constants."""
-        avals = [variable.aval for variable in equation.outvars]
+        avals: list[Any] = [variable.aval for variable in equation.outvars]
         of_pairs = any(pairs.is_complex(known.dtype) for known in (*operands, *avals))
         if callee is not None and (of_pairs or folding.is_known(operands)):
             return self.run(callee, operands)
@@ -115,7 +119,7 @@ class Builder:
         self.constants.equations.append((equation.primitive, params, operands, [o.number for o in outputs]))
         return outputs
 
-    def _enter(self, equation) -> tuple[str, str]:
+    def _enter(self, equation: _compat.JaxprEqn) -> tuple[str, str]:
         """Note where an equation stands; returns what was noted before."""
         outer = self.source, self.path
         self.path = _compat.module_path(equation) or self.path
@@ -123,7 +127,7 @@ class Builder:
             self.source = _compat.source_line(equation) or self.source
         return outer
 
-    def _call(self, equation, callee, operands) -> list:
+    def _call(self, equation: _compat.JaxprEqn, callee: _compat.ClosedJaxpr, operands: list) -> list:
         outer = self._enter(equation)
         name = str(equation.params.get("name", ""))
         rewrite = library.match(name, callee, operands)
@@ -139,7 +143,7 @@ class Builder:
         self.source, self.path = outer
         return outputs
 
-    def inline(self, function: Callable, *operands, rewriting: bool = True) -> list:
+    def inline(self, function: Callable, *operands: Operand, rewriting: bool = True) -> list:
         """Apply a JAX function to operands: how one primitive is rewritten into others, equal where it is defined."""
         closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(o.shape, o.dtype) for o in operands))
         outer, self.is_rewriting = self.is_rewriting, self.is_rewriting or rewriting
@@ -149,7 +153,14 @@ class Builder:
 
     # --- sorting values into kinds ----------------------------------------------------------------------------------
 
-    def value(self, primitive, params, operands, aval, **facts) -> Value:
+    def value(
+        self,
+        primitive: _compat.Primitive,
+        params: dict,
+        operands: Sequence[Operand],
+        aval: _compat.ShapedArray,
+        **facts: Any,
+    ) -> Value:
         """A new value, or the one that the same equation has made before."""
         read = tuple(map(_identity, operands)), facts.get("doubtful", False)
         key = primitive, tuple(sorted(params.items())), read, aval.shape, aval.dtype
@@ -161,7 +172,14 @@ class Builder:
             known = self.made[key] = self._new_value(primitive, params, operands, aval, **facts)
         return known
 
-    def _new_value(self, primitive, params, operands, aval, **facts) -> Value:
+    def _new_value(
+        self,
+        primitive: _compat.Primitive,
+        params: dict,
+        operands: Sequence[Operand],
+        aval: _compat.ShapedArray,
+        **facts: Any,
+    ) -> Value:
         label = next((name for name in self.labels if name and not name.startswith("_")), primitive.name)
         return Value(
             self._next(), tuple(aval.shape), aval.dtype, primitive, _highest(primitive.name, params),
@@ -182,7 +200,7 @@ class Builder:
         (made,) = self.inline(function, *arguments)
         return made
 
-    def apply(self, primitive, params: dict, operands: list, avals: list) -> list:
+    def apply(self, primitive: _compat.Primitive, params: dict, operands: list, avals: list) -> list:
         """What an equation with at least one region-dependent operand makes."""
         if all(0 in aval.shape for aval in avals):
             return [self.empty(aval) for aval in avals]
@@ -206,7 +224,9 @@ class Builder:
             return [self._elementwise(primitive, params, operands, avals[0])]
         return [self.value(primitive, params, operands, aval) for aval in avals]
 
-    def _elementwise(self, primitive, params, operands, aval) -> Value:
+    def _elementwise(
+        self, primitive: _compat.Primitive, params: dict, operands: Sequence[Operand], aval: _compat.ShapedArray
+    ) -> Value:
         dependent = [o for o in operands if isinstance(o, Value)]
         arrays = any(isinstance(o, Constant) and not isinstance(o, Computed) for o in operands)
         affine = is_affine(primitive.name, operands, aval)
@@ -242,7 +262,7 @@ def _is_elementwise(callee: _compat.ClosedJaxpr) -> bool:
     return True
 
 
-def _identity(operand) -> tuple:
+def _identity(operand: Operand) -> tuple:
     """What makes two operands the same one."""
     if isinstance(operand, Literal):
         return operand.value.tobytes(), str(operand.dtype), operand.shape
@@ -256,7 +276,7 @@ def _highest(name: str, params: dict) -> dict:
     return params
 
 
-def is_affine(name: str, operands: Sequence, aval) -> bool:
+def is_affine(name: str, operands: Sequence, aval: Aval) -> bool:
     """Whether a primitive is affine in its operands that depend on a region."""
     if name not in AFFINE:
         return False
@@ -272,7 +292,7 @@ def _nearest_shared(values: Sequence[Value]) -> Value | None:
     return next((root for root in first if all(any(root is r for r in other) for other in others)), None)
 
 
-def rounds(old, new) -> bool:
+def rounds(old: np.dtype, new: np.dtype) -> bool:
     """Whether floating-point numbers of one type are rounded to another."""
     floats = jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)
     return bool(floats and jnp.promote_types(old, new) != new)

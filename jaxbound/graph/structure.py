@@ -55,11 +55,11 @@ class Program:
     primitives: tuple[Primitive, ...] = field(compare=False)
     dtypes: tuple = ()
 
-    def __call__(self, z, *constants):
+    def __call__(self, z: jax.Array, *constants: Any):
         """The value at `z`, entry by entry; constants broadcast to z's shape."""
         results = []
 
-        def read(operand):
+        def read(operand: tuple):
             if operand[0] == "z":
                 return z
             if operand[0] == "var":

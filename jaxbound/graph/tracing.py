@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxbound.graph.primitives import AFFINE, NONLINEAR, REFUSED
 from jaxbound.graph.reading import Builder, is_affine, rounds
 from jaxbound.graph.rewriting import definedness, indicators, infinities, patterns
 from jaxbound.graph.structure import Node, Op, Program, Structure
-from jaxbound.graph.values import Computed, Constant, Literal, Value
+from jaxbound.graph.values import Computed, Constant, Literal, Operand, Value
 
 
 def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_region: Sequence[bool]) -> Structure:
@@ -50,7 +51,7 @@ def build(function: Callable, arguments: Sequence[jax.ShapeDtypeStruct], is_regi
     return _assemble(builder, inputs, outputs, jax.tree.structure(out_shapes))
 
 
-def _assemble(builder: Builder, inputs: list[Value], outputs: list, out_tree) -> Structure:
+def _assemble(builder: Builder, inputs: list[Value], outputs: list, out_tree: Any) -> Structure:
     """Make the nodes that the outputs need, in the order of the equations."""
     plans: dict[Value, tuple[Op, list]] = {}
     _demand(builder, plans, outputs)
@@ -238,7 +239,7 @@ def _program(value: Value, root: Value) -> tuple[Program, list[Constant], bool]:
     numbers: dict[int, int] = {}
     instructions, made_by, dtypes, constants, partial = [], [], [], [], False
 
-    def reference(operand):
+    def reference(operand: Operand):
         if operand is root:
             return ("z",)
         if isinstance(operand, Literal):

@@ -115,19 +115,22 @@ class Value:
         return [operand for operand in self.operands if isinstance(operand, Value)]
 
 
-def made_by(operand, *names: str) -> Value | None:
+Operand = Literal | Constant | Value
+
+
+def made_by(operand: Operand | None, *names: str) -> Value | None:
     """The operand if one of these primitives makes it."""
     return operand if isinstance(operand, Value) and operand.name in names else None
 
 
-def unbroadcast(operand):
+def unbroadcast(operand: Any):
     """What a value is before it was repeated or reshaped, without its gradient marks."""
     while made_by(operand, "broadcast_in_dim", "reshape", "squeeze", "stop_gradient"):
         operand = operand.operands[0]
     return operand
 
 
-def put_back(operand, source: Value, axes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+def put_back(operand: Any, source: Value, axes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether an operand is the source, reduced over the axes of a shape, put back along just these axes."""
     rest = tuple(axis for axis in range(len(shape)) if axis not in axes)
     reduced = tuple(shape[axis] for axis in rest)
@@ -158,7 +161,7 @@ class ConstantProgram:
         """Arrays that the function closes over."""
         self.used: list[int] = []
 
-    def variable(self, aval, **facts) -> Constant:
+    def variable(self, aval: Any, **facts: Any) -> Constant:
         """A new constant of this shape and dtype."""
         self.count += 1
         return Constant(self.count - 1, tuple(aval.shape), aval.dtype, **facts)

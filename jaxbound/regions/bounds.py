@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ class LinearBounds:
     upper_slope: object
     upper_intercept: jax.Array
 
-    def concretize(self, *args, **kwargs) -> Interval:
+    def concretize(self, *args: Any, **kwargs: Any) -> Interval:
         """The interval that the linear functions give over the regions among the function's own arguments."""
         leaves = jax.tree.leaves((args, kwargs), is_leaf=is_region)
         low = jax.tree.leaves(self.lower_slope, is_leaf=lambda leaf: leaf is None)

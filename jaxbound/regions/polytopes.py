@@ -246,7 +246,7 @@ def _multipliers(rows: Rows, slope: jax.Array) -> jax.Array:
         others = scaled + jnp.einsum("...m,...mn->...n", jnp.where(mine, 0, y), weights)
         last = (2 * jnp.sum(jnp.abs(others), axis=-1) + 1) / jnp.maximum(1 + level, _NEARLY)
 
-        def halve(_, ends):
+        def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]):
             middle = 0.5 * (ends[0] + ends[1])
             u = jnp.clip(-(others + middle[..., None] * row) / mu, -1, 1)
             rises = jnp.sum(row * u, axis=-1) > level

@@ -22,7 +22,7 @@ def next_number(value: jax.Array, direction: int) -> jax.Array:
 next_number.defjvp(lambda direction, primals, tangents: (next_number(*primals, direction), *tangents))
 
 
-def _stepped(value, direction: int, xp: Any = np):
+def _stepped(value: jax.Array | np.ndarray, direction: int, xp: Any = np):
     """The next number up or down, by NumPy or by `jax.numpy`."""
     stepped = xp.nextafter(value, xp.asarray(direction * xp.inf, value.dtype))
     # XLA flushes subnormals to zero, so a step below the smallest normal number would be lost.

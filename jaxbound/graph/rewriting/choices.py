@@ -32,7 +32,7 @@ class _Row(NamedTuple):
     axis: int = 0
     k: int | None = None
 
-    def of(self, array):
+    def of(self, array: jax.Array):
         """The condition, of what the operand is."""
         return array if self.k is None else jax.lax.index_in_dim(array, self.k, self.axis, keepdims=False)
 
@@ -45,7 +45,7 @@ def by_index(_params: dict, operands: Sequence) -> Rewrite | None:
         return None
     rows, order = found
 
-    def function(*arrays):
+    def function(*arrays: jax.Array):
         conditions, cases = _read(rows, arrays), arrays[len(rows) :]
         chosen = cases[0]
         for k in reversed(order):
@@ -68,7 +68,13 @@ def equals_index(_params: dict, operands: Sequence) -> Rewrite | None:
         before = order[: order.index(k)]
         after = order[order.index(k) + 1 :]
 
-        def function(*arrays, k=k, before=before, after=after, rows=rows):
+        def function(
+            *arrays: jax.Array,
+            k: int = k,
+            before: Sequence[int] = before,
+            after: Sequence[int] = after,
+            rows: list[_Row] = rows,
+        ):
             conditions = _read(rows, arrays)
             own = conditions[k]
             if k == 0:  # also where none holds
@@ -112,13 +118,13 @@ def same(_params: dict, operands: Sequence) -> Rewrite | None:
     return (lambda x: x, [first]) if alike and first.shape == cases[0].shape else None
 
 
-def _unmarked(operand):
+def _unmarked(operand: Any):
     while made_by(operand, "stop_gradient", "copy"):
         (operand,) = operand.operands
     return operand
 
 
-def _conditions(index) -> tuple[list[_Row], list[int]] | None:
+def _conditions(index: Any) -> tuple[list[_Row], list[int]] | None:
     """The conditions of which a number is the index, and in which order they count."""
     while made_by(index, "convert_element_type", "copy"):  # none wraps here (`integers`)
         (index,) = index.operands
@@ -141,7 +147,7 @@ def _conditions(index) -> tuple[list[_Row], list[int]] | None:
     return rows, order[::-1] if is_last else order
 
 
-def _rows(truths, axis: int) -> list[_Row]:
+def _rows(truths: Any, axis: int) -> list[_Row]:
     """The parts of a boolean array along an axis, as far as they are values of their own."""
     shape = tuple(np.delete(truths.shape, axis))
     if isinstance(truths, Literal):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxbound.curvature.functions import facts
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR
-from jaxbound.graph.values import Literal, Value
+from jaxbound.graph.values import Literal, Operand, Value
 
 Rewrite = tuple[Callable, Sequence]
 
@@ -107,7 +107,7 @@ def _sign_of(name: str, params: dict, operands: Sequence) -> int:
     return min(signs) if facts(name).keeps_sign or name in _STRUCTURE else _UNKNOWN
 
 
-def _sign(operand) -> int:
+def _sign(operand: Operand) -> int:
     if isinstance(operand, Literal):
         return int(operand.value >= 0) + int(operand.value > 0)
     if isinstance(operand, Value):

@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound._compat import Primitive
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import ELEMENTWISE
-from jaxbound.graph.values import Literal, Value, made_by
+from jaxbound.graph.values import Literal, Operand, Value, made_by
 
 Rewrite = tuple[Callable, Sequence]
 
@@ -34,7 +35,7 @@ Factor = tuple[Any, str]
 """An operand, and how it takes part: "times", "over", or, for booleans, "if" (1 where true) and "unless" (0 there)."""
 
 
-def before_broadcast(primitive, params: dict, operands: Sequence) -> Rewrite | None:
+def before_broadcast(primitive: Primitive, params: dict, operands: Sequence) -> Rewrite | None:
     """An elementwise operation on values that are all repeated in one way: before they are."""
     values = [operand for operand in operands if isinstance(operand, Value)]
     first = made_by(values[0], "broadcast_in_dim")
@@ -89,7 +90,7 @@ def _conjunction(operands: Sequence) -> Rewrite | None:
         return None
     flips = outer[1], nested[1]
 
-    def function(first, second, x):
+    def function(first: jax.Array, second: jax.Array, x: jax.Array):
         holds = [~which if flip else which for which, flip in zip((first, second), flips, strict=True)]
         return jax.lax.select_n(holds[0] & holds[1], jnp.zeros_like(x), x)
 
@@ -133,17 +134,17 @@ def _gated(no: list[Factor], yes: list[Factor], factors: list[Factor], which: Va
     if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(high - low)):
         return None
 
-    def function(x, which):
+    def function(x: jax.Array, which: jax.Array):
         return operations.between(x, jax.lax.select_n(which, jnp.zeros_like(x), x), low, high)
 
     return _built(function, [factors, [(which, "times")]], which)
 
 
-def _built(function: Callable, groups: Sequence[list[Factor]], like) -> Rewrite:
+def _built(function: Callable, groups: Sequence[list[Factor]], like: Value) -> Rewrite:
     """A function of the products of groups of factors; an empty group is 1."""
     operands = [Literal(o.value, ()) if isinstance(o, Literal) else o for group in groups for o, _ in group]
 
-    def from_operands(*parts):
+    def from_operands(*parts: jax.Array):
         rest = iter(parts)
         products = []
         for group in groups:
@@ -163,7 +164,7 @@ _FACTORS: dict[str, Callable] = {
 _INVERSE = {"times": "over", "over": "times"}
 
 
-def _factors(operand) -> list[Factor]:
+def _factors(operand: Operand) -> list[Factor]:
     """A product as its factors; numbers stay apart (their product would be rounded), functions of one root whole."""
     if isinstance(operand, Value):
         if operand.name == "neg":
@@ -181,7 +182,7 @@ def _factors(operand) -> list[Factor]:
     return [(operand, "times")]
 
 
-def _parted(factors: list[Factor], key) -> tuple[list[Factor], list[Factor]]:
+def _parted(factors: list[Factor], key: tuple | None) -> tuple[list[Factor], list[Factor]]:
     """The numbers and the functions of one root, and the other factors."""
     own = [factor for factor in factors if isinstance(factor[0], Literal) or (key and _key(factor) == key)]
     return own, [factor for factor in factors if factor not in own]

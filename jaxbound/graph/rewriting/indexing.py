@@ -31,7 +31,7 @@ def gather(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     gather = functools.partial(jax.lax.gather, **{k: v for k, v in params.items() if k != "fill_value"})
 
-    def function(x, indices):
+    def function(x: jax.Array, indices: jax.Array):
         filled = gather(jnp.zeros(x.shape, x.dtype), indices, fill_value=params["fill_value"])
         return gather(x, indices, fill_value=0) + filled
 
@@ -55,7 +55,7 @@ def scatter(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     options = {k: params[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")}
 
-    def function(x, indices, updates):
+    def function(x: jax.Array, indices: jax.Array, updates: jax.Array):
         numbers = 1 + jnp.arange(updates.size).reshape(updates.shape)
         place = jax.lax.scatter_max(jnp.zeros(x.shape, numbers.dtype), indices, numbers, **options)
         return jnp.where(place > 0, jnp.take(updates.ravel(), jnp.maximum(place - 1, 0), mode="clip"), x)

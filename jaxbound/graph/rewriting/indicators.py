@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import Primitive
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
 from jaxbound.graph.rewriting import integers
 from jaxbound.graph.rewriting.roundings import cast
-from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
+from jaxbound.graph.values import Literal, Operand, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
 
@@ -76,7 +77,7 @@ def number(params: dict, operands: Sequence) -> Rewrite | None:
     fixed = AFFINE[name].fixed if name in AFFINE else range(0)
     assert primitive is not None
 
-    def function(*parts):
+    def function(*parts: jax.Array):
         numbers = [part if position in fixed else part.astype(dtype) for position, part in enumerate(parts)]
         return whole(numbers[0] if name == "convert_element_type" else primitive.bind(*numbers, **own))
 
@@ -89,7 +90,7 @@ def precision(value: Value):
     return value.dtype if root is None or _is_float(value.dtype) else root.dtype
 
 
-def _same(x):
+def _same(x: jax.Array):
     return x
 
 
@@ -104,7 +105,7 @@ def through_another(params: dict, operands: Sequence) -> Rewrite | None:
     return lambda x: x.astype(params["new_dtype"]), source.operands
 
 
-def _comparison(truth: Value, dtype) -> Rewrite | None:
+def _comparison(truth: Value, dtype: np.dtype) -> Rewrite | None:
     if (largest := _largest_entries(truth)) is not None:
         return lambda x: largest[1](x).astype(dtype), [largest[0]]
     compare, wide = _COMPARISONS[truth.name], truth.operands[0].dtype
@@ -125,12 +126,12 @@ def selection(_params: dict, operands: Sequence) -> Rewrite | None:
     return _between, operands
 
 
-def _between(which, no, yes):
+def _between(which: jax.Array, no: jax.Array, yes: jax.Array):
     """One of two constants, as an affine function of the indicator."""
     return operations.between(1, _as(which, no), no, yes)
 
 
-def _as(which, case):
+def _as(which: jax.Array, case: jax.Array):
     return jnp.broadcast_to(which, case.shape).astype(case.dtype)
 
 
@@ -143,7 +144,14 @@ def gated(_params: dict, operands: Sequence) -> Rewrite | None:
         if (choice := _one_of_two(source)) is not None:
             which, no, yes = choice
 
-            def function(which, x, share=share, source=source, no=no, yes=yes):
+            def function(
+                which: jax.Array,
+                x: jax.Array,
+                share: Value = share,
+                source: Value = source,
+                no: Any = no,
+                yes: Any = yes,
+            ):
                 chosen = _arranged(which.astype(x.dtype), share, source)
                 return operations.between(x, operations.select(chosen, jnp.zeros_like(x), x), no, yes)
 
@@ -153,7 +161,7 @@ def gated(_params: dict, operands: Sequence) -> Rewrite | None:
     return None
 
 
-def choice_of_results(primitive, params: dict, operands: Sequence) -> Rewrite | None:
+def choice_of_results(primitive: Primitive, params: dict, operands: Sequence) -> Rewrite | None:
     """A function of choices by one boolean, and of numbers, is a choice between its two results."""
     bare = not any(made_by(operand, "select_n") for operand in operands)  # an affine image of an indicator stays one
     if bare or primitive.name not in ELEMENTWISE or not _is_float(operands[-1].dtype):
@@ -164,14 +172,14 @@ def choice_of_results(primitive, params: dict, operands: Sequence) -> Rewrite | 
     if others or len(choices) < len(found):
         return None
 
-    def function(which, *cases):
+    def function(which: jax.Array, *cases: jax.Array):
         no, yes = (primitive.bind(*half, **params) for half in (cases[: len(operands)], cases[len(operands) :]))
         return jax.lax.select_n(jnp.broadcast_to(which, no.shape), no, yes)
 
     return function, [which, *(choice[1] for choice in choices), *(choice[2] for choice in choices)]
 
 
-def _choice(operand) -> tuple[Value, Any, Any] | None:
+def _choice(operand: Operand) -> tuple[Value, Any, Any] | None:
     """`(boolean, case where false, case where true)` of a choice between what no region reaches."""
     if made := made_by(operand, "select_n"):
         which, *cases = made.operands
@@ -185,7 +193,7 @@ def _choice(operand) -> tuple[Value, Any, Any] | None:
     return (negated.operands[0], yes, no) if negated else (which, no, yes)
 
 
-def _one_of_two(operand) -> tuple[Value, Any, Any] | None:
+def _one_of_two(operand: Operand) -> tuple[Value, Any, Any] | None:
     """`(boolean, number where false, number where true)` of a choice between two numbers."""
     choice = _choice(operand)
     if choice is None or not all(isinstance(case, Literal) for case in choice[1:]):
@@ -193,7 +201,7 @@ def _one_of_two(operand) -> tuple[Value, Any, Any] | None:
     return choice[0], choice[1].value, choice[2].value
 
 
-def _is_share(operand) -> bool:
+def _is_share(operand: Operand) -> bool:
     """Whether a number is made of choices between numbers, and lies in [0, 1]."""
     if choice := _one_of_two(operand):
         return all(0 <= number <= 1 for number in choice[1:])
@@ -255,7 +263,7 @@ def shared_sum(_params: dict, operands: Sequence) -> Rewrite | None:
     return None
 
 
-def _counted(operand, equal) -> Value | None:
+def _counted(operand: Operand, equal: Operand) -> Value | None:
     """The sum that a number repeats, if it counts the entries that equal a maximum, which `equal` marks."""
     ties, marks = _total(operand), made_by(equal, "convert_element_type")
     if ties is None or marks is None or ties.operands[0] is not marks or not isinstance(marks.operands[0], Value):
@@ -264,7 +272,7 @@ def _counted(operand, equal) -> Value | None:
     return ties if found is not None and found[2] == tuple(ties.params["axes"]) else None
 
 
-def _total(operand) -> Value | None:
+def _total(operand: Operand) -> Value | None:
     """The sum that an operand repeats, if it is one, or the larger of it and 1 (`at_least_one`)."""
     larger = made_by(unbroadcast(operand), "max")
     if larger and isinstance(larger.operands[1], Literal) and larger.operands[1].value == 1:
@@ -276,13 +284,13 @@ def _numbers(value: Value) -> np.ndarray:
     return np.arange(int(np.prod(value.shape))).reshape(value.shape)
 
 
-def _places(operand, source: Value) -> np.ndarray:
+def _places(operand: Value, source: Value) -> np.ndarray:
     """Which entry of the source each entry of an operand is."""
     with jax.ensure_compile_time_eval():
         return np.asarray(_arranged(jnp.asarray(_numbers(source)), operand, source))
 
 
-def _arranged(x, operand, source: Value):
+def _arranged(x: jax.Array, operand: Value, source: Value):
     """What was done to the source to make the operand, done to x."""
     if operand is source:
         return x
@@ -308,11 +316,11 @@ def _largest_entries(truth: Value) -> tuple[Value, Callable, tuple[int, ...]] | 
     return None
 
 
-def _is_largest(x):
+def _is_largest(x: jax.Array):
     """Along the last axis, whether no other entry is larger: comparisons of differences with 0."""
     difference, same = operations.pairwise(x)
     return jnp.all(jnp.where(same, -1, difference) <= 0, axis=-1)
 
 
-def _is_float(dtype) -> bool:
+def _is_float(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)

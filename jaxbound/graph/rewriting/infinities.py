@@ -21,7 +21,7 @@ import numpy as np
 from jaxbound.curvature.functions import facts
 from jaxbound.graph.primitives import AFFINE
 from jaxbound.graph.rewriting import definedness
-from jaxbound.graph.values import Literal, Value
+from jaxbound.graph.values import Literal, Operand, Value
 
 MINUS, PLUS = 1, 2
 """What a value may be beside real numbers, added up."""
@@ -39,7 +39,7 @@ CALLS = frozenset({"cond", "scan"})
 """They are read equation by equation."""
 
 
-def of(operand) -> int:
+def of(operand: Operand) -> int:
     """What an operand may be beside real numbers."""
     if isinstance(operand, Literal):
         return MINUS * bool(operand.value == -np.inf) + PLUS * bool(operand.value == np.inf)
@@ -95,7 +95,7 @@ def is_doubtful(name: str, operands: Sequence) -> bool:
     )
 
 
-def _is_limit(operand) -> bool:
+def _is_limit(operand: Operand) -> bool:
     """Whether an operand is a function of what may be infinite, entry by entry."""
     return isinstance(operand, Value) and any(root.infinite for root in operand.lineage)
 
@@ -127,13 +127,13 @@ def _smaller(given: Sequence[int]) -> int:
     return _flipped(_larger(list(map(_flipped, given))))
 
 
-def _is_nonzero(operand) -> bool:
+def _is_nonzero(operand: Operand) -> bool:
     if isinstance(operand, Literal):
         return operand.value != 0
     return isinstance(operand, Value) and operand.sign == definedness.POSITIVE
 
 
-def _scaled(infinite: int, factor) -> int:
+def _scaled(infinite: int, factor: Operand) -> int:
     if infinite and isinstance(factor, Literal):
         return infinite if factor.value > 0 else _flipped(infinite)
     return _BOTH if infinite and not _is_nonzero(factor) else infinite

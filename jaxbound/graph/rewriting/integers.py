@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE, NONLINEAR
-from jaxbound.graph.values import Literal, Value
+from jaxbound.graph.values import Literal, Operand, Value
 
 Range = tuple[int, int]
 
@@ -65,7 +65,7 @@ _KNOWN: WeakKeyDictionary[Value, Range] = WeakKeyDictionary()
 """The ranges found: a value that is read twice is looked at once."""
 
 
-def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], dtype) -> bool:
+def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether an operation that has a rule for real numbers may give other whole numbers than that rule."""
     if not jnp.issubdtype(dtype, jnp.integer) or not (name in ELEMENTWISE or name in AFFINE or name in NONLINEAR):
         return False
@@ -74,7 +74,7 @@ def wraps(name: str, params: dict, operands: Sequence, shape: tuple[int, ...], d
     return name not in _RANGES or not _fits(_made(name, params, operands, shape), dtype)
 
 
-def wrapping(value: Value, dtype) -> Callable | None:
+def wrapping(value: Value, dtype: np.dtype) -> Callable | None:
     """What becomes of the result for real numbers, in a floating-point dtype, where arithmetic on integers wraps.
 
     None where the dtype does not hold every whole number on the way.
@@ -89,7 +89,7 @@ def wrapping(value: Value, dtype) -> Callable | None:
     return lambda x: jnp.clip(x - count * jnp.floor((x - lowest) / count), lowest, highest)
 
 
-def range_of_cast(dtype) -> Range:
+def range_of_cast(dtype: np.dtype) -> Range:
     """Between what a real number may lie that is cast to an integer, truncated (see `roundings`)."""
     limits = np.iinfo(dtype)
     if limits.bits < 32:
@@ -97,13 +97,13 @@ def range_of_cast(dtype) -> Range:
     return (1 - 2**30 if limits.min < 0 else 0), 2**30 - 1
 
 
-def fits_for_certain(x, dtype) -> bool:
+def fits_for_certain(x: Operand, dtype: np.dtype) -> bool:
     """Whether literals keep a real number within the range of its cast: `clip(round(x), -128, 127)`."""
     (least, most), (low, high) = _real_range(x), range_of_cast(dtype)
     return low - 1 < least and most < high + 1
 
 
-def _real_range(operand) -> tuple[float, float]:
+def _real_range(operand: Operand) -> tuple[float, float]:
     """Between which numbers a real value lies by literals that cut it, and roundings."""
     if isinstance(operand, Literal):
         return float(operand.value), float(operand.value)
@@ -124,7 +124,7 @@ _CUTS: dict[str, Callable[[Sequence[float]], float]] = {
 """What rises with its operands, on their ends."""
 
 
-def range_of(operand) -> Range:
+def range_of(operand: Operand) -> Range:
     """The range of an operand."""
     if isinstance(operand, Literal):
         return int(operand.value), int(operand.value)
@@ -152,6 +152,6 @@ def _made(name: str, params: dict, operands: Sequence, shape: tuple[int, ...]) -
     return _RANGES[name](params, ranges, count)
 
 
-def _fits(found: Range, dtype) -> bool:
+def _fits(found: Range, dtype: np.dtype) -> bool:
     limits = np.iinfo(dtype)
     return int(limits.min) <= found[0] and found[1] <= int(limits.max)

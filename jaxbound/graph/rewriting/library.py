@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ _Candidate = tuple[Callable, Sequence[int], Callable]
 _SIDES = (None, "extrapolate", "value")
 
 
-def _interp(_callee, operands: Sequence) -> Iterator[_Candidate]:
+def _interp(_callee: _compat.ClosedJaxpr, operands: Sequence) -> Iterator[_Candidate]:
     x, knots = operands[:2]
     if not isinstance(x, Value) or isinstance(knots, Value) or len(knots.shape) != 1 or knots.shape[0] < 2:
         return
@@ -91,7 +92,9 @@ def _interp(_callee, operands: Sequence) -> Iterator[_Candidate]:
         if (left == "value") + (right == "value") != len(operands) - 3:
             continue
 
-        def reference(x, xp, fp, *ends, left=left, right=right):
+        def reference(
+            x: jax.Array, xp: jax.Array, fp: jax.Array, *ends: jax.Array, left: Any = left, right: Any = right
+        ):
             rest = iter(ends)
             left, right = (next(rest) if side == "value" else side for side in (left, right))
             return jnp.interp(x, xp, fp, left=left, right=right)
@@ -99,12 +102,14 @@ def _interp(_callee, operands: Sequence) -> Iterator[_Candidate]:
         yield reference, (0,), functools.partial(function, left=left, right=right, known=numbers)
 
 
-def _least_gap(dtype) -> float:
+def _least_gap(dtype: np.dtype) -> float:
     """Knots that are no farther apart are one for `jnp.interp`."""
     return float(np.spacing(np.finfo(dtype).eps))
 
 
-def _interpolated(x, xp, fp, *ends, left: str | None, right: str | None, known: Sequence):
+def _interpolated(
+    x: jax.Array, xp: jax.Array, fp: jax.Array, *ends: jax.Array, left: str | None, right: str | None, known: Sequence
+):
     """Linear between knots; beyond them the last value, another one, or the last line."""
     inner = x if left == "extrapolate" else jnp.maximum(x, xp[0])
     inner = inner if right == "extrapolate" else jnp.minimum(inner, xp[-1])
@@ -116,7 +121,9 @@ def _interpolated(x, xp, fp, *ends, left: str | None, right: str | None, known: 
     return _with_ends(value, x, xp, ends, left, right)
 
 
-def _few_interpolated(x, xp, fp, *ends, left: str | None, right: str | None, known: Sequence):
+def _few_interpolated(
+    x: jax.Array, xp: jax.Array, fp: jax.Array, *ends: jax.Array, left: str | None, right: str | None, known: Sequence
+):
     """The same with numbers in the place of arrays: one function of x."""
     knots, values = ([jnp.asarray(k, a.dtype) for k in row.tolist()] for row, a in zip(known, (xp, fp), strict=True))
     inner = x if left == "extrapolate" else jnp.maximum(x, knots[0])
@@ -124,7 +131,14 @@ def _few_interpolated(x, xp, fp, *ends, left: str | None, right: str | None, kno
     return _with_ends(_by_numbers(inner, knots, values), x, knots, ends, left, right)
 
 
-def _with_ends(value, x, knots, ends: Sequence, left: str | None, right: str | None):
+def _with_ends(
+    value: jax.Array,
+    x: jax.Array,
+    knots: jax.Array | Sequence[jax.Array],
+    ends: Sequence,
+    left: str | None,
+    right: str | None,
+):
     """The value, with numbers of their own beyond the knots."""
     rest = iter(ends)
     for side, beyond in ((left, x < knots[0]), (right, x > knots[-1])):
@@ -132,7 +146,7 @@ def _with_ends(value, x, knots, ends: Sequence, left: str | None, right: str | N
     return value
 
 
-def _by_numbers(x, xp: Sequence, fp: Sequence):
+def _by_numbers(x: jax.Array, xp: Sequence, fp: Sequence):
     """A line, and at every inner knot the change of slope times what lies beyond it."""
     slopes = [(fp[k + 1] - fp[k]) / (xp[k + 1] - xp[k]) for k in range(len(xp) - 1)]
     value = fp[0] + slopes[0] * (x - xp[0])
@@ -141,7 +155,7 @@ def _by_numbers(x, xp: Sequence, fp: Sequence):
     return value
 
 
-def _by_arrays(x, xp, fp):
+def _by_arrays(x: jax.Array, xp: jax.Array, fp: jax.Array):
     slopes = jnp.diff(fp) / jnp.diff(xp)
     ramps = jax.nn.relu(x[..., None] - xp[1:-1])
     return fp[0] + slopes[0] * (x - xp[0]) + jnp.sum(jnp.diff(slopes) * ramps, axis=-1)
@@ -150,7 +164,7 @@ def _by_arrays(x, xp, fp):
 # --- map_coordinates --------------------------------------------------------------------------------------------------
 
 
-def _map_coordinates(callee, operands: Sequence) -> Iterator[_Candidate]:
+def _map_coordinates(callee: _compat.ClosedJaxpr, operands: Sequence) -> Iterator[_Candidate]:
     image, *places = operands
     if not any(isinstance(place, Value) for place in places) or len(image.shape) != len(places):
         return
@@ -158,7 +172,7 @@ def _map_coordinates(callee, operands: Sequence) -> Iterator[_Candidate]:
     literals = {float(atom.val) for atom in atoms if isinstance(np.asarray(atom.val)[()], np.floating)}
     for mode, outside in (("nearest", 0.0), *(("constant", number) for number in sorted(literals | {0.0}))):
 
-        def reference(image, *places, mode=mode, outside=outside):
+        def reference(image: jax.Array, *places: jax.Array, mode: str = mode, outside: float = outside):
             return jax.scipy.ndimage.map_coordinates(image, places, 1, mode, outside)
 
         yield (
@@ -168,7 +182,7 @@ def _map_coordinates(callee, operands: Sequence) -> Iterator[_Candidate]:
         )
 
 
-def _blended(image, *places, mode: str, outside: float, is_fixed: bool):
+def _blended(image: jax.Array, *places: jax.Array, mode: str, outside: float, is_fixed: bool):
     """Linear interpolation: the image, less what is outside, weighted by a hat around the place on every axis."""
     image = image - outside
     least, most = jnp.min(image, initial=0), jnp.max(image, initial=0)
@@ -190,7 +204,7 @@ def _blended(image, *places, mode: str, outside: float, is_fixed: bool):
 
 
 def _by_constants(reference: Callable, function: Callable) -> Callable[..., Iterator[_Candidate]]:
-    def find(_callee, operands: Sequence) -> Iterator[_Candidate]:
+    def find(_callee: _compat.ClosedJaxpr, operands: Sequence) -> Iterator[_Candidate]:
         y = operands[1]
         if not (isinstance(y, Value) or (isinstance(y, Literal) and y.value == 0)):
             yield reference, (), lambda x, y: function(x, jnp.broadcast_to(y, x.shape))
@@ -201,7 +215,7 @@ def _by_constants(reference: Callable, function: Callable) -> Callable[..., Iter
 # --- lengths ----------------------------------------------------------------------------------------------------------
 
 
-def _hypot(_callee, _operands: Sequence) -> Iterator[_Candidate]:
+def _hypot(_callee: _compat.ClosedJaxpr, _operands: Sequence) -> Iterator[_Candidate]:
     """JAX divides the smaller side by the larger one: no overflow, but bounds of the two are of two points."""
     for moving in ((), (0,), (1,)):
         yield jnp.hypot, moving, lambda x, y: jnp.sqrt(jnp.square(x) + jnp.square(y))

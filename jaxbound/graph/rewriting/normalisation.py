@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbound.graph.values import Constant, Literal, Value, made_by
+from jaxbound.graph.values import Constant, Literal, Operand, Value, made_by
 
 Rewrite = tuple[Callable, Sequence]
 
@@ -170,7 +170,7 @@ def _count_of_rest(norm: _Norm, centered: _Centered) -> int:
 # --- reading equations ------------------------------------------------------------------------------------------------
 
 
-def _moved(operand, *names: str) -> _Moved | None:
+def _moved(operand: Any, *names: str) -> _Moved | None:
     """An operand as entries of a value (made by one of these primitives, if any), moved and scaled by numbers."""
     factor, moves = Fraction(1), []
     while isinstance(operand, Value):
@@ -207,17 +207,17 @@ def _repeated(ids: np.ndarray, shape: Sequence[int], axes: Sequence[int]) -> np.
     return np.broadcast_to(ids.reshape([own.get(axis, 1) for axis in range(len(shape))]), shape)
 
 
-def _norm(operand) -> _Norm | None:
+def _norm(operand: Operand) -> _Norm | None:
     """A number that is not below a root of a sum of squares."""
     return _at_least(operand, "sqrt", lambda made: _squares(made.operands[0]), 2)
 
 
-def _squares(operand) -> _Norm | None:
+def _squares(operand: Operand) -> _Norm | None:
     """A number that is not below a sum of squares."""
     return _at_least(operand, "reduce_sum", _sum_of_squares, 1)
 
 
-def _at_least(operand, name: str, read: Callable[[Value], _Norm | None], power: int) -> _Norm | None:
+def _at_least(operand: Operand, name: str, read: Callable[[Value], _Norm | None], power: int) -> _Norm | None:
     """What `read` finds in a value of a name, moved, scaled, less what was added that is not negative, or a maximum."""
     found = _moved(operand, name, *_LARGER)
     if found is None or found.factor <= 0:
@@ -234,7 +234,7 @@ def _at_least(operand, name: str, read: Callable[[Value], _Norm | None], power: 
     return norm._replace(places=norm.places.ravel()[found.ids], factor=norm.factor * found.factor**power)
 
 
-def _is_nonnegative(operand) -> bool:
+def _is_nonnegative(operand: Operand) -> bool:
     return operand.value >= 0 if isinstance(operand, Literal) else isinstance(operand, Value) and operand.sign > 0
 
 

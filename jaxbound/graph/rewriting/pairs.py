@@ -8,18 +8,20 @@ error that `rounding=True` counts. A part that is the number 0 is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import Primitive
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import AFFINE
-from jaxbound.graph.values import Literal, Value
+from jaxbound.graph.values import Literal, Operand, Value
 
 Rewrite = tuple[Callable, Sequence]
+Part = jax.Array | None
 
 _MOST = 8
 """The largest power that is made by multiplication."""
@@ -39,7 +41,7 @@ class Pair(NamedTuple):
         return zeros if self.real is None else self.real, zeros if self.imaginary is None else self.imaginary
 
 
-def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
+def match(primitive: Primitive, params: dict, operands: Sequence) -> Rewrite | None:
     """The function and operands that replace an equation which reads or makes complex values; None for any other."""
     name = primitive.name
     reads = any(is_complex(o.dtype) for o in operands)
@@ -54,7 +56,7 @@ def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
     if is_taken_apart or len(found) < len(operands):
         return None
 
-    def function(*arrays):
+    def function(*arrays: jax.Array):
         rest = iter(arrays)
         given = [_pair(operand, parts, rest) for operand, parts in zip(operands, found, strict=True)]
         result = rule(primitive, params, given)
@@ -63,12 +65,12 @@ def match(primitive, params: dict, operands: Sequence) -> Rewrite | None:
     return function, [part for parts in found for part in parts if part is not None]
 
 
-def is_complex(dtype) -> bool:
+def is_complex(dtype: np.dtype) -> bool:
     """Whether numbers of this type are complex."""
     return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
-def _read(operand) -> list | None:
+def _read(operand: Operand) -> list | None:
     """What is read for an operand: its parts, or itself; None in the place of 0."""
     if not is_complex(operand.dtype):
         return [operand]
@@ -83,7 +85,7 @@ def _read(operand) -> list | None:
     return [None if isinstance(part, Literal) and part.value == 0 else part for part in parts]
 
 
-def _pair(operand, parts: list, arrays):
+def _pair(operand: Operand, parts: list, arrays: Iterator):
     """An operand of a rule: a `Pair`, or the array itself if it is real."""
     read: list[Any] = [None if part is None else next(arrays) for part in parts]
     if not is_complex(operand.dtype):
@@ -100,32 +102,32 @@ _LINEAR = frozenset({
 """Applied to each part alone."""
 
 
-def _plus(x, y):
+def _plus(x: Part, y: Part):
     return x if y is None else y if x is None else x + y
 
 
-def _minus(x, y):
+def _minus(x: Part, y: Part):
     return x if y is None else -y if x is None else x - y
 
 
-def _by(product: Callable, x, y):
+def _by(product: Callable, x: Part, y: Part):
     return None if x is None or y is None else product(x, y)
 
 
-def _of(real, imaginary) -> Pair:
+def _of(real: Part, imaginary: Part) -> Pair:
     """A pair of parts, of which at most one is 0."""
     like = imaginary if real is None else real
     return Pair(real, imaginary, like.shape, like.dtype) if like is not None else Pair(None, None, (), jnp.float32)
 
 
-def _each_part(primitive, params: dict, given: Sequence) -> Pair:
+def _each_part(primitive: Primitive, params: dict, given: Sequence) -> Pair:
     whole = [o.filled() if isinstance(o, Pair) else (o, o) for o in given]
     real, imaginary = (primitive.bind(*(parts[k] for parts in whole), **params) for k in range(2))
     is_real = all(o.imaginary is None for o in given if isinstance(o, Pair))
     return _of(real, None if is_real else imaginary)
 
 
-def _bilinear(product: Callable, x, y) -> Pair:
+def _bilinear(product: Callable, x: Any, y: Any) -> Pair:
     x, y = (o if isinstance(o, Pair) else _of(o, None) for o in (x, y))
     real = _minus(_by(product, x.real, y.real), _by(product, x.imaginary, y.imaginary))
     imaginary = _plus(_by(product, x.real, y.imaginary), _by(product, x.imaginary, y.real))
@@ -134,16 +136,16 @@ def _bilinear(product: Callable, x, y) -> Pair:
     return _of(real, imaginary)
 
 
-def _multiplied(_primitive, _params: dict, given: Sequence) -> Pair:
+def _multiplied(_primitive: Primitive, _params: dict, given: Sequence) -> Pair:
     return _bilinear(jnp.multiply, *given)
 
 
-def _contracted(primitive, params: dict, given: Sequence) -> Pair:
+def _contracted(primitive: Primitive, params: dict, given: Sequence) -> Pair:
     own = {**params, "preferred_element_type": None}
     return _bilinear(lambda x, y: primitive.bind(x, y, **own), *given)
 
 
-def _divided(_primitive, _params: dict, given: Sequence) -> Pair:
+def _divided(_primitive: Primitive, _params: dict, given: Sequence) -> Pair:
     x, y = given
     if y.imaginary is None:
         (below, _), inverse = y.filled(), None
@@ -155,14 +157,14 @@ def _divided(_primitive, _params: dict, given: Sequence) -> Pair:
     return _of(*(None if part is None else part / below for part in above[:2]))
 
 
-def _power(_primitive, params: dict, given: Sequence) -> Pair | None:
+def _power(_primitive: Primitive, params: dict, given: Sequence) -> Pair | None:
     (x,), result = given, given[0]
     for _ in range(params.get("y", 2) - 1):
         result = _bilinear(jnp.multiply, result, x)
     return result
 
 
-def _exponential(_primitive, _params: dict, given: Sequence) -> Pair:
+def _exponential(_primitive: Primitive, _params: dict, given: Sequence) -> Pair:
     (z,) = given
     if z.imaginary is None:
         return _of(jnp.exp(z.filled()[0]), None)
@@ -170,7 +172,7 @@ def _exponential(_primitive, _params: dict, given: Sequence) -> Pair:
     return _of(*(part if z.real is None else jnp.exp(z.real) * part for part in turned))
 
 
-def _converted(_primitive, params: dict, given: Sequence):
+def _converted(_primitive: Primitive, params: dict, given: Sequence):
     (x,), dtype = given, params["new_dtype"]
     if not is_complex(dtype):
         return x.filled()[0].astype(dtype)
@@ -178,14 +180,14 @@ def _converted(_primitive, params: dict, given: Sequence):
     return _of(*(None if part is None else part.astype(np.finfo(dtype).dtype) for part in parts))
 
 
-def _magnitude(_primitive, _params: dict, given: Sequence):
+def _magnitude(_primitive: Primitive, _params: dict, given: Sequence):
     (z,) = given
     if z.real is None or z.imaginary is None:
         return jnp.abs(z.filled()[z.real is None])
     return jnp.sqrt(jnp.square(z.real) + jnp.square(z.imaginary))
 
 
-def _transformed(_primitive, params: dict, given: Sequence):
+def _transformed(_primitive: Primitive, params: dict, given: Sequence):
     """A Fourier transform over the last axes; the last one of all may be that of a real array."""
     (x,), lengths, kind = given, params["fft_lengths"], params["fft_type"].name
     z = x if isinstance(x, Pair) else _of(x, None)
@@ -217,7 +219,9 @@ def _synthesis(z: Pair, length: int):
     return jnp.zeros((*z.shape[:-1], length), z.dtype) if result is None else result
 
 
-def _matrices(rows: np.ndarray, columns: np.ndarray, length: int, dtype, scale) -> tuple[jax.Array, jax.Array]:
+def _matrices(
+    rows: np.ndarray, columns: np.ndarray, length: int, dtype: np.dtype, scale: np.ndarray | float
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of `2 pi j k / n`, times a scale, known up to an error."""
     turns = 2 * np.pi * (np.outer(rows, columns) % length) / length
     made = []

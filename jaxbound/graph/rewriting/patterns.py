@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbound._compat import Primitive
 from jaxbound.graph import operations
 from jaxbound.graph.primitives import ELEMENTWISE
 from jaxbound.graph.rewriting import (
@@ -39,12 +40,12 @@ from jaxbound.graph.rewriting import (
     rewrites,
     roundings,
 )
-from jaxbound.graph.values import Literal, Value, made_by, put_back, unbroadcast
+from jaxbound.graph.values import Literal, Operand, Value, made_by, put_back, unbroadcast
 
 Rewrite = tuple[Callable, Sequence]
 
 
-def match(primitive, params: dict, operands: Sequence, *, doubtful: bool = False) -> Rewrite | None:
+def match(primitive: Primitive, params: dict, operands: Sequence, *, doubtful: bool = False) -> Rewrite | None:
     """The function and operands that replace an equation, or None to keep it.
 
     One that infinite numbers may make undefined is kept, unless it is a whole that knows of masks.
@@ -75,7 +76,7 @@ def _always(function: Callable) -> Callable[[dict, Sequence], Rewrite]:
     return lambda _params, operands: (function, operands)
 
 
-def _larger(x, y):
+def _larger(x: jax.Array, y: jax.Array):
     """The maximum of two: tight for intervals as one of two entries, for lines as a function of the difference."""
     x, y = jnp.broadcast_arrays(x, y)  # one may be a single number
     return operations.meet(y + jax.nn.relu(x - y), jnp.max(jnp.stack([x, y]), axis=0))
@@ -126,7 +127,7 @@ def _is_peak(shift: Value, x: Value, axes: Sequence[int]) -> bool:
     return False
 
 
-def _summed_exp(operand) -> tuple[Value, tuple[int, ...], Value] | None:
+def _summed_exp(operand: Operand) -> tuple[Value, tuple[int, ...], Value] | None:
     """`(exp, axes, sum)` if the operand is a sum of exponentials of a bounded value, perhaps repeated again."""
     total = made_by(unbroadcast(operand), "reduce_sum")
     if total is None or made_by(total.operands[0], "exp") is None:
@@ -230,7 +231,7 @@ def _logsumexp_as(shape: tuple[int, ...], x: Value, axes: tuple[int, ...]) -> Re
     return masked.reading(function, x, axes)
 
 
-def _logsumexp_of(operand) -> Value | None:
+def _logsumexp_of(operand: Operand) -> Value | None:
     """The node that `_logsumexp_as` has made, if it made the operand."""
     met = made_by(unbroadcast(operand), "meet")
     return made_by(met.operands[0], "logsumexp") if met else None
@@ -259,7 +260,7 @@ def _repeated_logsumexp(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.broadcast_to(operations.logsumexp(x, (x.ndim - 1,), mask)[..., None], x.shape)
 
 
-def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
+def _mean_of(operand: Operand | None) -> tuple[Value, tuple[int, ...]] | None:
     """`(x, axes)` if the operand is sum(x) / count."""
     quotient = made_by(operand, "div", "mul")
     if quotient is None or not isinstance(quotient.operands[1], Literal):
@@ -276,16 +277,16 @@ def _mean_of(operand) -> tuple[Value, tuple[int, ...]] | None:
 def _angle(_params: dict, operands: Sequence) -> Rewrite:
     """`arctan2(y, x)`: right of the origin, above or below it one arctangent, elsewhere a choice among them."""
 
-    def right(y, x):
+    def right(y: jax.Array, x: jax.Array):
         return jnp.arctan(y / x)
 
-    def above(y, x):
+    def above(y: jax.Array, x: jax.Array):
         return 2 * jnp.arctan(jnp.ones((), x.dtype)) - jnp.arctan(x / y)
 
-    def below(y, x):
+    def below(y: jax.Array, x: jax.Array):
         return -above(-y, x)
 
-    def anywhere(y, x):
+    def anywhere(y: jax.Array, x: jax.Array):
         axis = jnp.where(x < 0, 4 * jnp.arctan(jnp.ones((), x.dtype)), 0)
         beside = jnp.where(y < 0, below(jnp.where(y < 0, y, -1), x), axis)
         value = jnp.where(y > 0, above(jnp.where(y > 0, y, 1), x), beside)
@@ -296,7 +297,7 @@ def _angle(_params: dict, operands: Sequence) -> Rewrite:
     return next((function for function, holds in known if holds), anywhere), operands
 
 
-def _certain_sign(operand) -> int:
+def _certain_sign(operand: Operand) -> int:
     """1 above 0, -1 below, else 0."""
     if isinstance(operand, Literal):
         return int(operand.value > 0) - int(operand.value < 0)
@@ -305,7 +306,7 @@ def _certain_sign(operand) -> int:
     return 0 if operand.known is None else int(np.all(operand.known > 0)) - int(np.all(operand.known < 0))
 
 
-def _squared(operand):
+def _squared(operand: Operand):
     made = made_by(operand, "square", "integer_pow", "mul")
     if made is None or (made.name == "integer_pow" and made.params["y"] != 2):
         return None

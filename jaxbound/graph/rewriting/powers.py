@@ -33,7 +33,7 @@ def by_known_array(_params: dict, operands: Sequence) -> Rewrite | None:
     if len(others) >= _MOST:
         return None
 
-    def function(x):
+    def function(x: jax.Array):
         value = _power(x, first)
         for number in others:
             value = jnp.where(known == number, _power(x, number), value)
@@ -42,7 +42,7 @@ def by_known_array(_params: dict, operands: Sequence) -> Rewrite | None:
     return function, [x]
 
 
-def _power(x, number):
+def _power(x: jax.Array, number: float):
     if number == int(number) and abs(number) <= _WHOLE:
         return jax.lax.integer_pow(x, int(number))
     return jax.lax.pow(x, jnp.asarray(number, x.dtype))
@@ -55,7 +55,7 @@ def by_logarithm(_params: dict, operands: Sequence) -> Rewrite | None:
         return None
     dtype, is_fixed = x.dtype, not isinstance(x, Value)
 
-    def function(x, p):
+    def function(x: jax.Array, p: jax.Array):
         base = jnp.where(x > 0, x, jnp.nan) if is_fixed else x
         return jnp.exp(p.astype(dtype) * jnp.log(base))
 

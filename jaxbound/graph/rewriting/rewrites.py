@@ -25,7 +25,7 @@ def split(params: dict, operands: Sequence) -> Rewrite:
     stops = np.cumsum(params["sizes"])
     axis = params["axis"]
 
-    def function(x):
+    def function(x: jax.Array):
         starts = [0, *stops[:-1]]
         return [jax.lax.slice_in_dim(x, int(i), int(j), axis=axis) for i, j in zip(starts, stops, strict=True)]
 
@@ -59,7 +59,7 @@ def pad(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     pad = functools.partial(jax.lax.pad, padding_config=params["padding_config"])
 
-    def function(x, value):
+    def function(x: jax.Array, value: jax.Array):
         zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
         return pad(x, zero) + value * pad(jnp.zeros_like(x), one)
 
@@ -71,7 +71,7 @@ def scan(params: dict, operands: Sequence) -> Rewrite:
     step, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
     fixed, carried = scan_counts(params)
 
-    def function(*arguments):
+    def function(*arguments: jax.Array):
         constants, carry, rows = arguments[:fixed], arguments[fixed : fixed + carried], arguments[fixed + carried :]
         made = [None] * length
         for k in reversed(range(length)) if params["reverse"] else range(length):
@@ -90,7 +90,7 @@ def cond(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     branches = [jaxpr_as_fun(branch) for branch in params["branches"]]
 
-    def function(index, *arguments):
+    def function(index: jax.Array, *arguments: jax.Array):
         results = [branch(*arguments) for branch in branches]
         index = jnp.clip(index, 0, len(branches) - 1)
         return [jax.lax.select_n(index, *parts) for parts in zip(*results, strict=True)]
@@ -104,7 +104,7 @@ def dot_general(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     contracting, batching = params["dimension_numbers"]
 
-    def function(x, y):
+    def function(x: jax.Array, y: jax.Array):
         parts = []
         for array, contract, batch in zip((x, y), contracting, batching, strict=True):
             free = [axis for axis in range(array.ndim) if axis not in (*contract, *batch)]
@@ -135,7 +135,7 @@ def window_max(params: dict, operands: Sequence) -> Rewrite | None:
     if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         return None
 
-    def function(x):
+    def function(x: jax.Array):
         size = x.shape
         if np.any(padding):  # negative padding cuts
             cuts = [(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(x.shape, padding, strict=True)]
@@ -175,7 +175,7 @@ def one_minus_square(params: dict, operands: Sequence) -> Rewrite:
 def polynomial(params: dict, operands: Sequence) -> Rewrite:
     """Since JAX 0.12: Horner's rule."""
 
-    def function(x, *coefficients):
+    def function(x: jax.Array, *coefficients: jax.Array):
         value = jnp.broadcast_to(coefficients[-1], jnp.broadcast_shapes(x.shape, *map(jnp.shape, coefficients)))
         for coefficient in coefficients[-2::-1]:
             value = coefficient + x * value
@@ -193,7 +193,7 @@ def convolution(params: dict, operands: Sequence) -> Rewrite | None:
         return None
     groups = params["feature_group_count"]
 
-    def function(x, kernel):
+    def function(x: jax.Array, kernel: jax.Array):
         x = jnp.transpose(x, numbers.lhs_spec)
         kernel = jnp.transpose(kernel, numbers.rhs_spec)  # (out, in / groups, *window)
         patches = jax.lax.conv_general_dilated_patches(
@@ -213,7 +213,7 @@ def reduce_product(params: dict, operands: Sequence) -> Rewrite:
     """A product of entries, two halves at a time."""
     axes = tuple(params["axes"])
 
-    def function(x):
+    def function(x: jax.Array):
         x = jnp.moveaxis(x, axes, range(len(axes)))
         x = x.reshape(-1, *x.shape[len(axes) :])
         while len(x) > 1:
@@ -230,7 +230,7 @@ def cumulative(reduce: Callable) -> Callable[[dict, Sequence], Rewrite]:
     def rule(params: dict, operands: Sequence) -> Rewrite:
         axis, backward = params["axis"], params["reverse"]
 
-        def function(x):
+        def function(x: jax.Array):
             x = jnp.moveaxis(x, axis, 0)
             prefixes = [x[k:] if backward else x[: k + 1] for k in range(len(x))]
             return jnp.moveaxis(jnp.stack([reduce(prefix, axis=0) for prefix in prefixes]), 0, axis)
@@ -245,7 +245,7 @@ def sort(params: dict, operands: Sequence) -> Rewrite | None:
     if len(operands) == 1:
         return None
 
-    def function(first, *others):
+    def function(first: jax.Array, *others: jax.Array):
         ordered = jax.lax.sort(first, dimension=params["dimension"], is_stable=params["is_stable"])
         return [ordered, *(operations.in_order_of(first, other) for other in others)]
 
@@ -256,7 +256,7 @@ def top_k(params: dict, operands: Sequence) -> Rewrite:
     """The largest entries, and their unknown places."""
     k, axis = params["k"], params.get("axis", -1)
 
-    def function(x):
+    def function(x: jax.Array):
         places = jnp.zeros(x.shape, jnp.int32)
         largest = -jax.lax.sort(-x, dimension=axis % x.ndim)
         both = largest, operations.in_order_of(x, places)
@@ -271,7 +271,7 @@ def window_max_adjoint(params: dict, operands: Sequence) -> Rewrite | None:
     if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or cut:
         return None
 
-    def function(source, x):
+    def function(source: jax.Array, x: jax.Array):
         outer = [n + low + high for n, (low, high) in zip(x.shape, params["padding"], strict=True)]
         total = jnp.zeros(x.shape, x.dtype)
         for place, largest, span in _winners(x, params):
@@ -291,7 +291,7 @@ def window_max_tangent(params: dict, operands: Sequence) -> Rewrite | None:
     if not isinstance(operands[1], Value) or params["select_prim"].name != "ge" or odd:
         return None
 
-    def function(tangent, x):
+    def function(tangent: jax.Array, x: jax.Array):
         padded = jnp.pad(tangent, params["padding"])
         shares = [jnp.where(won, _at(padded, place, span, params), 0) for place, won, span in _winners(x, params)]
         return functools.reduce(jnp.add, shares)
@@ -299,7 +299,7 @@ def window_max_tangent(params: dict, operands: Sequence) -> Rewrite | None:
     return function, operands
 
 
-def _winners(x, params: dict) -> Iterator[tuple[tuple[int, ...], jax.Array, list[int]]]:
+def _winners(x: jax.Array, params: dict) -> Iterator[tuple[tuple[int, ...], jax.Array, list[int]]]:
     """For every place in the window: itself, in which windows its entry is the largest, and what windows span."""
     window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
     padded, inside = jnp.pad(x, padding), np.pad(np.ones(x.shape, bool), padding)
@@ -312,7 +312,7 @@ def _winners(x, params: dict) -> Iterator[tuple[tuple[int, ...], jax.Array, list
         yield place, functools.reduce(jnp.logical_and, wins, jnp.asarray(_at(inside, place, span, params))), span
 
 
-def _at(array, place: Sequence[int], span: Sequence[int], params: dict):
+def _at(array: jax.Array | np.ndarray, place: Sequence[int], span: Sequence[int], params: dict):
     """What stands at one place of every window."""
     ends = zip(place, span, params["window_strides"], strict=True)
     return array[tuple(slice(p, p + s, stride) for p, s, stride in ends)]

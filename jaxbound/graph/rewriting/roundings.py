@@ -12,10 +12,12 @@ such integers afterwards hardly ever leaves the range of its dtype (`integers`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbound.graph import operations
 from jaxbound.graph.rewriting import integers
@@ -27,17 +29,17 @@ _WHOLE = ("ceil", "floor", "round")
 _KEEPS_WHOLE = ("add", "broadcast_in_dim", "clamp", "copy", "max", "min", "neg", "reshape", "stop_gradient", "sub")
 
 
-def truncated(x):
+def truncated(x: jax.Array):
     """The whole number next to x towards 0."""
     return jnp.floor(jax.nn.relu(x)) - jnp.floor(jax.nn.relu(-x))
 
 
-def remainder(x, y):
+def remainder(x: jax.Array, y: jax.Array):
     """`jnp.mod`: of the sign of y."""
     return _cut(x - y * jnp.floor(x / y), jnp.minimum(y, 0), jnp.maximum(y, 0))
 
 
-def _cut(value, low, high):
+def _cut(value: jax.Array, low: ArrayLike, high: ArrayLike):
     """A value that is known to lie between two numbers."""
     return operations.meet(value, jnp.clip(value, low, high))
 
@@ -49,20 +51,20 @@ def truncated_remainder(_params: dict, operands: Sequence) -> Rewrite | None:
     if isinstance(y, Value) or is_zero or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
 
-    def function(x, y):
+    def function(x: jax.Array, y: jax.Array):
         y = jnp.broadcast_to(jnp.abs(y), x.shape)
         return remainder(jax.nn.relu(x), y) - remainder(jax.nn.relu(-x), y)
 
     return function, operands
 
 
-def cast(x: Value, whole: np.dtype, dtype) -> Rewrite:
+def cast(x: Value, whole: np.dtype, dtype: np.dtype) -> Rewrite:
     """A real number converted to an integer dtype and then to a floating-point one."""
     fits = integers.fits_for_certain(x, whole)
     low, high = integers.range_of_cast(whole)
     rounded = _is_whole(x)
 
-    def function(x):
+    def function(x: jax.Array):
         value = (x if rounded else truncated(x)).astype(dtype)
         for inside in () if fits else (x > low - 1, x < high + 1):
             value = jnp.where(inside, value, jnp.nan)
@@ -71,7 +73,7 @@ def cast(x: Value, whole: np.dtype, dtype) -> Rewrite:
     return function, [x]
 
 
-def _is_whole(operand) -> bool:
+def _is_whole(operand: Any) -> bool:
     """Whether a real number is a whole one: rounded, and cut to whole numbers."""
     if isinstance(operand, Literal):
         return bool(operand.value == np.floor(operand.value))
