@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,7 @@ def at_once(size: int, examples: int) -> int:
     return max(1, min(most, max(most * _EXAMPLES // examples, _CACHED // (examples * size))))
 
 
-def cut(entries, size: int, largest: int, most: int | None) -> list:
+def cut(entries: jax.Array | np.ndarray, size: int, largest: int, most: int | None) -> list:
     """Which entries of a node each pass bounds: equal numbers, so that steps are shared; -1 makes an empty row.
 
     Args:

@@ -194,7 +194,7 @@ def _template(layer: _Layer, read: int | None, made: int | None) -> Template:
 def _gather(layer: _Layer, constants: Sequence, planes: Planes | None, known: Any, read: Any, made: Any):
     """Kernel and bias, planes, and bounds of what is read and of the layer's nodes, for the entries that are left."""
 
-    def cut(array, index):
+    def cut(array: jax.Array, index: jax.Array | None):
         return array.reshape(-1) if index is None else jnp.take(array.reshape(-1), index, mode="clip")
 
     kernel, *bias = (constants[k] for k in layer.used)

@@ -126,7 +126,7 @@ class Run(State):
         within = jnp.all(jnp.sum(flat, axis=1) <= most)
         return jax.lax.cond(within, lambda: bound(number, chosen=self._chosen(flat, most)), lambda: bound(number))
 
-    def _chosen(self, flat, most: int):
+    def _chosen(self, flat: jax.Array | np.ndarray, most: int):
         """The first `most` entries of each mask, concrete or traced; -1 where there are fewer."""
         xp: Any = np if self.eager else jnp
         order = xp.argsort(~flat, axis=1, stable=True)[:, :most]

@@ -12,7 +12,7 @@ takes 1.7 times as long, and CROWN-IBP 1.3 times if its one pass is a program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxbound._compat import eager_jit
@@ -76,7 +76,7 @@ def program(make: Callable, outward: bool | str, work: Callable, static: Hashabl
 
     @eager_jit
     @inlined
-    def part(graph: Graph, leaves, known: Knowledge, *args: Any):
+    def part(graph: Graph, leaves: Sequence, known: Knowledge, *args: Any):
         known = known.unpacked()
         run, found = work(make(graph, leaves, outward=outward, known=known), static, *args)
         return found, run.knowledge.beyond(known)

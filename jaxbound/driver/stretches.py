@@ -74,7 +74,7 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) 
     axes = [run.constants(block)[1] for block in first]
     read = stretch.read
 
-    def one(known, index: Any, buffers, arrays):
+    def one(known: Any, index: Any, buffers: Any, arrays: Any):
         pairs = zip(first, zip(arrays, axes, strict=True), strict=True)
         inner = run.with_constants({block.start: pair for block, pair in pairs})
         inner = replace(inner.learn(ends={read: known[0]}, base={read: known[1]}), visited=frozenset())
@@ -88,7 +88,7 @@ def relax(run: Run, stretch: Stretch, relax_block: Callable[[Run, Block], Run]) 
         ends = tuple(inner.ends[number] for number in numbers)
         return (planes, ends), (inner.ends[stretch.made], inner.base[stretch.made])
 
-    def step(state: Any, scanned):
+    def step(state: Any, scanned: Any):
         known, buffers = state
         index, arrays = scanned
         made, known = one(known, index, buffers, arrays)
@@ -132,7 +132,7 @@ class Scanned:
         first = self.stretch.blocks[0]
         numbers = range(first[0].start, first[-1].stop)
 
-        def back(state: Any, arrays, planes, ends):
+        def back(state: Any, arrays: Any, planes: Any, ends: Any):
             pairs = zip(first, zip(arrays, self.axes, strict=True), strict=True)
             inner = run.with_constants({block.start: pair for block, pair in pairs}).learn(
                 ends=dict(zip(numbers, ends, strict=True)),
@@ -144,7 +144,7 @@ class Scanned:
                 pulled, carry = inner.pull(block, pulled, carry)
             return run.dense(pulled[self.stretch.read]).values, carry
 
-        def step(state: Any, scanned):
+        def step(state: Any, scanned: Any):
             index, *parts = scanned
             if self.count is None:
                 return back(state, *parts), None
@@ -221,5 +221,5 @@ def _stacked(run: Run, blocks: list[Block]) -> tuple[jax.Array, ...]:
     return tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts) for parts in zip(*arrays, strict=True))
 
 
-def _at(tree, index: int):
+def _at(tree: Any, index: int):
     return jax.tree.map(lambda leaf: leaf[index], tree)

@@ -29,6 +29,7 @@ from jaxbound.relaxations.planes import Planes, between, spread, times
 from jaxbound.relaxations.slopes import Freedom, Given
 from jaxbound.relaxations.windows import Windowed
 
+Ends = tuple[jax.Array, jax.Array]
 Shares = dict[int, tuple[jax.Array | None, jax.Array | None]]
 """Per nonlinear node, below and above; the first axis is that of groups of rows. None where there is no choice."""
 
@@ -69,8 +70,8 @@ def tuned(
     static: tuple[Structure, int, Settings],
     constants: Sequence,
     leaves: Sequence[regions.Region],
-    ends,
-    tables,
+    ends: dict[int, Ends],
+    tables: dict[int, Any],
     index: jax.Array,
 ) -> tuple[Slopes, Rows]:
     """The slopes with which every group's rows had their largest sum, and the best bound that every row had.
@@ -132,7 +133,7 @@ class _Problem:
 
         return {k: (side(k, freedom, 0), side(k, freedom, 1)) for k, (_, freedom) in tables.items()}
 
-    def _windows(self, tables) -> dict[int, Windowed]:
+    def _windows(self, tables: dict[int, Any]) -> dict[int, Windowed]:
         """The nodes of which each row reads a window, and the rows that arrive there."""
         found: dict[int, Windowed] = {}
 
@@ -148,7 +149,7 @@ class _Problem:
         self.run.walk_back(*self.run.start(self.number, self.index, self.how.sides), note)
         return found
 
-    def _in_groups(self, k: int, values):
+    def _in_groups(self, k: int, values: Any):
         return values if k in self.windows else jax.tree.map(self._repeated, values)
 
     def _repeated(self, values: jax.Array) -> jax.Array:
@@ -201,7 +202,7 @@ def _maximised(problem: _Problem, steps: jax.Array) -> tuple[Shares, Rows]:
     how, start = problem.how, problem.start()
     optimizer = optax.with_extra_args_support(how.optimizer)
 
-    def loss(shares):
+    def loss(shares: Any):
         rows = problem.rows(shares)
         return -jnp.sum(jnp.where(jnp.isfinite(_value(rows)), _value(rows), 0)), rows
 
@@ -263,7 +264,7 @@ def _moving(value: jax.Array, like: jax.Array) -> jax.Array:
     return value + jnp.where(jnp.isfinite(like), like - jax.lax.stop_gradient(like), 0)
 
 
-def _where(condition: jax.Array, new, old):
+def _where(condition: jax.Array, new: Any, old: Any):
     """A choice along the first axis."""
     return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
@@ -274,7 +275,9 @@ def _projected(share: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.where(leaves | ~jnp.isfinite(gradient), 0, gradient)
 
 
-def table_of(node, constants: Sequence, inputs) -> tuple[Planes, Freedom]:
+def table_of(
+    node: tuple[Op, tuple[int, ...], tuple[int, ...]], constants: Sequence, inputs: Sequence[Ends]
+) -> tuple[Planes, Freedom]:
     """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node
     enclosure, own = enclosures.of(op), [constants[k] for k in used]

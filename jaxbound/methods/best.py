@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -39,7 +40,7 @@ class Best(Method):
         return self.methods, None
 
     @classmethod
-    def tree_unflatten(cls, _aux, methods):
+    def tree_unflatten(cls, _aux: Any, methods: Sequence[Method]):
         """Rebuild without checks."""
         best = object.__new__(cls)
         object.__setattr__(best, "methods", tuple(methods))

@@ -190,7 +190,7 @@ def _spread(graph: Graph, node: Node, marks: Sequence[jax.Array | None]) -> jax.
     """The entries of a node that are made of marked ones."""
     op, given = node.op, [mask for mask in marks if mask is not None]
 
-    def single(constants: Sequence, given):
+    def single(constants: Sequence, given: Sequence[jax.Array]):
         known = iter(given)
         full = [
             jnp.zeros(shape, bool) if mask is None else next(known)

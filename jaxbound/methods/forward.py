@@ -68,6 +68,6 @@ def _forward_start(_static: Any, _constants: Sequence, leaves: Sequence[regions.
     return forward.start(leaves)
 
 
-def _forward_block(static: Any, constants: Sequence, outer, leaves: Sequence[regions.Region]):
+def _forward_block(static: Any, constants: Sequence, outer: Sequence, leaves: Sequence[regions.Region]):
     template, rule, outward = static
     return forward.propagate(template, constants, outer, leaves, rule, outward=outward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def default_optimizer() -> optax.GradientTransformationExtraArgs:
 def scale_by_progress(rate: float) -> optax.GradientTransformationExtraArgs:
     """A step downhill that falls from `rate` to 0 by a cosine of `progress` (an extra argument, from 0 to 1)."""
 
-    def update(updates, state, params=None, **extra):
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         step = -rate * (1 + jnp.cos(jnp.pi * extra["progress"])) / 2
         return jax.tree.map(lambda leaf: step.astype(leaf.dtype) * leaf, updates), state
 
@@ -36,13 +37,13 @@ def scale_by_largest() -> optax.GradientTransformation:
     because the first axis of every leaf is theirs.
     """
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None):
         per_leaf = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(updates)]
         if not per_leaf:
             return updates, state
         largest = functools.reduce(jnp.maximum, per_leaf)
 
-        def evened(leaf):
+        def evened(leaf: jax.Array):
             size = jnp.where(largest > 0, largest, 1).astype(leaf.dtype)
             part = leaf / size.reshape(-1, *[1] * (leaf.ndim - 1))
             return jnp.sign(part) * jnp.sqrt(jnp.abs(part))

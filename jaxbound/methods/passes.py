@@ -42,7 +42,9 @@ def _pass(run: Run, static: tuple[int, Request, int, bool]) -> tuple[Run, Bounde
     return run, run.call(_finish, request, ((), ()), found, rounding, run.ends[number] if known else None, run.void)
 
 
-def _finish(request, _constants: Sequence, found: Any, rounding: Ends, known: Ends | None, void: jax.Array) -> Bounded:
+def _finish(
+    request: Request, _constants: Sequence, found: Any, rounding: Ends, known: Ends | None, void: jax.Array
+) -> Bounded:
     """Ends that rounding put in the wrong order are swapped."""
     (low, high), (low_error, high_error) = found, rounding
     result = Bounded(low, None, low_error, high_error)
@@ -63,7 +65,7 @@ def linear_functions(run: Run, number: int) -> tuple:
     return run.call(_split_sides, static, ((), ()), rows, carry.intercept)
 
 
-def _split_sides(static: Any, _constants: Sequence, rows, intercept: jax.Array):
+def _split_sides(static: Any, _constants: Sequence, rows: Sequence, intercept: jax.Array):
     shape, leaf_shapes = static
     half = intercept.shape[0] // 2
     low, high = [], []

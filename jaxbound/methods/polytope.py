@@ -178,7 +178,7 @@ def _rows(source: Source, reach: jax.Array, key: jax.Array, projections: int) ->
     return reach * draw(jax.random.fold_in(key, source.number), (projections, *reach.shape), reach.dtype)
 
 
-def _start(projections, constants: Sequence, leaves: Sequence[regions.Region]) -> list[Value]:
+def _start(projections: int, constants: Sequence, leaves: Sequence[regions.Region]) -> list[Value]:
     """Every region leaf deviates from its center; a clip box cuts a box, but enters balls by intervals only."""
     values = []
     for number, region in enumerate(leaves):

@@ -51,6 +51,7 @@ from jaxbound.driver import Run
 from jaxbound.graph import NONLINEAR, Graph, Node
 from jaxbound.methods.base import Bounded, Ends, Method, Request, better, output_nodes
 from jaxbound.methods.crown import Crown
+from jaxbound.regions import LpBall
 from jaxbound.relaxations import backward, coefficients
 from jaxbound.relaxations.affine import gamma
 from jaxbound.relaxations.backward import Carry
@@ -184,12 +185,15 @@ class _Layer(NamedTuple):
     high: jax.Array
 
 
-def _bounds(static: Any, _constants: Sequence, ball, layers, rows, void: jax.Array) -> Bounded:
+def _bounds(
+    static: Any, _constants: Sequence, ball: LpBall, layers: Sequence[tuple[Coefficients, _Rows, Ends]], rows: _Rows,
+    void: jax.Array,
+) -> Bounded:  # fmt: skip
     shape, sides, steps = static
     size, dtype = regions.leaf_struct(ball).size, rows.carry.intercept.dtype
     count = len(rows.carry.intercept)
 
-    def flat(part, height: int, width: int) -> jax.Array:
+    def flat(part: Coefficients | None, height: int, width: int) -> jax.Array:
         return jnp.zeros((height, width), dtype) if part is None else coefficients.dense(part).reshape(height, width)
 
     outward = rows.carry.rounding is not None
@@ -210,7 +214,7 @@ def _bounds(static: Any, _constants: Sequence, ball, layers, rows, void: jax.Arr
         layer = _Layer(*(jnp.concatenate(parts) for parts in zip(*pieces, strict=True)))
         center, radius = jnp.ravel(jnp.asarray(ball.center)), jnp.asarray(ball.radius)
 
-        def one(row) -> tuple[jax.Array, jax.Array]:
+        def one(row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             v, own_skip, constant, error = row
             return _certificate(layer, center, radius, v, own_skip, constant, error, steps)
 
@@ -226,7 +230,10 @@ def _bounds(static: Any, _constants: Sequence, ball, layers, rows, void: jax.Arr
     return Bounded(below, -above, below_error, above_error)
 
 
-def _certificate(layer: _Layer, center, radius, v, skip, constant, carried, steps) -> tuple[jax.Array, jax.Array]:
+def _certificate(
+    layer: _Layer, center: jax.Array, radius: jax.Array, v: jax.Array, skip: jax.Array, constant: jax.Array,
+    carried: jax.Array, steps: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """A lower bound of `constant + skip.x + v.relu(z)` over the ball, and of its rounding error."""
     low, high = layer.low, layer.high
     slope, start, bend = _lines(low, high, v)
@@ -257,7 +264,7 @@ def _certificate(layer: _Layer, center, radius, v, skip, constant, carried, step
     return lower, jax.lax.stop_gradient(carried + 2 * error)
 
 
-def _lines(low, high, v) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _lines(low: jax.Array, high: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """CROWN's line for each relu by the sign of its coefficient, `steep z + start`, and the bend a of the upper one."""
     wide = jnp.where(high > low, high - low, 1)
     unstable = (low < 0) & (high > 0)
@@ -271,7 +278,10 @@ def _lines(low, high, v) -> tuple[jax.Array, jax.Array, jax.Array]:
     return steep, start, bend
 
 
-def _chosen(layer: _Layer, center, radius, v, k, skip, slope, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _chosen(
+    layer: _Layer, center: jax.Array, radius: jax.Array, v: jax.Array, k: jax.Array, skip: jax.Array,
+    slope: jax.Array, steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Slopes of the lines, a multiplier s of at least the largest eigenvalue, and a point e near the minimum of L."""
     root = jnp.sqrt(k)[:, None] * layer.weights
     gram = _dot(root, root.T)
@@ -283,7 +293,7 @@ def _chosen(layer: _Layer, center, radius, v, k, skip, slope, steps: int) -> tup
     scale = jnp.maximum(jnp.maximum(-layer.low, layer.high), jnp.finfo(root.dtype).tiny)
     free = (layer.low < 0) & (layer.high > 0) & (v >= 0)
 
-    def solved(slope):
+    def solved(slope: jax.Array):
         tilt = _dot(v * slope + bent, layer.weights) + skip
         s, step = _least(root, values, vectors, highest, tilt, radius)
         # L(e) but for what no slope changes
@@ -291,7 +301,7 @@ def _chosen(layer: _Layer, center, radius, v, k, skip, slope, steps: int) -> tup
         value = jnp.sum(v * slope * middle) + jnp.sum(tilt * step) - jnp.sum(moved * moved)
         return value + s * (jnp.sum(step * step) - radius * radius), s, step
 
-    def improve(number, state):
+    def improve(number: jax.Array, state: tuple):
         slope, best, kept = state
         value, s, step = solved(slope)
         better = value > best[0]
@@ -305,11 +315,13 @@ def _chosen(layer: _Layer, center, radius, v, k, skip, slope, steps: int) -> tup
     return slope, s, step
 
 
-def _least(root, values, vectors, highest, tilt, radius) -> tuple[jax.Array, jax.Array]:
+def _least(
+    root: jax.Array, values: jax.Array, vectors: jax.Array, highest: jax.Array, tilt: jax.Array, radius: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The multiplier at which `-(tilt + root^T U (s - m)^-1 U^T root tilt) / 2 s` meets the sphere, and that point."""
     inner, square = _dot(vectors.T, _dot(root, tilt)), jnp.sum(tilt * tilt)
 
-    def halve(_, ends):
+    def halve(_: jax.Array, ends: Ends):
         middle = (ends[0] + ends[1]) / 2
         parts = inner / (middle - values)
         far = square + jnp.sum(parts * (2 * inner + values * parts)) > (2 * middle * radius) ** 2
@@ -324,7 +336,7 @@ def _least(root, values, vectors, highest, tilt, radius) -> tuple[jax.Array, jax
     return s, step * jnp.minimum(1, radius / jnp.where(norm > 0, norm, 1))
 
 
-def _largest(root, gram, values, vectors) -> jax.Array:
+def _largest(root: jax.Array, gram: jax.Array, values: jax.Array, vectors: jax.Array) -> jax.Array:
     """An upper bound of the largest eigenvalue of `root @ root.T`, whatever the decomposition is."""
     count, features = root.shape
     frobenius = lambda a: (1 + gamma(count * count + 8, a.dtype)) * jnp.sqrt(jnp.sum(a * a))  # noqa: E731

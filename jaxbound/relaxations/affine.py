@@ -31,11 +31,13 @@ An infinite end may make NaN in midpoint-radius arithmetic (`0 * inf`); `interva
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound._compat import bind
 from jaxbound.graph import Op
@@ -45,13 +47,13 @@ from jaxbound.relaxations import convolutions, matrices
 Ends = tuple[jax.Array, jax.Array]
 
 
-def gamma(terms: int, dtype) -> float:
+def gamma(terms: int, dtype: DTypeLike) -> float:
     """The error of n rounded operations in a row, relative to magnitudes that took as many."""
     error = terms * float(jnp.finfo(dtype).eps) / 2
     return error / (1 - 2 * error) if error < 1 / 2 else float("inf")
 
 
-def enlargement(dtype) -> float:
+def enlargement(dtype: DTypeLike) -> float:
     """What makes room for underflow in the factors of a charged product; the module's head says why."""
     limits = jnp.finfo(dtype)
     return math.sqrt(16 * float(limits.tiny) / float(limits.eps))
@@ -159,11 +161,11 @@ def inexactness(op: Op, magnitudes: Sequence[jax.Array], constants: Sequence) ->
     return (1 + gamma(terms(op) + 4, op.dtype)) * jnp.abs(moved) + room * room
 
 
-def _error(constant) -> jax.Array:
+def _error(constant: Any) -> jax.Array:
     return constant.error if isinstance(constant, Inexact) else jnp.zeros_like(constant)
 
 
-def _divided_error(constant) -> jax.Array:
+def _divided_error(constant: Any) -> jax.Array:
     """What to divide by instead: `1 / c - 1 / (c + e)` is at most `e / (|c| (|c| - e))`, and a bit more as computed."""
     if not isinstance(constant, Inexact):
         return jnp.full_like(constant, jnp.inf)
@@ -237,7 +239,15 @@ def _ends(op: Op, inputs: Sequence[Ends], side: int) -> list[jax.Array]:
     return [ends[side if sign > 0 else 1 - side] for ends, sign in zip(inputs, _signs(op), strict=True)]
 
 
-def _bind(op: Op, inputs: Sequence, constants: Sequence, additive=lambda c: c, scale=lambda c: c, *, whole=False):
+def _bind(
+    op: Op,
+    inputs: Sequence,
+    constants: Sequence,
+    additive: Callable = lambda c: c,
+    scale: Callable = lambda c: c,
+    *,
+    whole: bool = False,
+):
     values = []
     for position, operand in enumerate(op.operands):
         if operand[0] == "input":

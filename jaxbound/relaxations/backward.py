@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxbound import regions
 from jaxbound.graph import Op, Template
@@ -39,7 +40,7 @@ class Carry(NamedTuple):
     rounding: jax.Array | None
 
 
-def start(rows: int, dtype, outward: bool) -> Carry:
+def start(rows: int, dtype: DTypeLike, outward: bool) -> Carry:
     """Nothing collected yet."""
     zeros = jnp.zeros(rows, dtype)
     return Carry(zeros, zeros if outward else None)
@@ -48,7 +49,7 @@ def start(rows: int, dtype, outward: bool) -> Carry:
 def pull(
     template: Template,
     constants: Sequence,
-    incoming: Sequence[Coefficients | None],
+    incoming: Sequence,
     carry: Carry,
     planes: Planes | None,
     ends: tuple[Sequence[Ends], Sequence[Ends]] | None,
@@ -108,24 +109,30 @@ def add(
 class _Tally:
     """Coefficients, intercept and rounding while a block is walked."""
 
-    def __init__(self, template: Template, carry: Carry, incoming, ends):
+    def __init__(
+        self,
+        template: Template,
+        carry: Carry,
+        incoming: Sequence,
+        ends: tuple[Sequence[Ends], Sequence[Ends]] | None,
+    ):
         self.intercept, self.rounding = carry
         self.inner = list(incoming)
         self.outer: list[Coefficients | None] = [None] * len(template.outer_shapes)
         self.ends = ends
 
-    def magnitude(self, source):
+    def magnitude(self, source: tuple[str, int]):
         """The magnitude of a value; None where rounding is not asked for."""
         return None if self.rounding is None else interval.magnitude(self.bounds(source))
 
-    def bounds(self, source) -> Ends:
+    def bounds(self, source: tuple[str, int]) -> Ends:
         """The bounds of a value."""
         where, k = source
-        return self.ends[0 if where == "outer" else 1][k]
+        return self.ends[0 if where == "outer" else 1][k]  # pyright: ignore[reportOptionalSubscript]
 
-    def deliver(self, source, part: Coefficients) -> None:
+    def deliver(self, source: tuple[str, int], part: Coefficients) -> None:
         where, k = source
-        held = self.outer if where == "outer" else self.inner
+        held: list = self.outer if where == "outer" else self.inner
         if held[k] is None:
             held[k] = part
             return
@@ -133,7 +140,7 @@ class _Tally:
         held[k], carry = add(held[k], part, carry, self.magnitude(source))
         self.rounding = carry.rounding
 
-    def add_affine(self, op: Op, rows: Coefficients, constants, magnitudes) -> None:
+    def add_affine(self, op: Op, rows: Coefficients, constants: Sequence, magnitudes: Sequence) -> None:
         shift = affine.offset(op, constants)
         if shift is not None:
             self._shift(coefficients.dot(rows, shift), jnp.abs(shift), rows, op)
@@ -144,7 +151,7 @@ class _Tally:
         if self.rounding is not None and carried is not None:
             self.rounding += coefficients.charge(rows, carried)
 
-    def add_execution(self, op: Op, rows: Coefficients, constants, sources: Sequence) -> None:
+    def add_execution(self, op: Op, rows: Coefficients, constants: Sequence, sources: Sequence) -> None:
         if self.rounding is not None:
             size = execution.error(op, [self.bounds(source) for source in sources], constants)
             self.rounding += 1.01 * coefficients.charge(rows, size)
@@ -175,7 +182,7 @@ class _Tally:
 
 def concretize(
     region_leaves: Sequence[regions.Region],
-    incoming: Sequence[Coefficients | None],
+    incoming: Sequence,
     carry: Carry,
     void: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:

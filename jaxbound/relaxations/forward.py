@@ -72,7 +72,7 @@ def nonlinear_node(op: Op, inputs: Sequence[Pair], planes: Planes, sizes: Sequen
     axes = enclosures.reduced_axes(op)
     reduced = tuple(axis - len(op.input_shapes[0]) for axis in axes)
 
-    def combine(slopes, below, above):
+    def combine(slopes: jax.Array, below: jax.Array, above: jax.Array):
         positive, negative = jnp.maximum(slopes, 0), jnp.minimum(slopes, 0)
         return jnp.sum(times(positive, below) + times(negative, above), axis=reduced)
 

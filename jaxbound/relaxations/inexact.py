@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import errors
-from jaxbound._compat import ClosedJaxpr, Literal, bind, called
+from jaxbound._compat import ClosedJaxpr, Literal, Primitive, Var, bind, called
 from jaxbound.graph import Program
 from jaxbound.graph.primitives import AFFINE, ELEMENTWISE
 from jaxbound.graph.values import Constant, ConstantProgram, Inexact
@@ -56,7 +56,7 @@ def evaluate(program: ConstantProgram, leaves: dict[int, jax.Array]) -> dict[int
     return {n: value if error is None else Inexact(value, _rounded_up(error)) for n, (value, error) in known.items()}
 
 
-def _results(primitive, params: dict, read: Sequence[tuple]) -> list[tuple]:
+def _results(primitive: Primitive, params: dict, read: Sequence[tuple]) -> list[tuple]:
     """The results of an equation, each with its error; of a call, by its own equations."""
     operands, given = [value for value, _ in read], [error for _, error in read]
     callee = called(primitive, params, [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in operands])
@@ -71,7 +71,7 @@ def _run(closed: ClosedJaxpr, arguments: Sequence[tuple]) -> list[tuple]:
     known: dict = dict(zip(closed.jaxpr.invars, arguments, strict=True))
     known.update((v, (array, None)) for v, array in zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
-    def read(atom) -> tuple:
+    def read(atom: Literal | Var) -> tuple:
         return (jnp.asarray(atom.val), None) if isinstance(atom, Literal) else known[atom]
 
     for equation in closed.jaxpr.eqns:
@@ -80,11 +80,11 @@ def _run(closed: ClosedJaxpr, arguments: Sequence[tuple]) -> list[tuple]:
     return [read(atom) for atom in closed.jaxpr.outvars]
 
 
-def _is_real(array) -> bool:
+def _is_real(array: jax.Array) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
 
 
-def _is_discrete(array) -> bool:
+def _is_discrete(array: jax.Array) -> bool:
     return not jnp.issubdtype(array.dtype, jnp.inexact)
 
 
@@ -96,7 +96,9 @@ def _rounded_up(error: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(error), jnp.inf, error)
 
 
-def _errors(primitive, params: dict, operands: Sequence, given: Sequence[Error], results: Sequence) -> list[Error]:
+def _errors(
+    primitive: Primitive, params: dict, operands: Sequence, given: Sequence[Error], results: Sequence
+) -> list[Error]:
     """The errors of an equation's results."""
     name, exact = primitive.name, all(error is None for error in given)
     floating = [jnp.issubdtype(result.dtype, jnp.floating) for result in results]
@@ -135,7 +137,7 @@ def _keeps_parts(name: str, params: dict, operands: Sequence, results: Sequence)
     return moves or name in ("complex", "conj", "imag", "real")
 
 
-def _turned_by_flushing(name: str, operands: Sequence, result) -> Error:
+def _turned_by_flushing(name: str, operands: Sequence, result: jax.Array) -> Error:
     """Whether a comparison of exact numbers may turn, where subnormal ones count as 0."""
     floats = [x for x in operands if jnp.issubdtype(x.dtype, jnp.floating)]
     if not evaluation.compares(name) or name == "is_finite" or not floats:
@@ -149,7 +151,7 @@ def _refused(name: str, reason: str) -> errors.UnsupportedError:
     return errors.unsupported(f"{name} of constants", [], "", reason, way_out=way_out)
 
 
-def _converted(operand, error: Error, result) -> Error:
+def _converted(operand: jax.Array, error: Error, result: jax.Array) -> Error:
     narrows = not _is_real(operand) or jnp.promote_types(operand.dtype, result.dtype) != result.dtype
     if not narrows and error is None:
         return None
@@ -160,7 +162,7 @@ def _converted(operand, error: Error, result) -> Error:
     return carried + (limits.eps * jnp.abs(result) + limits.tiny if narrows else 0)
 
 
-def _elementwise(primitive, params: dict, operands: Sequence, given: Sequence[Error]) -> Error:
+def _elementwise(primitive: Primitive, params: dict, operands: Sequence, given: Sequence[Error]) -> Error:
     """Of one instruction, by the analysis of scalar programs."""
     name = primitive.name
     shape = jnp.broadcast_shapes(*(jnp.shape(operand) for operand in operands))
@@ -186,7 +188,7 @@ def _elementwise(primitive, params: dict, operands: Sequence, given: Sequence[Er
     return error
 
 
-def _affine(primitive, params: dict, operands: Sequence, given: Sequence[Error], result) -> Error:
+def _affine(primitive: Primitive, params: dict, operands: Sequence, given: Sequence[Error], result: jax.Array) -> Error:
     """Of what moves, adds or multiplies entries."""
     facts = AFFINE[primitive.name]
     shapes = [jnp.shape(operand) for operand in operands]

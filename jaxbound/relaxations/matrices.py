@@ -37,7 +37,7 @@ def bilinear(product: Callable, in_rows: Callable, in_kernel: Callable) -> Calla
     """`product(rows, kernel)`, linear in each, whose derivatives are these forms of it."""
     moved = jax.custom_jvp(product)
 
-    def derivative(primals, tangents):
+    def derivative(primals: tuple, tangents: tuple):
         (rows, kernel), (of_rows, of_kernel) = primals, tangents
         parts = []
         if not isinstance(of_rows, SymbolicZero):

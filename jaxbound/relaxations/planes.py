@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +34,14 @@ class Planes:
         return cls((), lower, (), upper)
 
 
-def between(table, share: jax.Array | None):
+def between(table: Any, share: jax.Array | None):
     """Averages of neighbours in a pytree of tables (first axis), at shares of [0, 1] with the shape of their entries.
 
     The average of two valid planes is valid, up to rounding. There is no gather: all is one fused loop. A share of None
     is the only entry.
     """
 
-    def entry(k):
+    def entry(k: int):
         return jax.tree.map(lambda leaf: leaf[k], table)
 
     if share is None:
@@ -80,7 +81,7 @@ def least_of(values: jax.Array | Sequence[jax.Array]) -> jax.Array:
     (a product and a sum have two forms, fused or not) it may find none: the derivative is NaN then.
     """
 
-    def lesser(one, other):
+    def lesser(one: jax.Array, other: jax.Array):
         same = jnp.isinf(one) & (one == other)
         tie = one + jnp.where(same, 0, other - one) / 2
         return jnp.where(other < one, other, jnp.where(one < other, one, tie))

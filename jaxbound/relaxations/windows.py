@@ -210,7 +210,7 @@ def _convolution(op: Op) -> Rule | None:
         size = (op.input_shapes[1][numbers.rhs_spec[2 + k]] - 1) * params["rhs_dilation"][k] + 1
         reaches[axis] = _Reach(params["window_strides"][k], size, params["padding"][k][0])
 
-    def change(windowed, _shape):
+    def change(windowed: Sequence[bool], _shape: tuple[int, ...]):
         padding = zip(spatial, params["padding"], strict=True)
         return {"padding": tuple((0, 0) if windowed[axis] else ends for axis, ends in padding)}
 
@@ -225,7 +225,7 @@ def _pooling(op: Op) -> Rule | None:
     parts = zip(params["window_strides"], sizes, params["padding"], strict=True)
     reaches = [_Reach(stride, (size - 1) * dilation + 1, ends[0]) for stride, (size, dilation), ends in parts]
 
-    def change(windowed, _shape):
+    def change(windowed: Sequence[bool], _shape: tuple[int, ...]):
         padding = zip(windowed, params["padding"], strict=True)
         return {"padding": tuple((0, 0) if small else ends for small, ends in padding)}
 
@@ -237,7 +237,7 @@ def _slice(op: Op) -> Rule | None:
     strides = params["strides"] or (1,) * len(op.shape)
     reaches = [_Reach(stride, 1, -start) for stride, start in zip(strides, params["start_indices"], strict=True)]
 
-    def change(windowed, shape):
+    def change(windowed: Sequence[bool], shape: tuple[int, ...]):
         starts = zip(windowed, params["start_indices"], strict=True)
         limits = zip(windowed, shape, params["limit_indices"], strict=True)
         return {
@@ -255,7 +255,7 @@ def _pad(op: Op) -> Rule | None:
     reaches = [_Reach(1, 1, low) for low, _, _ in config]
     spread = [axis for axis, (_, _, interior) in enumerate(config) if interior]
 
-    def change(windowed, _shape):
+    def change(windowed: Sequence[bool], _shape: tuple[int, ...]):
         return {"padding_config": tuple((0, 0, 0) if w else ends for w, ends in zip(windowed, config, strict=True))}
 
     return lambda rows, constants: _moved(op, whole(rows, spread), constants, reaches, change)
@@ -264,7 +264,7 @@ def _pad(op: Op) -> Rule | None:
 def _transpose(op: Op) -> Rule | None:
     order = np.argsort(dict(op.params)["permutation"])
 
-    def rule(rows: Windowed, _constants) -> list[Windowed]:
+    def rule(rows: Windowed, _constants: Sequence) -> list[Windowed]:
         values = jnp.transpose(rows.values, (0, *(1 + order)))
         places = tuple(rows.places[axis] for axis in order)
         return [dataclasses.replace(rows, values=values, shape=op.input_shapes[0], places=places)]
@@ -276,7 +276,7 @@ def _concatenate(op: Op) -> Rule | None:
     axis = dict(op.params)["dimension"]
     starts = [0, *np.cumsum([shape[axis] for shape in op.input_shapes]).tolist()]
 
-    def rule(rows: Windowed, _constants) -> list[Windowed]:
+    def rule(rows: Windowed, _constants: Sequence) -> list[Windowed]:
         parts, place = [], rows.places[axis]
         for k, operand in enumerate(op.operands):
             if operand[0] != "input":
@@ -319,7 +319,7 @@ def _cut(values: jax.Array, axes: list[int], starts: list[_Start], sizes: Sequen
     for axis, size in zip(axes, sizes, strict=True):
         lengths[axis - own] = size
 
-    def one(row, *positions):
+    def one(row: jax.Array, *positions: jax.Array):
         places = [jnp.zeros((), positions[0].dtype)] * row.ndim
         for axis, position in zip(axes, positions, strict=True):
             places[axis - own] = position + padding[axis][0]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbound import regions
 from jaxbound._compat import eager_jit
@@ -195,7 +196,9 @@ def _balls(region: regions.LpBall) -> Iterator[tuple[Array, Array, float]]:
         yield places[k], center.reshape(-1)[places[k]], float(radius[k])
 
 
-def _parts_of_batch(batch_ndim: int, columns: Array, rows, rest) -> Iterator[tuple[Array, Array, Array]]:
+def _parts_of_batch(
+    batch_ndim: int, columns: Array, rows: ArrayLike, rest: ArrayLike
+) -> Iterator[tuple[Array, Array, Array]]:
     """Per example of a leaf: its columns, `rows` with their last axes flattened to the features, and the rest."""
     rows, rest = np.asarray(rows, np.float64), np.asarray(rest, np.float64)
     count = math.prod(rows.shape[:batch_ndim])
@@ -281,7 +284,7 @@ def _parts(op: Op, constants: Sequence[jax.Array]) -> list[tuple[Op, list, float
     free = [operand for position, operand in enumerate(op.operands) if position not in op.facts.fixed]
     factor = 2.0 ** (limits.nmant + 1)
 
-    def is_small(value) -> Array:
+    def is_small(value: ArrayLike) -> Array:
         value = np.asarray(value, op.dtype)
         return (value != 0) & (np.abs(value) < limits.tiny)
 

@@ -30,6 +30,7 @@ from jaxbound.relaxations.planes import Planes
 from jaxbound.relaxations.slopes import Given
 
 Ends = tuple[Array, Array]
+Pair = tuple[jax.Array, jax.Array]
 
 _SAMPLES = 32
 """Parts of an interval between whose ends the hull of a curved function is looked for."""
@@ -54,11 +55,11 @@ def _block(run: Run, number: int):
     return run.graph.nodes[number], next(block for block in run.graph.blocks if block.start == number)
 
 
-def _family(static: Any, constants: Sequence, inputs) -> Planes:
+def _family(static: Any, constants: Sequence, inputs: Sequence[Pair]) -> Planes:
     (op, _, used), lines = static
     read, enclosure = [constants[k] for k in used], enclosures.of(op)
 
-    def along(slopes) -> Planes:
+    def along(slopes: Any) -> Planes:
         return jax.vmap(lambda pair: enclosure.planes(op, inputs, read, Given(*pair)))(slopes)
 
     if op.kind == "scalar" and lines > 1:
@@ -75,7 +76,7 @@ def _family(static: Any, constants: Sequence, inputs) -> Planes:
     return own
 
 
-def _slopes(op: Op, ends, constants: Sequence, lines: int) -> tuple[jax.Array, jax.Array]:
+def _slopes(op: Op, ends: Pair, constants: Sequence, lines: int) -> tuple[jax.Array, jax.Array]:
     """Slopes of lines around a scalar function, below and above: CROWN's own first."""
     finite = jnp.isfinite(ends[0]) & jnp.isfinite(ends[1])
     low, high = (jnp.where(finite, end, 0) for end in ends)
@@ -90,7 +91,7 @@ def _slopes(op: Op, ends, constants: Sequence, lines: int) -> tuple[jax.Array, j
     return jnp.concatenate([own[0][None], others[0]]), jnp.concatenate([own[1][None], others[1]])
 
 
-def _ranges(op: Op, ends, constants: Sequence) -> list[tuple[jax.Array, jax.Array]]:
+def _ranges(op: Op, ends: Pair, constants: Sequence) -> list[tuple[jax.Array, jax.Array]]:
     """The slopes of the convex and of the concave hull of the graph at the ends, from chords to sample points."""
     shares = [low + (high - low) * k / _SAMPLES for low, high in [ends] for k in range(1, _SAMPLES)]
     points = jnp.stack([*shares, *(jnp.clip(kink, *ends) for kink in _kinks(op))])
@@ -113,7 +114,7 @@ def _one_entry(op: Op) -> jax.Array:
     return jnp.asarray(np.broadcast_to(unit, (count, *shape)), op.dtype)
 
 
-def _edges(op: Op, ends, constants: Sequence, otherwise) -> jax.Array:
+def _edges(op: Op, ends: Pair, constants: Sequence, otherwise: jax.Array) -> jax.Array:
     """The slopes of all chords between kinks and ends: the convex hull of a piecewise linear graph has no others."""
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])
     values = op.program(points, *constants)
@@ -131,7 +132,7 @@ def _kinks(op: Op) -> list[float]:
     return sorted({end for piece in found for end in (piece.left, piece.right) if math.isfinite(end)})
 
 
-def _pieces(node, constants: Sequence, ends):
+def _pieces(node: tuple[Op, tuple[int, ...], tuple[int, ...]], constants: Sequence, ends: Pair):
     op, _, used = node
     read = [constants[k] for k in used]
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import _compat, errors, regions
 from jaxbound.driver import Run, sweep
@@ -20,7 +21,7 @@ from jaxbound.graph import NONLINEAR, Block, Graph, Node
 from jaxbound.methods.base import Bounded, Ends, Method, Request, check_method, output_nodes
 from jaxbound.methods.exact import encoding, families, solvers
 from jaxbound.methods.exact.encoding import Encoding
-from jaxbound.methods.exact.program import Array, lower_bound
+from jaxbound.methods.exact.program import Array, Program, lower_bound
 from jaxbound.methods.exact.tree import Tree
 from jaxbound.relaxations import interval
 from jaxbound.relaxations.enclosures import scalar
@@ -137,9 +138,9 @@ class _Build:
 
     def __init__(
         self,
-        graph,
+        graph: Graph,
         leaves: Sequence[regions.Region],
-        request,
+        request: Request,
         solve: Callable,
         lines: int,
         intersect: bool,
@@ -156,7 +157,7 @@ class _Build:
                     number, jax.tree.map(lambda leaf, k=k: self.of(k, leaf), region), self.ends(self.run, k, number)
                 )
 
-    def of(self, k: int, array) -> Array:
+    def of(self, k: int, array: ArrayLike) -> Array:
         """One example's part of an array with a batch axis, if there is one."""
         return np.asarray(array) if self.run.batch is None else np.asarray(array)[k]
 
@@ -267,18 +268,18 @@ class _Build:
         return results
 
 
-def _relaxed(program) -> Callable[[int, float], float]:
+def _relaxed(program: Program) -> Callable[[int, float], float]:
     """A bound by the multipliers of a solver."""
     solver = solvers.solver_of(program)
     return lambda column, sign: lower_bound(program, column, sign, solver.multipliers(column, sign))
 
 
-def _branched(program, time_limit: float | None) -> Callable[[int, float], float]:
+def _branched(program: Program, time_limit: float | None) -> Callable[[int, float], float]:
     """A bound by branch and bound where something is to branch on."""
     return Tree(program, time_limit).lower_bound if program.splits else _relaxed(program)
 
 
-def _outward(value: float, dtype, sign: int):
+def _outward(value: float, dtype: DTypeLike, sign: int):
     """A number in a dtype, rounded down (+1: a lower bound) or up (-1); subnormal numbers count as 0."""
     narrow, limits = np.asarray(value).astype(dtype), jnp.finfo(dtype)
     if sign * (float(narrow) - value) > 0:

@@ -14,7 +14,8 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
     deciding = {operand for name, _, read in program.instructions if facts(name).kind != "curve" for operand in read}
     results: list[tuple] = []
 
-    def read(operand):
+    def read(operand: tuple):
         if operand[0] == "var":
             return results[operand[1]]
         value = z if operand[0] == "z" else operand[1] if operand[0] == "lit" else constants[operand[1]]
@@ -92,7 +93,7 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
     return jnp.zeros_like(z) if found is None else _SAFETY * found
 
 
-def _stored(value, real: tuple[float, float] | None = None, *, tiny: float) -> float:
+def _stored(value: Any, real: tuple[float, float] | None = None, *, tiny: float) -> float:
     """How far a literal may be from its real value; a subnormal one may count as 0."""
     error = tiny if 0 < abs(value) < tiny else 0.0
     if real is None:
@@ -133,14 +134,14 @@ def units(name: str, params: dict, values: Sequence[jax.Array]):
     return found * (1 + jnp.abs(values[0])) if FUNCTIONS[name].scaled else found
 
 
-def _met(values, errors) -> jax.Array:
+def _met(values: Sequence[jax.Array], errors: Sequence[jax.Array | None]) -> jax.Array:
     """Whether two values are so near to each other that rounding may turn how they compare."""
     reach = _SAFETY * sum(err for err in errors if err is not None)
     near = values[0] ^ values[1] if values[0].dtype == bool else jnp.abs(values[0] - values[1])
     return (reach != 0) & ~(near > reach)
 
 
-def _turned(predicate, cases, errors) -> jax.Array:
+def _turned(predicate: jax.Array, cases: Sequence[jax.Array], errors: Sequence[jax.Array | None]) -> jax.Array:
     """The error of a choice: that of the case and, where rounding may turn it, how far all of them are from it."""
     own = [jnp.zeros_like(case) if err is None else err for case, err in zip(cases, errors[1:], strict=True)]
     chosen = jax.lax.select_n(predicate, *own)
@@ -156,14 +157,21 @@ def _rounded_square(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.abs(x) * jnp.exp(y * y)
 
 
-def _moved(apply, value, values, errors, domain: tuple[float, float] | None, pole: bool) -> jax.Array:
+def _moved(
+    apply: Callable,
+    value: jax.Array,
+    values: Sequence[jax.Array],
+    errors: Sequence[jax.Array | None],
+    domain: tuple[float, float] | None,
+    pole: bool,
+) -> jax.Array:
     """How far the result moves with its operands; of a boolean, whether it turns.
 
     The first operand is kept in its `domain`; with a `pole` nothing is known where the last one may be 0.
     """
     sides = [(0,) if err is None else (0, 1) if err.dtype == bool else (-1, 1) for err in errors]
 
-    def corner(signs) -> jax.Array:
+    def corner(signs: tuple[int, ...]) -> jax.Array:
         moved = [v if s == 0 else _shifted(v, s, err) for v, s, err in zip(values, signs, errors, strict=True)]
         if signs[0] and domain:
             inside = (values[0] >= domain[0]) & (values[0] <= domain[1])
@@ -181,6 +189,6 @@ def _moved(apply, value, values, errors, domain: tuple[float, float] | None, pol
     return farthest
 
 
-def _shifted(value, sign: int, err) -> jax.Array:
+def _shifted(value: jax.Array, sign: int, err: Any) -> jax.Array:
     """A number moved by its error, or a boolean turned where it may turn."""
     return value ^ err if value.dtype == bool else (value + sign * err).astype(value.dtype)

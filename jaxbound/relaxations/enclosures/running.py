@@ -61,7 +61,7 @@ def _at_most(slope: float) -> Callable:
     return lambda low, high: slope
 
 
-def _where(holds, value):
+def _where(holds: jax.Array, value: jax.Array):
     return jnp.where(holds, value, jnp.inf)
 
 
@@ -205,7 +205,7 @@ def _analysed(program: Program, low: jax.Array, high: jax.Array, *, turned: bool
     z = _Known(low, high, jnp.full(low.shape, tiny, low.dtype) + loose)
     results: list[_Known] = []
 
-    def read(operand) -> _Known:
+    def read(operand: tuple) -> _Known:
         if operand[0] == "var":
             known = results[operand[1]]
             return known if known.low.dtype == bool else known._replace(error=known.error + tiny)

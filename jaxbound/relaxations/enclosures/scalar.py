@@ -239,7 +239,7 @@ def _touch(
     low, high = jnp.stack([lower, middle])[:, None], jnp.stack([middle, upper])[:, None]
     downhill = jnp.array([1, -1], near.dtype).reshape(2, *[1] * jnp.ndim(lower))
 
-    def move(_, points: jax.Array):
+    def move(_: jax.Array, points: jax.Array):
         rise = op.program(points, *held)
         slope = (rise[1] - rise[0]) / jnp.where(points[1] > points[0], points[1] - points[0], 1)
         steepness, bend = jax.jvp(lambda z: _derivative(op, z, held), (points,), (jnp.ones_like(points),))

@@ -14,10 +14,11 @@ the points would break that. On what is left, [a, b], the chords prolonged beyon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxbound.backend.tracing import rolled
 
@@ -31,7 +32,9 @@ _NARROW = 64
 """Intervals of fewer floating-point numbers are searched with some of their surroundings."""
 
 
-def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> tuple[jax.Array, jax.Array]:
+def minimize(
+    function: Callable, lower: jax.Array, upper: jax.Array, limits: tuple[ArrayLike, ArrayLike]
+) -> tuple[jax.Array, jax.Array]:
     """The least value of functions that are convex on `limits`, over `[lower, upper]`, entry by entry.
 
     Args:
@@ -49,7 +52,7 @@ def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> 
     b = jnp.where(pad > 0, jnp.minimum(upper + pad, limits[1]), upper)
     c, d = _inner(a, b)
 
-    def step(_, state):
+    def step(_: jax.Array, state: tuple):
         (a, c, d, b), (at_a, at_c, at_d, at_b) = state
         left = at_c < at_d
         first, last = jnp.where(left, a, c), jnp.where(left, d, b)
@@ -72,12 +75,12 @@ def minimize(function: Callable, lower: jax.Array, upper: jax.Array, limits) -> 
     return point, _below((a, c, d, b), values)
 
 
-def _inner(a, b):
+def _inner(a: jax.Array, b: jax.Array):
     reach = _RATIO * (b - a)
     return b - reach, a + reach
 
 
-def _below(points, values) -> jax.Array:
+def _below(points: Sequence[jax.Array], values: Sequence[jax.Array]) -> jax.Array:
     """A lower bound of a convex function on `[a, b]`, from its values at four points."""
     (a, c, d, b), (at_a, at_c, at_d, at_b) = points, values
     fall, middle, rise = jnp.minimum(at_c - at_a, 0), at_d - at_c, jnp.maximum(at_b - at_d, 0)
@@ -89,7 +92,7 @@ def _below(points, values) -> jax.Array:
     return jnp.minimum(jnp.minimum(at_c, at_d), jnp.minimum(jnp.maximum(from_left, from_right), outside))
 
 
-def _scaled(change, to, known) -> jax.Array:
+def _scaled(change: jax.Array, to: jax.Array, known: jax.Array) -> jax.Array:
     """`change * to / known`; where the known distance is 0 nothing bounds it, unless there is no way to go."""
     prolonged = change * (to / jnp.where(known > 0, known, 1))
     beyond = jnp.where(change > 0, jnp.inf, jnp.where(change < 0, -jnp.inf, change))  # undefined where the change is

@@ -72,7 +72,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule 
     known = decided | finite
     bottom, top = interval(op, inputs, constants)
 
-    def shares(weight):
+    def shares(weight: jax.Array):
         parts = jnp.zeros_like(weight), 1 - weight, weight
         return [jnp.where(known, part, 0).astype(op.dtype) for part in parts]
 

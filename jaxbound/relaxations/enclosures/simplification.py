@@ -47,7 +47,7 @@ def refusal(program: Program, made_by: frozenset[str] = frozenset()) -> str:
     """Why the execution of a program is not bounded; "" if it is. `made_by` says what z may be the result of."""
     kinds = _kinds(program)
 
-    def makers(operand) -> frozenset[str]:
+    def makers(operand: tuple) -> frozenset[str]:
         if operand[0] == "var" and kinds[operand[1]] != "z":
             return frozenset({kinds[operand[1]]})
         return frozenset() if operand[0] == "lit" else made_by

@@ -51,7 +51,7 @@ def planes(op: Op, inputs: Sequence[Ends], constants: Sequence, rule: SlopeRule 
     places = Places.within(*PLACES, lambda: _chosen(op, inputs)).chosen(rule)
     rising, falling = [jnp.where(finite, place, 0) for place in places]
 
-    def mixed(slope, offset, end, sign):
+    def mixed(slope: jax.Array, offset: float, end: jax.Array, sign: int):
         average = jnp.where(slope > 0, slope * offset, 0) + jnp.where(slope < 1, (1 - slope) * end, 0)
         return average + sign * jnp.where((slope == 0) | (slope == 1), 0, 8 * jnp.finfo(op.dtype).eps * reach)
 
