@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors
 from jaxbound._compat import eager_jit, is_tracer, is_tracing, owned
@@ -175,11 +175,21 @@ class _Closed:
 
     function: Callable
 
-    def __call__(self, _variables, example):
+    def __call__(self, _variables: Any, example: jax.Array):
         return self.function(example)
 
 
-def _checked(function, variables, x, region, labels, key, steps, restarts, step_size) -> Attack:
+def _checked(
+    function: Callable,
+    variables: Any,
+    x: ArrayLike,
+    region: Region,
+    labels: ArrayLike,
+    key: jax.Array,
+    steps: int,
+    restarts: int,
+    step_size: ArrayLike | None,
+) -> Attack:
     if restarts < 1 or steps < 0:
         raise errors.ArgumentError(f"pgd: restarts={restarts} must be at least 1 and steps={steps} at least 0")
     _check_kind(region)
@@ -207,7 +217,7 @@ def _checked(function, variables, x, region, labels, key, steps, restarts, step_
     return _attack(pieces, variables, x, region, labels, keys, steps, step_size, logits.dtype, fold)
 
 
-def _check_kind(region) -> None:
+def _check_kind(region: Any) -> None:
     if is_region(region) and not isinstance(region, Box | LpBall):
         raise errors.argument(
             "x", f"is a {type(region).__name__}, which pgd does not attack", "pass a Box or an LpBall"
@@ -273,10 +283,12 @@ class _Pieces(NamedTuple):
 
 
 def _pieces(function: Callable, restarts: int) -> _Pieces:
-    def margin(variables, label, point: jax.Array) -> jax.Array:
+    def margin(variables: Any, label: jax.Array, point: jax.Array) -> jax.Array:
         return _margin(function(variables, point), label)
 
-    def begin(x: jax.Array, region: Region, key: jax.Array, steps, step_size) -> tuple[jax.Array, jax.Array]:
+    def begin(
+        x: jax.Array, region: Region, key: jax.Array, steps: ArrayLike, step_size: ArrayLike | None
+    ) -> tuple[jax.Array, jax.Array]:
         starts = project(region, x)[None]
         if restarts > 1:
             starts = jnp.concatenate([starts, sample(region, key, (restarts - 1,))])
@@ -287,13 +299,15 @@ def _pieces(function: Callable, restarts: int) -> _Pieces:
         better = (value < best[1]) | (jnp.isnan(value) & ~jnp.isnan(best[1]))
         return jnp.where(better, point, best[0]), jnp.where(better, value, best[1])
 
-    def step(variables, region: Region, label, length, point: jax.Array, best: Best) -> tuple[jax.Array, Best]:
+    def step(
+        variables: Any, region: Region, label: jax.Array, length: jax.Array, point: jax.Array, best: Best
+    ) -> tuple[jax.Array, Best]:
         value, gradient = jax.value_and_grad(margin, argnums=2)(variables, label, point)
         moved = project(region, point - length * _steepest(region, point, gradient))
         moved = jnp.where(jnp.isnan(moved), point, moved)  # a step of undefined length is none
         return moved.astype(point.dtype), keep(best, point, value)
 
-    def last(variables, label, point: jax.Array, best: Best) -> Best:
+    def last(variables: Any, label: jax.Array, point: jax.Array, best: Best) -> Best:
         return keep(best, point, margin(variables, label, point))
 
     return _Pieces(
@@ -310,12 +324,21 @@ def _compiled(function: Callable, restarts: int) -> _Pieces:
 
 
 def _attack(
-    pieces: _Pieces, variables, x, region, labels, keys, steps: int, step_size, dtype, fold: Callable
+    pieces: _Pieces,
+    variables: Any,
+    x: jax.Array,
+    region: Region,
+    labels: jax.Array,
+    keys: jax.Array,
+    steps: int,
+    step_size: ArrayLike | None,
+    dtype: DTypeLike,
+    fold: Callable,
 ) -> Attack:
     """The attack on a batch: a loop over the starts, and in it one over the steps."""
     starts, length = pieces.begin(x, region, keys, steps, step_size)
 
-    def step(carry: tuple[jax.Array, Best], _) -> tuple[tuple[jax.Array, Best], None]:
+    def step(carry: tuple[jax.Array, Best], _: Any) -> tuple[tuple[jax.Array, Best], None]:
         return pieces.step(variables, region, labels, length, *carry), None
 
     def descend(best: Best, start: jax.Array) -> tuple[Best, None]:
@@ -326,11 +349,11 @@ def _attack(
     return Attack(point, value, ~(value > 0))
 
 
-def _traced(body: Callable, carry, items):
+def _traced(body: Callable, carry: Any, items: Any):
     return lax.scan(body, carry, items)[0]
 
 
-def _eager(body: Callable, carry, items):
+def _eager(body: Callable, carry: Any, items: Any):
     """A loop of compiled pieces: XLA for CPU is bad at the gradients of convolutions that stand in its own loops."""
     for item in items:
         carry, _ = body(carry, item)

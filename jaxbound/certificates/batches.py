@@ -19,7 +19,7 @@ from jaxbound.certificates.margins import margin_bounds, margin_spec
 from jaxbound.methods import Forward, Method
 from jaxbound.network import inputs
 from jaxbound.network.functions import on_batch
-from jaxbound.network.inputs import Inputs, leaves_of, radii, region_around
+from jaxbound.network.inputs import Clip, Inputs, leaves_of, radii, region_around
 from jaxbound.network.problems import bytes_of, problem_of
 from jaxbound.network.resolving import Network
 from jaxbound.regions import LpBall, is_region
@@ -40,7 +40,7 @@ class Work(NamedTuple):
     outward: bool | str
 
 
-def host_inputs(network: Network, x: ArrayLike | Inputs, eps, norm: float, clip) -> Inputs:
+def host_inputs(network: Network, x: ArrayLike | Inputs, eps: Any, norm: float, clip: Clip) -> Inputs:
     """The regions of all examples, as NumPy arrays; an empty one is no error, its example is just not verified."""
     refuse_half_precision("params", [jnp.result_type(leaf) for leaf in jax.tree.leaves(network.variables)])
     if not inputs.is_several(x):
@@ -56,7 +56,7 @@ def host_inputs(network: Network, x: ArrayLike | Inputs, eps, norm: float, clip)
     return jax.tree.unflatten(jax.tree.structure(x, is_leaf=is_region), found)
 
 
-def _host_input(network: Network, x: Any, eps: Any, norm: float, clip) -> Any:
+def _host_input(network: Network, x: Any, eps: Any, norm: float, clip: Clip) -> Any:
     fixed = eps is None and not is_region(x) and any(map(is_region, leaves_of(network.variables)))
     if not is_region(x):
         inputs.check_types(x, 0.0 if fixed else eps)
@@ -76,7 +76,7 @@ def _host_input(network: Network, x: Any, eps: Any, norm: float, clip) -> Any:
     return dataclasses.replace(ball, center=center, radius=_rounded_up(radius, center.dtype))
 
 
-def _ball(x: Any, eps: Any, norm: float, clip, batch_ndim: int) -> LpBall:
+def _ball(x: Any, eps: Any, norm: float, clip: Clip, batch_ndim: int) -> LpBall:
     return LpBall(x, radii(eps, x.shape, batched=batch_ndim == 1), norm, clip=clip, batch_ndim=batch_ndim)
 
 
@@ -95,7 +95,9 @@ def _rounded_up(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.where(narrow < values, np.nextafter(narrow, np.asarray(np.inf, dtype)), narrow)
 
 
-def automatic_batch_size(network: Network, given: Inputs, logits, method: Method, memory_limit: int | None) -> int:
+def automatic_batch_size(
+    network: Network, given: Inputs, logits: jax.ShapeDtypeStruct, method: Method, memory_limit: int | None
+) -> int:
     """As many examples as leave room for a useful number of rows each; forward bounds carry one per input."""
     if method.searches:
         return 1
@@ -135,7 +137,7 @@ def _are_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return logits[is_label] > np.where(is_label, -np.inf, logits).max(axis=1)
 
 
-def _counterexamples(work: Work, network: Network, points, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
+def _counterexamples(work: Work, network: Network, points: Any, labels: np.ndarray, verified: np.ndarray) -> np.ndarray:
     """The points of a search at which the network itself gives another class, or a tie; flat, the others NaN."""
     if points is None:
         return np.zeros((len(labels), 0), work.logits.dtype)
@@ -154,7 +156,9 @@ def _predict(network: Network, program: str) -> Callable:
         return on_batch(network.function)
 
 
-def check_values(method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first=0):
+def check_values(
+    method: str, labels: np.ndarray, logits: np.ndarray, lower: np.ndarray, error: np.ndarray, first: int = 0
+):
     """Hold a network's own margins at points of its regions against their bounds: a check that costs a forward pass.
 
     A margin may be below its bound by the rounding of the bound, by as much again, and by 1e-4 of the example's largest

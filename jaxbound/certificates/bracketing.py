@@ -43,14 +43,14 @@ def search(
     Array([3., 0.], dtype=float32)
     """
 
-    def is_open(held, failed):
+    def is_open(held: jax.Array, failed: jax.Array):
         return (held < failed) & (jnp.isinf(failed) | (failed - held > tolerance * failed))
 
-    def goes_on(state):
+    def goes_on(state: tuple[jax.Array, jax.Array, jax.Array]):
         count, held, failed = state
         return (count < steps) & jnp.any(is_open(held, failed))
 
-    def advance(state):
+    def advance(state: tuple[jax.Array, jax.Array, jax.Array]):
         count, held, failed = state
         between = jnp.where(jnp.isinf(failed), jnp.where(held > 0, 2 * held, first), held / 2 + failed / 2)
         candidate = jnp.where(is_open(held, failed), between, held)

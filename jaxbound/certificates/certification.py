@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -38,7 +39,7 @@ from jaxbound.transforms.problems import forget_stale
 
 
 def certify(
-    params,
+    params: Any,
     x: ArrayLike | Inputs,
     labels: ArrayLike,
     eps: ArrayLike | None = None,

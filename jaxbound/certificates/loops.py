@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def _devices(network: Network) -> list:
     return jax.local_devices()
 
 
-def _placed(network: Network, device) -> Network:
+def _placed(network: Network, device: Any) -> Network:
     """The network with its arrays on one device."""
     place = lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, jax.Array) else leaf  # noqa: E731
     return network._replace(variables=jax.tree.map(place, network.variables))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def margin_spec(labels: ArrayLike, num_classes: int) -> jax.Array:
 
 @anywhere
 def margins(
-    params,
+    params: Any,
     x: ArrayLike | Inputs,
     labels: ArrayLike,
     eps: ArrayLike | None = None,
@@ -126,7 +127,14 @@ def margins(
 
 
 def margin_bounds(
-    network: Network, inputs: Inputs, labels: ArrayLike, logits, method: Method, memory_limit, *, outward: bool | str
+    network: Network,
+    inputs: Inputs,
+    labels: ArrayLike,
+    logits: jax.ShapeDtypeStruct,
+    method: Method,
+    memory_limit: int | None,
+    *,
+    outward: bool | str,
 ) -> Bounded:
     """Lower bounds of margins, not widened, and their rounding errors; from a search, also points."""
     batch = (batch_of(inputs),) if network.batched else ()

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ TARGETS = ("all", "runner-up", "least-likely", "random")
 
 @anywhere
 def certified_radius(
-    params,
+    params: Any,
     x: ArrayLike | Inputs,
     labels: ArrayLike,
     *,
@@ -175,7 +175,13 @@ class _Search(NamedTuple):
 
 
 def _radii(
-    how: _Search, network: Network, given: Inputs, labels: jax.Array, targets, first: jax.Array, index: jax.Array
+    how: _Search,
+    network: Network,
+    given: Inputs,
+    labels: jax.Array,
+    targets: str | ArrayLike,
+    first: jax.Array,
+    index: jax.Array,
 ) -> jax.Array:
     """The radii of some examples; `index` are their numbers in the data set."""
     given = jax.tree.map(regions.canonical, given, is_leaf=regions.is_region)
@@ -229,7 +235,9 @@ def _check_values(
 # --- what the certificate is about ------------------------------------------------------------------------------------
 
 
-def _classes(targets: str | ArrayLike, logits: jax.Array, labels: jax.Array, key, index: jax.Array) -> jax.Array:
+def _classes(
+    targets: str | ArrayLike, logits: jax.Array, labels: jax.Array, key: jax.Array | None, index: jax.Array
+) -> jax.Array:
     """One other class per example."""
     count = logits.shape[1]
     is_label = jnp.arange(count) == labels[:, None]
@@ -240,7 +248,7 @@ def _classes(targets: str | ArrayLike, logits: jax.Array, labels: jax.Array, key
         return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1)
     if targets == "least-likely":
         return jnp.argmin(jnp.where(is_label, jnp.inf, logits), axis=1)
-    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)  # pyright: ignore[reportArgumentType]
     drawn = jax.vmap(lambda own: jax.random.randint(own, (), 0, count - 1))(keys)
     return drawn + (drawn >= labels)
 
@@ -264,12 +272,21 @@ def _is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _row(value):
+def _row(value: Any):
     """With a batch axis of one."""
     return (value if is_tracer(value) else np.asarray(value))[None]
 
 
-def _check(x, method, targets, key, steps, initial, tolerance, rounding) -> None:
+def _check(
+    x: ArrayLike | Inputs,
+    method: Method,
+    targets: str | ArrayLike,
+    key: jax.Array | None,
+    steps: int,
+    initial: ArrayLike,
+    tolerance: float,
+    rounding: str | None,
+) -> None:
     check_method("method", method)
     if method.guarantee != "certified":
         raise errors.estimate_refused(type(method).__name__)

@@ -154,7 +154,7 @@ class Report:
         return "\n".join([*lines, *(f"  note: {remark}" for remark in self.remarks)])
 
 
-def remarks(variables, inputs: Inputs, margins: np.ndarray) -> tuple[str, ...]:
+def remarks(variables: Any, inputs: Inputs, margins: np.ndarray) -> tuple[str, ...]:
     """What explains that examples are not verified, though neither network nor method is to blame.
 
     Args:

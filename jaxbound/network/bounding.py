@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbound import errors
 from jaxbound.backend.sharding import anywhere
@@ -18,7 +20,7 @@ from jaxbound.graph.values import Inexact, plain
 from jaxbound.methods import IBP, Bounded, Crown, CrownIBP, FastLin, Forward, Method, Request, domains
 from jaxbound.methods.frown import Frown
 from jaxbound.methods.polytope import ConvexPolytope
-from jaxbound.network.inputs import region_around
+from jaxbound.network.inputs import Clip, Inputs, region_around
 from jaxbound.network.problems import problem_of, request_of
 from jaxbound.network.resolving import resolve
 from jaxbound.regions.bounds import Estimate, Interval
@@ -27,8 +29,9 @@ from jaxbound.transforms.problems import Problem
 
 @anywhere
 def bound_network(
-    method: Method, params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
-    sides="both", memory_limit=None,
+    method: Method, params: Any, x: Inputs, eps: Any = None, *, apply_fn: Callable | None = None,
+    activation: str | Callable | None = None, norm: float = np.inf, clip: Clip = None, spec: ArrayLike | None = None,
+    sides: str = "both", memory_limit: int | None = None,
 ) -> Interval | Estimate:  # fmt: skip
     """Bounds of a network's outputs, or of linear specifications of them, over a ball around every example.
 
@@ -100,8 +103,9 @@ def _made(name: str, method: type[Method], options: dict) -> Method:
 
 def _named(name: str, method: type[Method], what: str, reference: str) -> Callable:
     def function(
-        params, x, eps=None, *, apply_fn=None, activation=None, norm=np.inf, clip=None, spec=None,
-        sides="both", memory_limit=None, **options,
+        params: Any, x: Inputs, eps: Any = None, *, apply_fn: Callable | None = None,
+        activation: str | Callable | None = None, norm: float = np.inf, clip: Clip = None,
+        spec: ArrayLike | None = None, sides: str = "both", memory_limit: int | None = None, **options: Any,
     ) -> Interval | Estimate:  # fmt: skip
         return bound_network(
             _made(name, method, options), params, x, eps, apply_fn=apply_fn, activation=activation, norm=norm,

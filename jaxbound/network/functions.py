@@ -21,7 +21,7 @@ class OfBatch:
     What is attacked and predicted is what is bounded: by default accelerators round products to TF32 or bfloat16.
     """
 
-    def __call__(self, variables, example):
+    def __call__(self, variables: Any, example: Any):
         """The output for one example."""
         outputs = self.on_batch(variables, jax.tree.map(lambda part: part[None], example))
         if jax.tree.structure(outputs).num_leaves > 1 and any(
@@ -30,7 +30,7 @@ class OfBatch:
             raise errors.logits_alone(f"a {type(outputs).__name__}, some of it without a batch axis")
         return jax.tree.map(self._only, outputs)
 
-    def on_batch(self, variables, batch):
+    def on_batch(self, variables: Any, batch: Any):
         """The outputs for a batch; what the network raises becomes an `ArgumentError`."""
         try:
             with jax.default_matmul_precision("highest"):
@@ -41,11 +41,11 @@ class OfBatch:
             shapes = [np.shape(part) for part in jax.tree.leaves(batch)]
             raise errors.network_failed(*shapes, error=error) from error
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         raise NotImplementedError
 
     @staticmethod
-    def _only(leaf):
+    def _only(leaf: Any):
         if np.shape(leaf)[:1] != (1,):
             raise errors.ArgumentError(
                 f"the network gives shape {np.shape(leaf)} for a batch of one example: it takes a batch and gives one, "
@@ -60,7 +60,7 @@ class Applied(OfBatch):
 
     apply_fn: Callable
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         return self.apply_fn(variables, batch)
 
 
@@ -70,7 +70,7 @@ class Linen(OfBatch):
 
     module: nn.Module
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         return self.module.apply(variables, batch)
 
 
@@ -81,7 +81,7 @@ class Merged(OfBatch):
     definition: Any
     apply_fn: Callable | None = None
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         module = nnx.merge(self.definition, variables)
         return module(batch) if self.apply_fn is None else self.apply_fn(module, batch)
 
@@ -94,7 +94,7 @@ class Rebuilt(OfBatch):
     rest: tuple
     apply_fn: Callable | None
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         arrays = iter(variables)
         module = jax.tree.unflatten(self.tree, [next(arrays) if part is ARRAY else part for part in self.rest])
         return jax.vmap(module)(batch) if self.apply_fn is None else self.apply_fn(module, batch)
@@ -106,7 +106,7 @@ class Stateless(OfBatch):
 
     model: Any
 
-    def _outputs(self, variables, batch):
+    def _outputs(self, variables: Any, batch: Any):
         return self.model.stateless_call(*variables, batch, training=False)[0]
 
 
@@ -120,7 +120,7 @@ class Chain:
 
     activation: Callable
 
-    def __call__(self, layers, example):
+    def __call__(self, layers: Any, example: Any):
         """The output for one example, flattened first."""
         value = example.reshape(-1)
         with jax.default_matmul_precision("highest"):
@@ -137,7 +137,7 @@ class OfTuple:
 
     fn: Callable
 
-    def __call__(self, variables, example):
+    def __call__(self, variables: Any, example: Any):
         """The output for one example."""
         return self.fn(variables, *example)
 
@@ -148,7 +148,7 @@ class Specified:
 
     network: Callable
 
-    def __call__(self, variables, example, spec):
+    def __call__(self, variables: Any, example: Any, spec: jax.Array):
         """The specifications' values for one example."""
         return spec @ self.network(variables, example).reshape(-1)
 
@@ -156,7 +156,7 @@ class Specified:
 def on_batch(function: Callable) -> Callable:
     """A network as its user calls it: `(variables, batch)` to outputs, by apply_fn itself where it takes this batch."""
 
-    def values(variables, batch):
+    def values(variables: Any, batch: Any):
         own = getattr(function, "on_batch", None)
         with contextlib.suppress(errors.ArgumentError):  # made for another size
             if (

@@ -31,7 +31,7 @@ _VALUES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1)
 """Which operands of an operation are values, where others say which entries of them."""
 
 
-def check(batched: Callable, variables, example) -> None:
+def check(batched: Callable, variables: Any, example: Any) -> None:
     """Refuse a network that mixes the examples of a batch, and warn of one that draws random numbers.
 
     Args:
@@ -75,7 +75,7 @@ def check(batched: Callable, variables, example) -> None:
 
 
 @kept(256)
-def _first_doubt(batched: Callable, tree, avals: tuple) -> tuple[str, str, str] | None:
+def _first_doubt(batched: Callable, tree: Any, avals: tuple) -> tuple[str, str, str] | None:
     """The name and line of the first operation that mixes or counts examples, and what it does.
 
     Or else, with "", of one that draws random numbers.

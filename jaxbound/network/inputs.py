@@ -6,7 +6,7 @@ the batch as their first axis where the network is batched. Several regions mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,24 +18,25 @@ from jaxbound import _compat, errors, regions
 from jaxbound.regions import LpBall, is_region
 
 Inputs = Any
+Clip = tuple[ArrayLike, ArrayLike] | None
 
 
-def is_several(x) -> bool:
+def is_several(x: Inputs) -> bool:
     """Whether x holds several inputs."""
     return isinstance(x, tuple | list | Mapping)
 
 
-def leaves_of(tree) -> list:
+def leaves_of(tree: Any) -> list:
     """The arrays and regions of inputs or variables."""
     return jax.tree.leaves(tree, is_leaf=is_region)
 
 
-def struct_of(leaf) -> jax.ShapeDtypeStruct:
+def struct_of(leaf: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an array, or of what a region stands for."""
     return regions.leaf_struct(leaf) if is_region(leaf) else jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
 
 
-def structs(tree):
+def structs(tree: Any):
     """The same tree with shapes and dtypes for leaves."""
     return jax.tree.map(struct_of, tree, is_leaf=is_region)
 
@@ -56,12 +57,12 @@ def per_example(inputs: Inputs) -> Inputs:
     return jax.tree.map(lambda leaf: regions.per_example(leaf) if is_region(leaf) else leaf, inputs, is_leaf=is_region)
 
 
-def evaluated_at(tree, point=regions.middle):
+def evaluated_at(tree: Any, point: Callable = regions.middle):
     """A tree in which a point stands for each region."""
     return jax.tree.map(lambda leaf: point(leaf) if is_region(leaf) else leaf, tree, is_leaf=is_region)
 
 
-def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Inputs:
+def region_around(params: Any, x: Inputs, eps: Any, norm: float, clip: Clip, *, batched: bool) -> Inputs:
     """One ball per example around each input, or the regions that x already is.
 
     Raises:
@@ -103,7 +104,7 @@ def region_around(params, x, eps, norm: float, clip, *, batched: bool) -> Inputs
     return regions.canonical(region)
 
 
-def _around_several(params, x, eps, norm: float, clip) -> Inputs:
+def _around_several(params: Any, x: Inputs, eps: Any, norm: float, clip: Clip) -> Inputs:
     found = []
     for name, leaf, own in paired(x, eps):
         if is_region(leaf):
@@ -119,7 +120,7 @@ def _around_several(params, x, eps, norm: float, clip) -> Inputs:
     return jax.tree.unflatten(jax.tree.structure(x, is_leaf=is_region), found)
 
 
-def paired(x, eps) -> list[tuple[str, Any, Any]]:
+def paired(x: Inputs, eps: Any) -> list[tuple[str, Any, Any]]:
     """Each of several inputs: what it is called, itself, and its radius; None for one that stays as it is.
 
     >>> [own for _, _, own in paired({"image": np.zeros((2, 3)), "label": np.zeros(2, int)}, 0.1)]
@@ -150,7 +151,7 @@ def check_batch(leaves: list) -> None:
         raise errors.argument("x", f"has inputs of shapes {shapes}", "the first axis of each is the batch")
 
 
-def _is_floating(leaf) -> bool:
+def _is_floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -183,7 +184,7 @@ def radii(eps: ArrayLike, shape: tuple[int, ...], *, batched: bool) -> ArrayLike
     return xp.broadcast_to(eps if batched else xp.reshape(eps, own)[0], shape)
 
 
-def check_types(x, eps) -> None:
+def check_types(x: Any, eps: Any) -> None:
     """Refuse inputs and radii that are no arrays."""
     if eps is None:
         raise errors.ArgumentError("pass eps, the radius of the ball around each example, or a region as x")

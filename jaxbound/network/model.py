@@ -111,7 +111,7 @@ class _Flat:
     fn: Callable
     shapes: tuple[tuple[int, ...], ...]
 
-    def __call__(self, params, x):
+    def __call__(self, params: Any, x: jax.Array):
         x, ends = jnp.ravel(x), list(itertools.accumulate(map(math.prod, self.shapes), initial=0))
         parts = [jax.lax.slice_in_dim(x, start, end) for start, end in itertools.pairwise(ends)]
         found = self.fn(params, *(part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)))
@@ -119,6 +119,6 @@ class _Flat:
 
 
 @functools.partial(_compat.eager_jit, static_argnums=(0, 1))
-def _evaluate(function: Callable, batched: bool, params, inputs: tuple[jax.Array, ...]) -> Any:
+def _evaluate(function: Callable, batched: bool, params: Any, inputs: tuple[jax.Array, ...]) -> Any:
     each = functools.partial(function, params)
     return jax.vmap(each)(*inputs) if batched else each(*inputs)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import errors, regions
 from jaxbound.backend.caches import kept
@@ -26,7 +28,7 @@ def example_of(network: Network, inputs: Inputs):
     return example_structs(inputs, batched=network.batched)
 
 
-def problem_of(network: Network, inputs: Inputs, spec, *, rounding: bool = False) -> Problem:
+def problem_of(network: Network, inputs: Inputs, spec: ArrayLike | None, *, rounding: bool = False) -> Problem:
     """The network over canonical regions, with a specification composed, for a method (see `transform.prepare`).
 
     Regions of weights come first among the problem's leaves; in a batch each example has them all.
@@ -48,7 +50,7 @@ def problem_of(network: Network, inputs: Inputs, spec, *, rounding: bool = False
     return prepare(Specified(network.function), (*arguments, spec), batch, rounding=rounding, canonical=True)
 
 
-def _for_each(leaf, count: int | None):
+def _for_each(leaf: Any, count: int | None):
     """A region of weights, once for each example."""
     if not is_region(leaf):
         return leaf
@@ -68,7 +70,7 @@ def output_struct(network: Network, inputs: Inputs):
 
 
 @kept(64)
-def _output_struct(function: Callable, tree, avals: tuple, _default_dtype):
+def _output_struct(function: Callable, tree: Any, avals: tuple, _default_dtype: DTypeLike):
     return jax.eval_shape(function, *jax.tree.unflatten(tree, avals))
 
 

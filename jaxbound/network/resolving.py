@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.core.meta
 import flax.linen as nn
@@ -39,7 +39,9 @@ class Network(NamedTuple):
     batched: bool
 
 
-def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, object, object]:
+def per_example_function(
+    params: Any, x: Any, apply_fn: Callable | None, activation: str | Callable | None
+) -> tuple[Callable, object, object]:
     """A network as `(fn, variables, x)` with `fn(variables, example)` and x a batch.
 
     Args:
@@ -51,7 +53,13 @@ def per_example_function(params, x, apply_fn, activation) -> tuple[Callable, obj
 
 
 def resolve(
-    params, x, apply_fn, activation: str | Callable | None = None, *, certificate: str = "", weights: bool = False
+    params: Any,
+    x: Any,
+    apply_fn: Any,
+    activation: str | Callable | None = None,
+    *,
+    certificate: str = "",
+    weights: bool = False,
 ) -> Network:
     """Find out what a network is.
 
@@ -88,7 +96,7 @@ def resolve(
     return network
 
 
-def _module(params, x, apply_fn) -> Network | None:
+def _module(params: Any, x: Any, apply_fn: Any) -> Network | None:
     """The network that a module, a state or apply_fn says; None where there is none of them."""
     if isinstance(apply_fn, nn.Module):
         apply_fn = apply_fn.apply
@@ -124,7 +132,7 @@ def _module(params, x, apply_fn) -> Network | None:
     return Network(Applied(_hashable(apply_fn)), params, True)
 
 
-def _struct(x):
+def _struct(x: Any):
     """One example of a batch; None where x is none, which is refused elsewhere."""
     leaves = leaves_of(x)
     if not leaves or not all(is_region(leaf) or hasattr(leaf, "dtype") for leaf in leaves):
@@ -135,12 +143,12 @@ def _struct(x):
     return example_structs(x, batched=True)
 
 
-def _check_single(x) -> None:
+def _check_single(x: Any) -> None:
     if is_several(x):
         raise errors.argument_type("x", f"is a {type(x).__name__}", "pass one array, or apply_fn(params, x) beside it")
 
 
-def _chain(params, x, activation, certificate: str) -> Network:
+def _chain(params: Any, x: Any, activation: str | Callable | None, certificate: str) -> Network:
     """A chain of Dense layers, assumed or said."""
     names, layers = _dense_chain(params)
     if activation is None:
@@ -169,7 +177,7 @@ def _chain(params, x, activation, certificate: str) -> Network:
     )
 
 
-def _of_model(model: Model, x, apply_fn: Callable | None) -> Network:
+def _of_model(model: Model, x: Any, apply_fn: Callable | None) -> Network:
     if apply_fn is not None:
         raise errors.argument("apply_fn", "is given beside a Model, which is a function already", "leave it out")
     if len(model.input_shapes) == 1:
@@ -183,12 +191,12 @@ def _of_model(model: Model, x, apply_fn: Callable | None) -> Network:
     return Network(OfTuple(model.fn), model.params, True)
 
 
-def _evaluation_view(module):
+def _evaluation_view(module: Any):
     """The module as it is evaluated: deterministic, with running averages; the module itself is not touched."""
     return nnx.view(module, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 
-def _state_variables(state) -> dict:
+def _state_variables(state: Any) -> dict:
     if isinstance(state.params, Mapping) and "params" in state.params:
         return dict(state.params)
     variables = {"params": state.params}
@@ -198,7 +206,7 @@ def _state_variables(state) -> dict:
     return variables
 
 
-def _plain(params):
+def _plain(params: Any):
     """Without boxes (`Partitioned`) and frozen dicts."""
     params = flax.core.meta.unbox(params)
     return flax.core.unfreeze(params) if isinstance(params, flax.core.FrozenDict) else params
@@ -218,7 +226,7 @@ class _Partial:
     args: tuple
     keywords: tuple
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any):
         return self.func(*self.args, *args, **dict(self.keywords))
 
 
@@ -237,7 +245,7 @@ def _activation(activation: str | Callable) -> Callable:
     raise errors.ArgumentError(f"activation={activation!r} is not a function of jax.nn or jax.numpy: pass a callable")
 
 
-def _dense_chain(params) -> tuple[tuple, tuple]:
+def _dense_chain(params: Any) -> tuple[tuple, tuple]:
     """The names, and the kernels and biases, of a chain of Dense layers, or an error that says why it is not one."""
     layers, names = params["params"] if isinstance(params, Mapping) and set(params) == {"params"} else params, ()
     if isinstance(layers, Mapping):
@@ -263,7 +271,7 @@ def _dense_chain(params) -> tuple[tuple, tuple]:
     return names, tuple(chain)
 
 
-def _shape(leaf) -> tuple[int, ...]:
+def _shape(leaf: Any) -> tuple[int, ...]:
     return struct_of(leaf).shape
 
 

@@ -11,7 +11,8 @@ Arguments are pytrees in which any leaf may be a region. `tune` is in `tuning`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def bound(fn: Callable, method: Method, *, rounding: bool | str = False) -> Call
 
     @functools.wraps(fn, updated=())
     @anywhere
-    def bounded(*args, **kwargs):
+    def bounded(*args: Any, **kwargs: Any):
         check_method("method", method)
         validate(args)
         validate(kwargs)
@@ -100,14 +101,14 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
 
     @functools.wraps(fn, updated=())
     @anywhere
-    def bounded(*args, **kwargs):
+    def bounded(*args: Any, **kwargs: Any):
         check_method("method", method)
         validate(args)
         validate(kwargs)
         problem = prepare(fn, args, kwargs=kwargs)
         results = iter(domains.planes(method, problem.graph, problem.leaves, Request()))
 
-        def shaped(slopes, like=None):
+        def shaped(slopes: Iterable, like: Any = None):
             slopes = iter(slopes)
             leaves = [next(slopes) if region else None for region in problem.is_region]
             args, kwargs = jax.tree.unflatten(problem.tree, leaves)
@@ -117,7 +118,7 @@ def linear_bounds(fn: Callable, method: Method) -> Callable:
             low, low_intercept, high, high_intercept = next(results)
             return LinearBounds(shaped(low), low_intercept, shaped(high), high_intercept)
 
-        def fixed(constant):
+        def fixed(constant: jax.Array):
             structs = [regions.leaf_struct(leaf) for leaf in problem.leaves]
             zeros = shaped([jnp.zeros((*constant.shape, *struct.shape), struct.dtype) for struct in structs])
             return LinearBounds(zeros, constant, zeros, constant)
@@ -149,7 +150,7 @@ def pre_activation_bounds(fn: Callable, method: Method, rounding: bool | str | N
 
     @functools.wraps(fn, updated=())
     @anywhere
-    def bounded(*args, **kwargs):
+    def bounded(*args: Any, **kwargs: Any):
         check_method("method", method)
         validate(args)
         validate(kwargs)
@@ -186,7 +187,7 @@ def explain(fn: Callable, method: Method) -> Callable[..., Explanation]:
     """
 
     @functools.wraps(fn, updated=())
-    def explained(*args, **kwargs):
+    def explained(*args: Any, **kwargs: Any):
         leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_region)
         chosen = regions_among(leaves)
         avals = tuple(aval_of(leaf, region) for leaf, region in zip(leaves, chosen, strict=True))

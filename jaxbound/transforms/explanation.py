@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jaxbound import errors
 from jaxbound.graph import Node, tracing
+from jaxbound.methods import Method
 from jaxbound.relaxations import enclosures
 
 
@@ -40,7 +41,7 @@ class Explanation:
         return "\n".join([*lines, *(f"refused: {reason}" for reason in self.refusals)])
 
 
-def explain(function: Callable, avals: Sequence, is_region: Sequence[bool], method) -> Explanation:
+def explain(function: Callable, avals: Sequence, is_region: Sequence[bool], method: Method) -> Explanation:
     """Trace a flat function and describe its graph; see `transform.explain`."""
     name, guarantee = str(method), getattr(method, "guarantee", "certified")
     try:

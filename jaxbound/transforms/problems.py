@@ -25,6 +25,8 @@ from jaxbound.regions import is_region
 from jaxbound.regions.bounds import Estimate, Interval
 from jaxbound.relaxations import inexact
 
+Axes = tuple[int | None, ...] | None
+
 
 class Problem(NamedTuple):
     """A function at its arguments, ready to be bounded."""
@@ -70,7 +72,7 @@ def prepare(
     return Problem(Graph(evaluated, structure, axes, frozenset(finite)), used, chosen, tree)
 
 
-def _is_finite(constant, computed: bool) -> bool:
+def _is_finite(constant: Any, computed: bool) -> bool:
     """Whether an array is known to be finite: not if it is traced, far away, or large and computed anew each time."""
     if _compat.is_tracer(constant) or not isinstance(constant, jax.Array) or not constant.is_fully_addressable:
         return False
@@ -87,7 +89,7 @@ def all_finite(array: jax.Array) -> bool:
 _KNOWN, _SMALL = once_per_array(all_finite), 1 << 16
 
 
-def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> Structure:
+def structure_of(fn: Callable, tree: Any, avals: tuple, chosen: tuple[bool, ...]) -> Structure:
     """The graph of a function, from the cache where it does not close over tracers."""
     key = fn, tree, avals, chosen, jnp.result_type(float)
     try:
@@ -103,7 +105,7 @@ def structure_of(fn: Callable, tree, avals: tuple, chosen: tuple[bool, ...]) -> 
     return cached[0]
 
 
-def forget_stale(fn: Callable, *args) -> None:
+def forget_stale(fn: Callable, *args: Any) -> None:
     """Drop the graphs of a function, and of those made of it, that it would not give any more.
 
     A function gives another graph where what it closes over has changed, as an NNX module does that is trained. Graphs
@@ -166,14 +168,14 @@ def regions_among(leaves: Sequence) -> tuple[bool, ...]:
     return chosen
 
 
-def flat_function(fn: Callable, tree) -> Callable:
+def flat_function(fn: Callable, tree: Any) -> Callable:
     """The function of the leaves of its arguments."""
     if not callable(fn):
         raise errors.argument_type(
             "fn", f"is a {type(fn).__name__}", "pass a function, and then the regions to what bound gives"
         )
 
-    def flat(*leaves):
+    def flat(*leaves: Any):
         args, kwargs = jax.tree.unflatten(tree, leaves)
         try:
             return fn(*args, **kwargs)
@@ -183,7 +185,7 @@ def flat_function(fn: Callable, tree) -> Callable:
     return flat
 
 
-def aval_of(leaf, region: bool) -> jax.ShapeDtypeStruct:
+def aval_of(leaf: Any, region: bool) -> jax.ShapeDtypeStruct:
     """The shape and dtype that a leaf is traced with."""
     if region:
         return regions.leaf_struct(leaf)
@@ -196,13 +198,15 @@ def aval_of(leaf, region: bool) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), weak_type=weak)
 
 
-def _first(leaf):
+def _first(leaf: Any):
     """One example of a batched leaf, for its shape."""
     take = lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype)  # noqa: E731
     return jax.tree.map(take, leaf)
 
 
-def _evaluate(structure: Structure, axes, constants: dict, batch, rounding: bool) -> tuple[Any, ...]:
+def _evaluate(
+    structure: Structure, axes: Axes, constants: dict, batch: Sequence[bool] | None, rounding: bool
+) -> tuple[Any, ...]:
     """The graph's constants. Arrays that are so already stay where they are: a compiled program would copy them."""
     program, place = structure.constants, _compat.owned if _compat.default_device() is None else jnp.array
     constants = {leaf: _compat.owned(value) for leaf, value in constants.items()}
@@ -216,8 +220,8 @@ def _evaluate(structure: Structure, axes, constants: dict, batch, rounding: bool
     return tuple(jax.tree.map(place, values[number]) for number in program.used)
 
 
-def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
-    def computed(*leaves):
+def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes: Axes, out_axes: Axes, rounding: bool) -> Callable:
+    def computed(*leaves: Any):
         given = dict(zip(numbers, leaves, strict=True))
         values = inexact.evaluate(structure.constants, given) if rounding else structure.constants.values(given)
         return tuple(values[number] for number in structure.constants.computed)
@@ -228,11 +232,13 @@ def _mapped(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, r
 
 
 @kept(256)
-def _compiled(structure: Structure, numbers: tuple[int, ...], in_axes, out_axes, rounding: bool) -> Callable:
+def _compiled(
+    structure: Structure, numbers: tuple[int, ...], in_axes: Axes, out_axes: Axes, rounding: bool
+) -> Callable:
     return _compat.eager_jit(_mapped(structure, numbers, in_axes, out_axes, rounding))
 
 
-def validate(args) -> None:
+def validate(args: Any) -> None:
     """Refuse malformed regions, by the argument that holds them."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(args, is_leaf=is_region):
         if is_region(leaf):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import jax
 
 from jaxbound import errors
 from jaxbound.methods import Request, output_nodes
@@ -41,7 +44,7 @@ def tune(fn: Callable, method: Frown) -> Callable:
     """
 
     @functools.wraps(fn, updated=())
-    def tuned(*args):
+    def tuned(*args: Any):
         if not isinstance(method, Frown):
             raise errors.argument_type("method", f"is {method!r}", "pass a jaxbound.Frown(...)")
         validate(args)
@@ -53,7 +56,7 @@ def tune(fn: Callable, method: Frown) -> Callable:
         found, slopes = [], []
         for number, first in zip(output_nodes(graph), untuned, strict=True):
 
-            def rows(index, number=number):
+            def rows(index: jax.Array, number: int = number):
                 bounds, chosen = method.tuned_rows(run, number, index)
                 slopes.append({graph.nodes[k].name: pair for k, pair in chosen.items()})
                 return bounds

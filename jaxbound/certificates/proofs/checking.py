@@ -297,7 +297,7 @@ def _bounded(network: Layers, rows: _Rows, marked: list[_Open], slopes: Array, t
     ]
 
 
-def _clipped(low, high, lower, slopes, refuted, clause, *, exact: bool):
+def _clipped(low: Array, high: Array, lower: Array, slopes: Array, refuted: Array, clause: Array, *, exact: bool):
     """What is left of boxes where, for some clause, all rows may be at most 0.
 
     With x* where a row's plane is least, `row(x) >= lower + <slope, x - x*>`, and no term of the product is negative;

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxbound import _compat, errors
 from jaxbound.certificates.proofs.layers import Add, Array, Dense, Layer, Move, Relu, Scale
@@ -41,7 +42,7 @@ class Layers(NamedTuple):
     layers: list[Layer]
     rational: bool
 
-    def numbers(self, array) -> Array:
+    def numbers(self, array: ArrayLike) -> Array:
         """Numbers as the checker computes with them."""
         wide = np.asarray(array, np.float64)
         return _exactly(wide) if self.rational and wide.size else wide
@@ -57,7 +58,7 @@ class Layers(NamedTuple):
         return [layer.size for layer in self.layers if isinstance(layer, Relu)]
 
 
-def read(network: Any, shape: tuple[int, ...], dtype, *, rational: bool = False) -> Layers:
+def read(network: Any, shape: tuple[int, ...], dtype: DTypeLike, *, rational: bool = False) -> Layers:
     """A network as layers.
 
     Args:
@@ -112,7 +113,7 @@ def _function(network: Any) -> Callable:
     raise errors.argument_type("network", f"is a {type(network).__name__}", "pass a Model, layers or a JAX function")
 
 
-def _chain(layers: Sequence, x):
+def _chain(layers: Sequence, x: jax.Array):
     for number, (kernel, bias) in enumerate(layers):
         x = x @ kernel if bias is None else x @ kernel + bias
         x = jax.nn.relu(x) if number < len(layers) - 1 else x
@@ -126,7 +127,7 @@ class _Reader:
         self.layers: list[Layer] = []
         self.rational = rational
 
-    def run(self, closed, given: Sequence) -> list:
+    def run(self, closed: _compat.ClosedJaxpr, given: Sequence) -> list:
         jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         known: dict = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
         known.update(zip(jaxpr.invars, given, strict=True))
@@ -142,7 +143,7 @@ class _Reader:
             known.update(zip(equation.outvars, results, strict=False))
         return [get(atom) for atom in jaxpr.outvars]
 
-    def step(self, equation, operands: list) -> Any:
+    def step(self, equation: Any, operands: list) -> Any:
         """One equation: a value, or a constant where it reads no value."""
         name, params = equation.primitive.name, equation.params
         out = equation.outvars[0].aval
@@ -171,7 +172,7 @@ class _Reader:
 
     # --- layers ---
 
-    def numbers(self, array) -> Array:
+    def numbers(self, array: ArrayLike) -> Array:
         """Constants as the checker computes with them."""
         return Layers(self.layers, self.rational).numbers(array)
 
@@ -186,11 +187,11 @@ class _Reader:
             return Value(value.number, take.shape)
         return self.add(Move((value.number,), take.size, take.ravel(), math.prod(value.shape)), take.shape)
 
-    def times(self, value: Value, matrix, shape) -> Value:
+    def times(self, value: Value, matrix: ArrayLike, shape: tuple[int, ...]) -> Value:
         """Stretches along the last axes times a matrix."""
         return self.add(Dense((value.number,), math.prod(shape), self.numbers(matrix)), shape)
 
-    def shifted(self, value: Value, shift) -> Value:
+    def shifted(self, value: Value, shift: np.ndarray) -> Value:
         """A value plus a constant that broadcasts to it."""
         shift = self.numbers(np.broadcast_to(shift, value.shape).ravel())
         return self.add(Add((value.number,), shift.size, shift=shift), value.shape)
@@ -207,7 +208,7 @@ class _Reader:
 
     # --- primitives, by their names ---
 
-    def _add(self, operands, _params, _out):
+    def _add(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         first, second = operands
         if isinstance(first, Value) and isinstance(second, Value):
             return self.add(Add((first.number, second.number), math.prod(first.shape)), first.shape)
@@ -215,39 +216,39 @@ class _Reader:
 
     _add_any = _add
 
-    def _neg(self, operands, _params, _out):
+    def _neg(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         return self.scaled(operands[0], self.numbers(-1.0))
 
-    def _sub(self, operands, params, out):
+    def _sub(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         first, second = operands
         second = self._neg([second], params, out) if isinstance(second, Value) else -second
         return self._add([first, second], params, out)
 
-    def _mul(self, operands, _params, _out):
+    def _mul(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         first, second = operands
         if isinstance(first, Value) and isinstance(second, Value):
             raise _refused("mul", "of two values that depend on the input")
         value, factor = (first, second) if isinstance(first, Value) else (second, first)
         return self.scaled(value, self.numbers(factor))
 
-    def _div(self, operands, _params, _out):
+    def _div(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         value, divisor = operands
         if isinstance(divisor, Value) or not np.all(divisor):
             raise _refused("div", "by a value that depends on the input, or by 0")
         return self.scaled(value, 1 / self.numbers(divisor))
 
-    def _max(self, operands, _params, _out):
+    def _max(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         value, other = operands if isinstance(operands[0], Value) else operands[::-1]
         if isinstance(other, Value) or np.any(other):
             raise _refused("max", "of two values, or of one and another number than 0")
         return self.add(Relu((value.number,), math.prod(value.shape)), value.shape)
 
-    def _copy(self, operands, _params, _out):
+    def _copy(self, operands: Sequence, _params: dict, _out: _compat.ShapedArray):
         return operands[0]
 
     _convert_element_type = _copy
 
-    def _concatenate(self, operands, params, out):
+    def _concatenate(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         starts = np.cumsum([0, *(operand.shape[params["dimension"]] for operand in operands)])
         parts, fixed = [], np.zeros(out.shape)
         for start, operand in zip(starts, operands, strict=False):
@@ -261,24 +262,24 @@ class _Reader:
                 fixed[tuple(here)] = operand
         return self.add(Add(tuple(parts), fixed.size, shift=self.numbers(fixed.ravel())), out.shape)
 
-    def _pad(self, operands, params, out):
+    def _pad(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         value, filler = operands
         if isinstance(filler, Value) or np.any(filler):
             raise _refused("pad", "with something else than 0")
         return self.move(value, _padded(value.places, params["padding_config"], out.shape))
 
-    def _reduce_sum(self, operands, params, out):
+    def _reduce_sum(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         places, axes = operands[0].places, params["axes"]
         last = np.moveaxis(places, axes, range(-len(axes), 0))
         return self.summed(operands[0], last.reshape(*out.shape, -1))
 
-    def _reduce_window_sum(self, operands, params, out):
+    def _reduce_window_sum(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
         sizes, strides, padding, base, window = (params[name] for name in names)
         places = _windows(operands[0].places, sizes, strides, padding, base, window)
         return self.summed(operands[0], places.reshape(*out.shape, -1))
 
-    def _dot_general(self, operands, params, out):
+    def _dot_general(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         (contracted, batch), left = params["dimension_numbers"], isinstance(operands[0], Value)
         value, matrix = operands if left else operands[::-1]
         if isinstance(matrix, Value) or batch[0]:
@@ -296,7 +297,7 @@ class _Reader:
         order = np.moveaxis(found.places, -1, 0)
         return Value(self.move(found, order).number, out.shape)
 
-    def _conv_general_dilated(self, operands, params, out):
+    def _conv_general_dilated(self, operands: Sequence, params: dict, out: _compat.ShapedArray):
         value, kernel = operands
         if not isinstance(value, Value) or isinstance(kernel, Value):
             raise _refused("conv_general_dilated", "with a kernel that depends on the input")
@@ -320,20 +321,20 @@ class _Reader:
 # --- entries at other places ------------------------------------------------------------------------------------------
 
 
-def _broadcast(array, params, shape):
+def _broadcast(array: np.ndarray, params: dict, shape: Sequence[int]):
     wide = [1] * len(shape)
     for axis, place in enumerate(params["broadcast_dimensions"]):
         wide[place] = array.shape[axis]
     return np.broadcast_to(array.reshape(wide), shape)
 
 
-def _slice(array, params, _shape):
+def _slice(array: np.ndarray, params: dict, _shape: Sequence[int]):
     steps = params["strides"] or (1,) * array.ndim
     limits = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
     return array[tuple(slice(*one) for one in limits)]
 
 
-def _reshape(array, _params, shape):
+def _reshape(array: np.ndarray, _params: dict, shape: Sequence[int]):
     return array.reshape(shape)
 
 
@@ -348,7 +349,7 @@ _MOVES: dict[str, Callable] = {
 }
 
 
-def _padded(places: np.ndarray, config, shape) -> np.ndarray:
+def _padded(places: np.ndarray, config: Sequence[tuple[int, int, int]], shape: Sequence[int]) -> np.ndarray:
     found = np.full(shape, -1)
     inside, read = [], []
     for size, whole, (low, _, interior) in zip(places.shape, shape, config, strict=True):
@@ -360,7 +361,14 @@ def _padded(places: np.ndarray, config, shape) -> np.ndarray:
     return found
 
 
-def _windows(places: np.ndarray, sizes, strides, padding, base, window) -> np.ndarray:
+def _windows(
+    places: np.ndarray,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    base: Sequence[int],
+    window: Sequence[int],
+) -> np.ndarray:
     """The places in every window: (windows of every axis, sizes of every axis), -1 outside."""
     config = [(low, high, step - 1) for (low, high), step in zip(padding, base, strict=True)]
     shape = [
