@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxbound import errors
 from jaxbound._compat import eager_jit
 from jaxbound.driver import Run
-from jaxbound.graph import Block, Constants, Graph, Op, Template
+from jaxbound.graph import Block, Constants, Graph, Node, Op, Template
 from jaxbound.graph.values import Inexact, plain
 from jaxbound.jacobian import slopes
 from jaxbound.relaxations import affine
@@ -113,7 +113,7 @@ class Segment:
         return jax.vmap(lambda unit: self.flipped._apply(rule, constants, unit))(units).T
 
     def _apply(self, rule: Callable, constants: Sequence[jax.Array], vector: jax.Array) -> jax.Array:
-        def forward(flat):
+        def forward(flat: jax.Array):
             values = {self.source: flat.reshape(self.source_shape)}
             for position, (op, inputs, used) in enumerate(self._nodes, int(self.source[0] == "node")):
                 read = [values[reference] for reference in inputs]
@@ -263,7 +263,7 @@ def _pieces(graph: Graph, output: int, method: str) -> list[tuple[Block | None, 
     return pieces
 
 
-def _check_kind(graph: Graph, node, method: str) -> None:
+def _check_kind(graph: Graph, node: Node, method: str) -> None:
     reason = None
     if node.op.kind not in ("input", "affine", "scalar"):
         reason = f"a node of kind {node.op.kind} is not a function of one value"

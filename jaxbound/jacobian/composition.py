@@ -63,7 +63,7 @@ class Derivative:
     as_written: bool = False
     """Whether there are rules of others, which do not count."""
 
-    def __call__(self, variables, example, *spec):
+    def __call__(self, variables: Any, example: jax.Array, *spec: jax.Array):
         """The Jacobian at one example, of shape (outputs, inputs)."""
         network = as_written(self.network) if self.as_written else self.network
         jacobian = jax.jacrev(lambda example: network(variables, example, *spec).reshape(-1))(example)
@@ -134,7 +134,7 @@ def jacobian_of(
 
 @anywhere
 def jacobian_bounds(
-    params,
+    params: Any,
     x: ArrayLike | Region,
     eps: ArrayLike | None = None,
     *,
@@ -186,7 +186,16 @@ def jacobian_bounds(
     return Interval(*(end.reshape(*end.shape[:-1], *inputs) for end in (found.lower, found.upper)))
 
 
-def given(params, x, eps, apply_fn, activation, norm, clip, spec) -> Differentiated:
+def given(
+    params: Any,
+    x: ArrayLike | Region,
+    eps: ArrayLike | None,
+    apply_fn: Callable | None,
+    activation: str | Callable | None,
+    norm: float,
+    clip: tuple[ArrayLike, ArrayLike] | None,
+    spec: ArrayLike | None,
+) -> Differentiated:
     """The problem that the arguments of `jacobian_bounds` describe."""
     network = resolve(params, x, apply_fn, activation)
     region = region_around(network.variables, x, eps, norm, clip, batched=network.batched)
@@ -214,7 +223,7 @@ def as_written(function: Callable) -> Callable:
     Rules within loops and branches stay.
     """
 
-    def applied(*args):
+    def applied(*args: Any):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(closed, jax.tree.leaves(args)))
 
@@ -282,7 +291,7 @@ def _agrees(equation: _compat.JaxprEqn) -> bool:
     avals: list[Any] = [variable.aval for variable in equation.invars]
     floats = [jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals]
 
-    def ruled(*given):
+    def ruled(*given: jax.Array):
         found = _compat.bind(equation.primitive, given, equation.params)
         return list(found) if equation.primitive.multiple_results else [found]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from jaxbound.network.resolving import resolve
 
 
 def landscape_radius(
-    params,
+    params: Any,
     x: ArrayLike,
     labels: ArrayLike,
     *,

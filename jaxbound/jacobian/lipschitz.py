@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ _OF = ("outputs", "margins", "map")
 
 @anywhere
 def lipschitz(
-    params,
+    params: Any,
     x: ArrayLike | Region,
     eps: ArrayLike | None = None,
     *,

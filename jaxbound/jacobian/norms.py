@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxbound import errors
 from jaxbound.backend.tracing import rolled
@@ -40,7 +41,7 @@ _ROUNDS = 30
 """Steps of power iteration: what is missing costs tightness only."""
 
 
-def pair(norm) -> tuple[float, float]:
+def pair(norm: Any) -> tuple[float, float]:
     """The norms of the input and of the output from `p` or `(p_in, p_out)`.
 
     Raises:
@@ -157,7 +158,7 @@ def _slack(values: jax.Array) -> float:
     return gamma(values.shape[-1] + 8, values.dtype)
 
 
-def product(factors: Sequence[jax.Array], dtype) -> jax.Array:
+def product(factors: Sequence[jax.Array], dtype: DTypeLike) -> jax.Array:
     """The product of numbers that are not negative, from above: the largest meets the smallest, and none is below tiny.
 
     Scalars or arrays of one shape. What underflows is below the smallest normal number, which takes its place.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxbound import errors
 from jaxbound.driver import Run
-from jaxbound.graph import Graph
+from jaxbound.graph import Graph, Op
 from jaxbound.graph.values import plain
 from jaxbound.jacobian import slopes
 from jaxbound.jacobian.chains import Scalar, chain_of
@@ -174,7 +174,7 @@ def _ranges(run: Run, scalars: Sequence[Scalar], known: dict[int, Ends]) -> tupl
     return tuple(found[k] for k in range(len(scalars)))
 
 
-def _slopes(static, constants, ends):
+def _slopes(static: tuple[Op, tuple[int, ...]], constants: Sequence, ends: Sequence[Ends]):
     """Ranges of one function's derivative over the values of one layer or several, each flattened."""
     op, used = static
     sizes = [low.size for low, _ in ends]
@@ -197,7 +197,7 @@ def _constant(graph: Graph, leaves: Sequence, request: Request) -> Bounded:
     return Bounded(zeros, zeros, zeros, zeros)
 
 
-def _signs(_static, _constants, found: Bounded):
+def _signs(_static: None, _constants: Sequence, found: Bounded):
     """The known signs of entries, the sums of absolute values in each row, and those of entries of unknown sign."""
     assert found.upper is not None
     low, high = found.lower - found.lower_rounding, found.upper + found.upper_rounding
@@ -205,5 +205,5 @@ def _signs(_static, _constants, found: Bounded):
     return signs, absolute_sums(found), jnp.sum(jnp.where(signs == 0, jnp.maximum(-low, high), 0), axis=-1)
 
 
-def _least_sums(size, _constants, plain, unsure, together):
+def _least_sums(size: int, _constants: Sequence, plain: jax.Array, unsure: jax.Array, together: jax.Array):
     return jnp.fmin(plain, (together + unsure) * (1 + gamma(size + 2, plain.dtype)))

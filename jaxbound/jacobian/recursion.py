@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ import numpy as np
 from jaxbound.backend.tracing import rolled
 from jaxbound.driver import Run
 from jaxbound.graph import Constants
-from jaxbound.jacobian.chains import Chain
+from jaxbound.jacobian.chains import Chain, Segment
 from jaxbound.methods import Bounded
 from jaxbound.relaxations import interval
 from jaxbound.relaxations.affine import enlargement, gamma
@@ -106,7 +106,7 @@ class Problem(NamedTuple):
             ends = turned._in_chunks(lambda rows: turned._levels(rows)[0].ends, (column - error, column + error))
             return jnp.diagonal(ends[1], axis1=-2, axis2=-1)
 
-        def sums(part):
+        def sums(part: tuple):
             rows, *start = part
             levels = self._levels(rows)
             state = self.run.call(_start, self._width(rows), ((), ()), *start, levels[1].ends, self.ranges[0])
@@ -131,7 +131,7 @@ class Problem(NamedTuple):
         layer, outward, known = self.chain.layers[p], self.run.outward, levels[p]
         total, width = layer.segment.sizes[0], self._width(known.ends)
 
-        def one(first) -> Ends:
+        def one(first: jax.Array) -> Ends:
             constants = _joined(layer.matrix, ((first,), None if self.run.batch is None else (None,)))
             state = self.run.call(_columns, (layer.segment.terms, width, outward), constants, known)
             return self._passed(p, levels, state)
@@ -167,7 +167,7 @@ class Problem(NamedTuple):
 
     # --- chunks -----------------------------------------------------------------------------------------------------
 
-    def _in_chunks(self, function: Callable, rows):
+    def _in_chunks(self, function: Callable, rows: Any):
         """A function of rows, so many at a time that their columns fit into memory."""
         axis = 0 if self.run.batch is None else 1
         total = jax.tree.leaves(rows)[0].shape[axis]
@@ -176,7 +176,7 @@ class Problem(NamedTuple):
         if len(index) == 1:
             return function(rows)
 
-        def one(chosen):
+        def one(chosen: jax.Array):
             return function(jax.tree.map(lambda leaf: jnp.take(leaf, chosen, axis), rows))
 
         if self.run.eager:
@@ -234,14 +234,14 @@ class _State(NamedTuple):
     """(rows, columns)."""
 
 
-def _last_rows(static, constants, _void):
+def _last_rows(static: tuple[int, bool], constants: Sequence[jax.Array], _void: jax.Array):
     terms, outward = static
     value = constants[0].T
     error = gamma(terms, value.dtype) * _magnitude(constants).T if outward else 0
     return value - error, value + error
 
 
-def _magnitude(constants):
+def _magnitude(constants: Sequence[jax.Array]):
     """Above the absolute values of what a layer's matrix is the product of; its own where it is one array.
 
     With room for underflow, as everything that errors are charged on (see `affine`).
@@ -250,7 +250,7 @@ def _magnitude(constants):
     return magnitude + enlargement(magnitude.dtype)
 
 
-def _signed(static, constants, signs):
+def _signed(static: tuple[Segment, bool], constants: Sequence[jax.Array], signs: jax.Array):
     segment, outward = static
     column = _dot("jk,kn->jn", signs, constants[0])
     if not outward:
@@ -259,7 +259,7 @@ def _signed(static, constants, signs):
     return column, gamma(terms, column.dtype) * _dot("jk,kn->jn", jnp.abs(signs), _magnitude(constants))
 
 
-def _plain(static, constants, ends, ranges):
+def _plain(static: tuple[int, bool], constants: Sequence[jax.Array], ends: Ends, ranges: Ends):
     terms, outward = static
     low, high = _corners(ends, ranges)
     plus, minus = jnp.maximum(constants[0], 0), jnp.minimum(constants[0], 0)
@@ -272,13 +272,13 @@ def _plain(static, constants, ends, ranges):
     return Level(_widened(lower, upper, gamma(terms + low.shape[-1] + 6, size.dtype) * size), size)
 
 
-def _columns(static, constants, level):
+def _columns(static: tuple[int, int, bool], constants: Sequence[jax.Array], level: Level):
     """Some of a layer's columns, the same for every row; zeros where there are not so many."""
     terms, width, outward = static
     matrix, first = constants
     rows = level.ends[0].shape[0]
 
-    def taken(array, axis):
+    def taken(array: Any, axis: int):
         padding = [(0, max(0, width - array.shape[k]) if k == axis else 0) for k in range(array.ndim)]
         return jax.lax.dynamic_slice_in_dim(jnp.pad(array, padding), first, width, axis)
 
@@ -287,7 +287,7 @@ def _columns(static, constants, level):
     return _State(columns, zeros, gamma(terms, matrix.dtype) * taken(level.size, 1) if outward else zeros[0])
 
 
-def _start(width, _constants, column, error, ends, ranges):
+def _start(width: int, _constants: Sequence[jax.Array], column: jax.Array, error: jax.Array, ends: Ends, ranges: Ends):
     """One column for each row, as often as there are columns elsewhere: so it shares their steps."""
     largest = _reach(ends, ranges)
     columns = jnp.broadcast_to(column[:, None], (2, column.shape[0], width, column.shape[1]))
@@ -295,7 +295,7 @@ def _start(width, _constants, column, error, ends, ranges):
     return _State(columns, jnp.zeros(columns.shape[:-1], columns.dtype), charged)
 
 
-def _fold(static, constants, state, level, ranges):
+def _fold(static: tuple[Segment, bool], constants: Sequence[jax.Array], state: _State, level: Level, ranges: Ends):
     """One layer of a pass: values of known sign or range go into the columns, the others are met by plain steps."""
     segment, outward = static
     (columns, total, error), ends = state, level.ends
@@ -314,12 +314,12 @@ def _fold(static, constants, state, level, ranges):
         open_size = jnp.maximum(-open_low, open_high) + lost
         error = error + gamma(count + 6, dtype) * _largest_sum(open_size + room, columns)
         moved_size = jnp.abs(folded) + room * (jnp.abs(columns) + jnp.maximum(*map(jnp.abs, ranges)))
-        error = error + gamma(segment.terms + 3, dtype) * _largest_sum(level.size + room, moved_size)
+        error = error + gamma(segment.terms + 3, dtype) * _largest_sum(level.size + room, moved_size)  # pyright: ignore[reportOptionalOperand]
         error = error + gamma(3, dtype) * jnp.max(jnp.abs(total), axis=0)
     return _State(moved.reshape(*folded.shape[:-1], -1), total, error)
 
 
-def _total(outward, _constants, state, ends, ranges):
+def _total(outward: bool, _constants: Sequence[jax.Array], state: _State, ends: Ends, ranges: Ends):
     """The end of a pass."""
     low, high = _corners(ends, ranges)
     lower, upper = state.total + _met(low, high, state.columns)
@@ -330,19 +330,19 @@ def _total(outward, _constants, state, ends, ranges):
     return lower, upper
 
 
-def _cut(total, _constants, parts, known):
+def _cut(total: int, _constants: Sequence[jax.Array], parts: Sequence[Ends], known: Ends):
     """A level from its chunks of columns, of which the last may overlap the one before it, cut with what is known."""
     whole, width = len(parts) - 1, parts[0][0].shape[-1]
     rest = total - whole * width
 
-    def joined(side):
+    def joined(side: int):
         last = parts[-1][side][..., -rest:] if whole else parts[-1][side][..., :rest]
         return jnp.concatenate([*(part[side] for part in parts[:-1]), last], axis=-1)
 
     return interval.intersect(known, (joined(0), joined(1)))
 
 
-def _finished(_static, _constants, ends, void):
+def _finished(_static: None, _constants: Sequence[jax.Array], ends: Ends, void: jax.Array):
     low, high = interval.hull(ends)
     low, high = jnp.where(void | ~(low < jnp.inf), -jnp.inf, low), jnp.where(void | ~(high > -jnp.inf), jnp.inf, high)
     return low, high

@@ -70,7 +70,7 @@ def slope_range(op: Op, constants: Sequence[jax.Array], ends: Ends) -> Ends:
 def _by_intervals(op: Op, constants: Sequence[jax.Array], ends: Ends) -> Ends:
     """What interval arithmetic says of the derivative's program."""
 
-    def derivative(z, *arrays):
+    def derivative(z: jax.Array, *arrays: jax.Array):
         return jax.jvp(lambda t: op.program(t, *arrays), (z,), (jnp.ones_like(z),))[1]
 
     avals = [jax.ShapeDtypeStruct(op.shape, op.dtype), *(jax.ShapeDtypeStruct(c.shape, c.dtype) for c in constants)]

@@ -11,7 +11,8 @@ its absolute values to a vector of ones, forwards and transposed, which gives bo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ DENSE = 1 << 26
 
 
 def spectral_lipschitz(
-    params,
+    params: Any,
     x: ArrayLike,
     *,
     norm: float = 2,
@@ -105,14 +106,14 @@ def _steepest(chain: Chain) -> list[jax.Array]:
     return found
 
 
-def _rows(segment: Segment, constants) -> jax.Array:
+def _rows(segment: Segment, constants: Sequence) -> jax.Array:
     """Above the absolute values of the last map's matrix."""
     if math.prod(segment.sizes) > DENSE:
         raise errors.UnsupportedError("the last map is too large for a dense matrix: pass a spec with fewer rows")
     return (jnp.abs(segment.matrix(constants)) + _matrix_error(segment, constants)).T
 
 
-def _norm(segment: Segment, constants, p: float) -> jax.Array:
+def _norm(segment: Segment, constants: Sequence, p: float) -> jax.Array:
     """`||W||_p`, from above."""
     if p == 2 and math.prod(segment.sizes) <= DENSE:
         error = norms.vector_norm(jnp.ravel(_matrix_error(segment, constants)), 2)
@@ -130,7 +131,7 @@ def _norm(segment: Segment, constants, p: float) -> jax.Array:
     return bound * (1 + slack)
 
 
-def _matrix_error(segment: Segment, constants) -> jax.Array:
+def _matrix_error(segment: Segment, constants: Sequence) -> jax.Array:
     """How far the matrix may be from the product of the maps that it is made of."""
     if segment.is_exact(constants):
         return jnp.zeros((), segment.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound.certificates.properties import Property
 
@@ -45,7 +46,7 @@ class Goal(NamedTuple):
         return self.outputs[table], None if self.inputs is None else self.inputs[table], self.offsets[table]
 
 
-def goal_of(prop: Property, dtype, sizes: tuple[int, int], reach: tuple[Array, Array]) -> Goal:
+def goal_of(prop: Property, dtype: DTypeLike, sizes: tuple[int, int], reach: tuple[Array, Array]) -> Goal:
     """A property's rows in a dtype.
 
     Offsets are rounded up, and grow by what the rounding of coefficients can change.

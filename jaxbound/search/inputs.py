@@ -8,11 +8,12 @@ the region's dtype, so that together they are the whole.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound.search.goals import Goal
 from jaxbound.search.logs import Log
@@ -32,7 +33,15 @@ class InputSplits(Queue):
     """The domains that are left, each a box with the clauses already refuted on it."""
 
     def __init__(
-        self, skeleton: Skeleton, constants, goal: Goal, box: tuple[Array, Array], *, batch=None, outward=True, log=None
+        self,
+        skeleton: Skeleton,
+        constants: Sequence[jax.Array],
+        goal: Goal,
+        box: tuple[Array, Array],
+        *,
+        batch: int | None = None,
+        outward: bool = True,
+        log: Log | None = None,
     ):
         super().__init__()
         self.log: Log | None = log
@@ -52,7 +61,7 @@ class InputSplits(Queue):
         per_domain = 2 * largest * max(node.op.size for node in nodes)
         return int(2 ** np.clip(np.log2(_CACHED / per_domain), 2, 9) // 1)
 
-    def step(self, stop) -> Array:
+    def step(self, stop: Callable[[], bool]) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
         taken, rest = self.worst()
         count = len(taken)
@@ -104,7 +113,7 @@ class InputSplits(Queue):
     def parts(self, parts: Sequence[Array]) -> None:
         self.low, self.high, self.refuted, self.level, self.number = parts
 
-    def _clipped(self, low, high, lower, slopes, refuted):
+    def _clipped(self, low: Array, high: Array, lower: Array, slopes: Array, refuted: Array):
         """Boxes without what the planes of the rows exclude, and what that refutes.
 
         With x* where the plane of a row is least, `row(x) >= lower + <slope, x - x*>`, and no term of the product is
@@ -130,7 +139,16 @@ class InputSplits(Queue):
         low = np.maximum(low, np.min(lows, axis=0))
         return low, np.minimum(high, np.max(highs, axis=0)), refuted
 
-    def _split(self, low, high, steep, clipped, useful, kept, others: int):
+    def _split(
+        self,
+        low: Array,
+        high: Array,
+        steep: Array,
+        clipped: Array,
+        useful: Array,
+        kept: tuple[Array, Array, Array],
+        others: int,
+    ):
         """The halves, quarters, ... of boxes."""
         refuted, level, number = kept
         if not len(low):
@@ -151,7 +169,7 @@ class InputSplits(Queue):
             return low, high, refuted, level, number
         fill = self.batch / max(1, len(low) + others)
         times = int(np.clip(np.log2(max(fill, 2)), 1, min(low.shape[1], 6)))
-        chosen = np.argsort(-score, axis=1)[:, :times]
+        chosen = np.argsort(-score, axis=1)[:, :times]  # pyright: ignore[reportOperatorIssue]
         low, high = low[None], high[None]
         index = np.arange(len(chosen))
         possible = np.take_along_axis(divisible & (score >= 0), chosen, axis=1)
@@ -177,7 +195,7 @@ class InputSplits(Queue):
         return low[own], high[own], np.tile(refuted, (count, 1))[own], np.tile(level, count)[own], numbers
 
 
-def _down(values: Array, dtype) -> Array:
+def _down(values: Array, dtype: DTypeLike) -> Array:
     """Float64 numbers in a dtype, rounded down."""
     near = values.astype(dtype)
     return np.where(near > values, np.nextafter(near, np.array(-np.inf, dtype)), near)

@@ -37,7 +37,9 @@ class Log:
         """Note what proves a domain of ReLU splits."""
         self.leaves[number] = row, slopes, multipliers
 
-    def split(self, numbers: Array, useful: Array, where: Array, possible: Array, made: Array, points=None) -> Array:
+    def split(
+        self, numbers: Array, useful: Array, where: Array, possible: Array, made: Array, points: Array | None = None
+    ) -> Array:
         """Note how domains are split; returns the numbers of their children, in order.
 
         Args:

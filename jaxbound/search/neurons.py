@@ -14,8 +14,9 @@ Palma et al. 2021).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,8 @@ class NeuronSplits(Queue):
     """The domains that are left."""
 
     def __init__(
-        self, skeleton: Skeleton, constants, goal: Goal, box, known: dict, lower: Array, steps: int, *, batch, outward,
+        self, skeleton: Skeleton, constants: Sequence[jax.Array], goal: Goal, box: Sequence[Array | jax.Array],
+        known: dict, lower: Array, steps: int, *, batch: int | None, outward: bool,
         log: Log | None = None, functions: Functions | None = None,
     ):  # fmt: skip
         super().__init__()
@@ -94,7 +96,7 @@ class NeuronSplits(Queue):
         self.recent = np.full((count, _AT_ONCE), -1)
         """The neurons that were cut last: k where its input was cut from above, the number of neurons more if below."""
 
-    def step(self, stop) -> Array:
+    def step(self, stop: Callable[[], bool]) -> Array:
         """Bound a batch of the worst domains, split what is not proved; returns possible counterexamples."""
         taken, rest = self.worst()
         count = len(taken)
@@ -193,7 +195,7 @@ class NeuronSplits(Queue):
         near = np.where(self.linear[neurons], away < np.inf, away <= high / 4 - low / 4)
         return np.where(near, turn, middle)
 
-    def _bounded(self, clause, cuts: Cuts, start: Tuned, steps: int, stop):
+    def _bounded(self, clause: Array, cuts: Cuts, start: Tuned, steps: int, stop: Callable[[], bool]):
         """Bounds with rounding, and what was tuned for them."""
         rows = [None if r is None else jnp.asarray(r) for r in self.goal.of(clause)]
         arrays = self.constants, self.box, self.known
@@ -208,7 +210,7 @@ class NeuronSplits(Queue):
         chosen = slopes, state.kept.multipliers
         return tuning.certain(self.skeleton, arrays, cuts, rows, *chosen, outward=self.outward), state.kept
 
-    def _order(self, clause, cuts: Cuts, tuned: Tuned, scores: Array, open_: Array, times: int) -> Array:
+    def _order(self, clause: Array, cuts: Cuts, tuned: Tuned, scores: Array, open_: Array, times: int) -> Array:
         """For every open domain, the neurons to cut: the best ones by trial or by score."""
         best = np.argsort(-scores[open_], axis=1)[:, : max(_TRIED, times)]
         if times > 1 or best.shape[1] < 2:
@@ -250,7 +252,9 @@ class NeuronSplits(Queue):
             steps = np.round(slopes[k, best[k], self.unstable] * STEPS).astype(np.uint8)
             self.log.leaf(int(number[k]), int(best[k]), steps, np.abs(multipliers[k, best[k]]))
 
-    def _children(self, clause, cuts: Cuts, tuned: Tuned, lower, open_, order: Array, number: Array) -> list:
+    def _children(
+        self, clause: Array, cuts: Cuts, tuned: Tuned, lower: Array, open_: Array, order: Array, number: Array
+    ) -> list:
         """Every combination of sides."""
         made = [Cuts(*(part[open_] for part in cuts))]
         usable = np.take_along_axis(self._loose(made[0]), order, axis=1)

@@ -11,10 +11,12 @@ at two normal numbers above the given one: what it proves is then above that als
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound import errors, regions
 from jaxbound.certificates.properties import Clause, Property
@@ -34,7 +36,7 @@ _STEPS, _STARTS = 150, 64
 """Of the attack that finds where targets are."""
 
 
-def bounded(method, graph: Graph, leaves: Sequence[Region], request: Request) -> list[Bounded]:
+def bounded(method: Any, graph: Graph, leaves: Sequence[Region], request: Request) -> list[Bounded]:
     """Bounds of every output, for every example."""
     if len(leaves) != 1 or not regions.is_box(leaves[0]):
         raise errors.UnsupportedError("BranchAndBound searches over one box: pass a Box, or a ball with norm=jnp.inf")
@@ -71,7 +73,9 @@ def _example(graph: Graph, region: Region, k: int) -> tuple[Graph, Region]:
     return Graph(constants, graph.structure), jax.tree.map(take, region)
 
 
-def _improve(method, graph: Graph, region: Region, ends: tuple[Array, Array | None], point: Array, request: Request):
+def _improve(
+    method: Any, graph: Graph, region: Region, ends: tuple[Array, Array | None], point: Array, request: Request
+):
     """Move the ends of one example's output inward, in place; where there is a target, also a point that misses it."""
     dtype = ends[0].dtype
     exact = exact_ends(region)
@@ -126,7 +130,7 @@ def _below(least: float, known: float) -> float:
     return least - (_GAP * abs(least - known) if np.isfinite(known) else 0) - 1e-6 * abs(least)
 
 
-def _down(values: Array, dtype) -> Array:
+def _down(values: Array, dtype: DTypeLike) -> Array:
     """Bounds, sums of two floats, rounded down."""
     values = np.nextafter(values, -np.inf)
     near = values.astype(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,7 +83,7 @@ class Part:
         root: Callable[[], Root],
         fn: Callable | None,
         prop: Property,
-        method,
+        method: Any,
         clock: Clock,
         *,
         outward: bool,

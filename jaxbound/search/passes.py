@@ -205,7 +205,7 @@ class Domain:
         lower, inputs = self._call(_finish, None, self.ends[0], inputs, lower)
         return Found(lower, inputs, met)
 
-    def _with(self, rows, other):
+    def _with(self, rows: jax.Array | None, other: jax.Array | None):
         return rows if rows is None or other is None else self._call(_sum, None, rows, other)
 
 

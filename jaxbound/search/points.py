@@ -8,12 +8,13 @@ property decides in exact arithmetic.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound._compat import eager_jit
 from jaxbound.backend.caches import kept
@@ -40,7 +41,7 @@ class Ends(NamedTuple):
     """Whether every coordinate has one inside."""
 
 
-def inward(lower: Array, upper: Array, dtype) -> Ends:
+def inward(lower: Array, upper: Array, dtype: DTypeLike) -> Ends:
     """The ends of a region in a dtype, rounded inward."""
     low, high = lower.astype(dtype), upper.astype(dtype)
     low = np.where(low < lower, np.nextafter(low, np.array(np.inf, dtype)), low)
@@ -71,7 +72,7 @@ def _sum_down(a: Array, b: Array) -> Any:
     return np.where(error < 0, np.nextafter(total, -np.inf), total)
 
 
-def value(skeleton: Skeleton, constants, x: jax.Array) -> jax.Array:
+def value(skeleton: Skeleton, constants: Sequence[jax.Array], x: jax.Array) -> jax.Array:
     """The network's value at a point, up to rounding."""
     values = [x]
     for node in skeleton.nodes[1:]:
@@ -98,7 +99,14 @@ class Attack:
     """Looks for counterexamples of one property over one region."""
 
     def __init__(
-        self, fn: Callable | None, prop: Property, goal: Goal, ends: Ends, shape, skeleton: Skeleton, constants
+        self,
+        fn: Callable | None,
+        prop: Property,
+        goal: Goal,
+        ends: Ends,
+        shape: tuple[int, ...],
+        skeleton: Skeleton,
+        constants: Sequence[jax.Array],
     ):
         self.fn = fn or functools.partial(_compiled_value(skeleton), constants)
         self.prop, self.goal, self.ends, self.shape = prop, goal, ends, tuple(shape)
@@ -176,7 +184,7 @@ def _near(goal: Goal) -> float:
     return 1e-6 * (1 + float(np.abs(goal.offsets).max()))
 
 
-def _rows(skeleton, shape, arrays, x):
+def _rows(skeleton: Skeleton, shape: tuple[int, ...], arrays: tuple, x: jax.Array):
     constants, outputs, inputs, offsets = arrays
     x = x.reshape(shape)
     y = value(skeleton, constants, x)
@@ -185,8 +193,8 @@ def _rows(skeleton, shape, arrays, x):
 
 
 @kept(64)
-def _margins(skeleton: Skeleton, shape) -> Callable:
-    def margin(arrays, x, clause):
+def _margins(skeleton: Skeleton, shape: tuple[int, ...]) -> Callable:
+    def margin(arrays: tuple, x: jax.Array, clause: jax.Array):
         rows = _rows(skeleton, shape, arrays, x)
         most = jax.ops.segment_max(rows, clause, num_segments=len(rows))
         return jnp.min(jnp.where(jnp.arange(len(rows)) <= clause[-1], most, jnp.inf))
@@ -195,14 +203,21 @@ def _margins(skeleton: Skeleton, shape) -> Callable:
 
 
 @kept(64)
-def _descend(skeleton: Skeleton, shape) -> Callable:
-    def loss(x, arrays, rows, clause):
+def _descend(skeleton: Skeleton, shape: tuple[int, ...]) -> Callable:
+    def loss(x: jax.Array, arrays: tuple, rows: jax.Array, clause: jax.Array):
         values = _rows(skeleton, shape, arrays, x)
         own = rows == clause
         margin = jnp.max(jnp.where(own, values, -jnp.inf))
         return margin + jnp.sum(jnp.where(own, jnp.maximum(values, 0), 0)), margin
 
-    def step(arrays, box, rows, clause, length, state):
+    def step(
+        arrays: tuple,
+        box: tuple[jax.Array, jax.Array],
+        rows: jax.Array,
+        clause: jax.Array,
+        length: jax.Array,
+        state: tuple,
+    ):
         x, best, least = state
         (_, margin), gradient = jax.value_and_grad(loss, has_aux=True)(x, arrays, rows, clause)
         better = margin < least

@@ -33,7 +33,7 @@ class Skeleton:
     def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Skeleton) and self._key == other._key
 
     @property

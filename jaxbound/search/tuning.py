@@ -12,6 +12,7 @@ A multiplier above 0 counts the lower end of what a neuron was cut to, one below
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,11 @@ from jaxbound.search import passes
 from jaxbound.search.passes import Domain
 from jaxbound.search.rectifiers import rectifier_planes
 from jaxbound.search.skeletons import Skeleton
+
+Ends = tuple[jax.Array, jax.Array]
+Rows = Sequence[jax.Array | None]
+Arrays = tuple[Sequence[jax.Array], Sequence[jax.Array], dict[int, Ends]]
+"""Constants, the ends of the region, and what is known of other values."""
 
 
 class Tuned(NamedTuple):
@@ -118,7 +124,7 @@ def _slopes_one(skeleton: Skeleton, tables: dict, tuned: Tuned) -> dict[int, tup
     return found
 
 
-def _bounded(skeleton: Skeleton, arrays, cuts: Cuts, *, outward: bool) -> tuple[Domain, dict]:
+def _bounded(skeleton: Skeleton, arrays: Arrays, cuts: Cuts, *, outward: bool) -> tuple[Domain, dict]:
     """Domains that know nothing yet, and what is known of them."""
     constants, box, known = arrays
     known = _known(skeleton)({0: box, **known}, cuts)
@@ -146,7 +152,7 @@ def _added(skeleton: Skeleton, multipliers: jax.Array) -> dict:
     return added
 
 
-def _lower(skeleton: Skeleton, arrays, cuts: Cuts, rows, ready: Ready, tuned: Tuned) -> jax.Array:
+def _lower(skeleton: Skeleton, arrays: Arrays, cuts: Cuts, rows: Rows, ready: Ready, tuned: Tuned) -> jax.Array:
     domain = Domain(skeleton, arrays[0], ready.ends[0], outward=False)
     ends = {number: ready.ends[z] for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True)}
     domain.learn(ready.planes | _planes(skeleton, ready.tables, ends, tuned), ready.ends)
@@ -156,14 +162,14 @@ def _lower(skeleton: Skeleton, arrays, cuts: Cuts, rows, ready: Ready, tuned: Tu
     return domain.bound(start, intercept, _added(skeleton, multipliers)).lower
 
 
-def _batched(function, axes):
+def _batched(function: Callable, axes: tuple):
     """A step for a batch of domains, compiled for every network and option."""
     return functools.lru_cache(64)(
         lambda *static: eager_jit(inlined(jax.vmap(functools.partial(function, *static), in_axes=axes)))
     )
 
 
-def ready(skeleton: Skeleton, arrays, cuts: Cuts, rows, tuned: Tuned) -> tuple[Ready, State]:
+def ready(skeleton: Skeleton, arrays: Arrays, cuts: Cuts, rows: Rows, tuned: Tuned) -> tuple[Ready, State]:
     """What does not change while domains are tuned, and where tuning begins."""
     domain, tables, tuned = _relaxed(skeleton, arrays, cuts, tuned)
     met = domain.bound(*passes.started(skeleton, rows), watch=True).met
@@ -172,7 +178,7 @@ def ready(skeleton: Skeleton, arrays, cuts: Cuts, rows, tuned: Tuned) -> tuple[R
     return _begun(skeleton)(domain.ends, planes, tables, met, tuned)
 
 
-def tried(skeleton: Skeleton, arrays, cuts: Cuts, rows, tuned: Tuned) -> jax.Array:
+def tried(skeleton: Skeleton, arrays: Arrays, cuts: Cuts, rows: Rows, tuned: Tuned) -> jax.Array:
     """Lower bounds without a step of tuning, and without rounding."""
     domain, _, tuned = _relaxed(skeleton, arrays, cuts, tuned)
     added, intercept = _held_rows(skeleton, False)(cuts, rows, tuned.multipliers)
@@ -180,7 +186,7 @@ def tried(skeleton: Skeleton, arrays, cuts: Cuts, rows, tuned: Tuned) -> jax.Arr
     return domain.bound(start, intercept, added, watch=True).lower
 
 
-def _relaxed(skeleton: Skeleton, arrays, cuts: Cuts, tuned: Tuned) -> tuple[Domain, dict, Tuned]:
+def _relaxed(skeleton: Skeleton, arrays: Arrays, cuts: Cuts, tuned: Tuned) -> tuple[Domain, dict, Tuned]:
     """Domains with averages of the tables' lines, the tables, and no share that is NaN."""
     domain, known = _bounded(skeleton, arrays, cuts, outward=False)
     tables = {}
@@ -213,7 +219,14 @@ def _planes(skeleton: Skeleton, tables: dict, ends: dict, tuned: Tuned) -> dict[
     return found
 
 
-def _begun_one(skeleton: Skeleton, ends, planes, tables, met, tuned: Tuned) -> tuple[Ready, State]:
+def _begun_one(
+    skeleton: Skeleton,
+    ends: dict[int, Ends],
+    planes: dict[int, Planes],
+    tables: dict[int, Any],
+    met: dict[int, Any],
+    tuned: Tuned,
+) -> tuple[Ready, State]:
     scale = []
     for number in skeleton.places:
         rows = jnp.abs(met[number]).reshape(met[number].shape[0], -1)
@@ -234,8 +247,10 @@ def _flat(skeleton: Skeleton, places: tuple[int, ...], given: dict) -> jax.Array
     return jnp.concatenate([jnp.zeros(0, skeleton.nodes[0].op.dtype), *parts])
 
 
-def _ascend_one(skeleton, arrays, cuts, rows, ready: Ready, state: State, rate):
-    def loss(parameters):
+def _ascend_one(
+    skeleton: Skeleton, arrays: Arrays, cuts: Cuts, rows: Rows, ready: Ready, state: State, rate: jax.Array
+):
+    def loss(parameters: Tuned):
         lower = _lower(skeleton, arrays, cuts, rows, ready, parameters)
         return -jnp.sum(jnp.where(jnp.isfinite(lower), lower, 0)), lower
 
@@ -251,7 +266,14 @@ def _ascend_one(skeleton, arrays, cuts, rows, ready: Ready, state: State, rate):
 
 
 def certain(
-    skeleton: Skeleton, arrays, cuts: Cuts, rows, slopes: dict[int, tuple], multipliers: jax.Array, *, outward: bool
+    skeleton: Skeleton,
+    arrays: Arrays,
+    cuts: Cuts,
+    rows: Rows,
+    slopes: dict[int, tuple],
+    multipliers: jax.Array,
+    *,
+    outward: bool,
 ) -> Result:
     """The bounds that count: with lines instead of averages of them, and rounding, if that is asked for."""
     added, intercept = _held_rows(skeleton, outward)(cuts, rows, multipliers)
@@ -264,7 +286,7 @@ def certain(
     return _judged(skeleton)(found, planes, {z: domain.ends[z] for z in (0, *skeleton.place_inputs)})
 
 
-def _held_rows_one(skeleton: Skeleton, outward: bool, cuts: Cuts, rows, multipliers: jax.Array):
+def _held_rows_one(skeleton: Skeleton, outward: bool, cuts: Cuts, rows: Rows, multipliers: jax.Array):
     """What usable multipliers add to coefficients, and what rows begin with."""
     multipliers = _usable(multipliers, cuts)
     held = _held(multipliers, cuts)
@@ -276,7 +298,7 @@ def _held_rows_one(skeleton: Skeleton, outward: bool, cuts: Cuts, rows, multipli
     return _added(skeleton, multipliers), intercept
 
 
-def _judged_one(skeleton: Skeleton, found: passes.Found, planes, ends) -> Result:
+def _judged_one(skeleton: Skeleton, found: passes.Found, planes: dict[int, Planes], ends: dict[int, Ends]) -> Result:
     best = jnp.argmax(found.lower)
     scores = []
     for number, z in zip(skeleton.places, skeleton.place_inputs, strict=True):
@@ -290,7 +312,7 @@ def _judged_one(skeleton: Skeleton, found: passes.Found, planes, ends) -> Result
     return Result(found.lower, jnp.concatenate(scores), slope, jnp.where(slope > 0, *ends[0]))
 
 
-def _gap(planes: Planes, ends) -> jax.Array:
+def _gap(planes: Planes, ends: Ends) -> jax.Array:
     """How far planes are apart in the middle of an interval."""
     middle = ends[0] / 2 + ends[1] / 2
     gap = (planes.upper_slopes[0] - planes.lower_slopes[0]) * middle + planes.upper_intercept - planes.lower_intercept
