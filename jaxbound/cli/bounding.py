@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -65,13 +66,13 @@ def problem_of(options: given.OnData) -> Problem:
     return Problem(loaded, x, labels, {"apply_fn": loaded.apply_fn, "norm": options.norm, "clip": clip})
 
 
-def over(function, problem: Problem, options: given.OnData, title: str, *more: np.ndarray):
+def over(function: Callable, problem: Problem, options: given.OnData, title: str, *more: np.ndarray):
     """What a function of a batch gives for all examples, as NumPy arrays."""
     arrays = (problem.x, *more)
     size = min(options.batch_size or _BATCH, len(problem.x))
     with progress(not options.json, title, len(problem.x)) as advance:
 
-        def call(index):
+        def call(index: np.ndarray):
             found = function(*(array[index] for array in arrays))
             advance(len(np.unique(index)))
             return found

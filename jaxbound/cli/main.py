@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, Union
 
 import jaxbound
 from jaxbound import errors
@@ -70,7 +70,7 @@ def program(work: Callable[[], int]) -> None:
     leave(work())
 
 
-def _stop(*_) -> None:
+def _stop(*_: Any) -> None:
     os.write(2, b"\njaxbound: interrupted\n")
     os._exit(INTERRUPTED)
 
@@ -155,5 +155,12 @@ def complain(fault: Exception, code: int) -> int:
     return code
 
 
-def _shown(message, category, filename, lineno, file=None, line=None) -> None:
+def _shown(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"jaxbound: {message}", file=sys.stderr)

@@ -108,7 +108,7 @@ def results(verdict: Verdict, *, timed_out: bool = False) -> str:
 def is_about(proof: Any, regions: Sequence[Box], prop: Property) -> bool:
     """Whether a proof's regions and property are these, number by number."""
 
-    def numbers(boxes, wanted):
+    def numbers(boxes: Sequence[Box], wanted: Any):
         return [np.asarray(leaf) for leaf in jax.tree.leaves((list(boxes), wanted))]
 
     ours, theirs = numbers(regions, prop), numbers(proof.regions, proof.prop)

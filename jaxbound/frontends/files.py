@@ -104,7 +104,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return found
 
 
-def inputs_of(graph) -> list[Any]:
+def inputs_of(graph: onnx.GraphProto) -> list[Any]:
     """What a graph takes: its inputs but those that are parameters with a value in the file."""
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
@@ -128,7 +128,7 @@ def shapes_by_name(given: Sequence[int] | Mapping[str, Sequence[int]] | None, na
     return given
 
 
-def input_shape_of(source, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
+def input_shape_of(source: onnx.ValueInfoProto, given: Sequence[int] | None) -> tuple[tuple[int, ...], bool]:
     """The input's shape with one example, and whether its first axis may be a batch."""
     if not source.type.tensor_type.HasField("shape") and given is None:
         raise errors.ArgumentError(f"the file does not give the shape of {source.name!r}: pass input_shape")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class _Reader:
         dtype = self._input_dtype(sources)
         names = [value.name for value in graph.output]
 
-        def outputs(*inputs):
+        def outputs(*inputs: Any):
             given = {source.name: x for source, x in zip(sources, inputs, strict=True)}
             values = self._run(graph, given, self._weights)
             if self._refusals:
@@ -132,17 +132,17 @@ class _Reader:
             np.dtype(dtype),
         )
 
-    def _traced(self, outputs, shapes, dtype):
+    def _traced(self, outputs: Callable, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike):
         found = []
 
-        def trace(*inputs):
+        def trace(*inputs: Any):
             found.extend(outputs(*inputs))
             return jnp.zeros(())
 
         jax.eval_shape(trace, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
         return found
 
-    def _input_dtype(self, sources) -> np.dtype:
+    def _input_dtype(self, sources: Sequence[onnx.ValueInfoProto]) -> np.dtype:
         import onnx
 
         kinds = [source.type.tensor_type.elem_type for source in sources]
@@ -226,7 +226,9 @@ class _Reader:
     def _short(self, node: onnx.NodeProto) -> Node:
         return Node(node.op_type, files.attributes(node), self._opset, len(node.output))
 
-    def _recorded(self, node, short: Node, operands: list[Any], known: tuple[int, ...]) -> Sequence[Any]:
+    def _recorded(
+        self, node: onnx.NodeProto, short: Node, operands: list[Any], known: tuple[int, ...]
+    ) -> Sequence[Any]:
         references = [self._operand(node, place, operand, place in known) for place, operand in enumerate(operands)]
         watched = _Watched(short.attributes)
         watching = dataclasses.replace(short, attributes=watched)
@@ -245,7 +247,7 @@ class _Reader:
         self._steps.append(Step(short, tuple(references), tuple(results)))
         return found
 
-    def _operand(self, node, place: int, operand: Any, known: bool) -> Operand:
+    def _operand(self, node: onnx.NodeProto, place: int, operand: Any, known: bool) -> Operand:
         if operand is None:
             return Operand("nothing")
         if not isinstance(operand, np.ndarray):

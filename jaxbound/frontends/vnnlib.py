@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -165,7 +165,7 @@ def _forms(text: str) -> Iterator[list]:
         _refuse([*around, form][1][0], "a parenthesis is opened and not closed")
 
 
-def _shown(form) -> str:
+def _shown(form: Any) -> str:
     if isinstance(form, list):
         return f"({' '.join(_shown(part) if isinstance(part, str) else '(...)' for part in form[1:4])[:60]})"
     return str(form)[:40]
@@ -206,7 +206,7 @@ def _count(declared: _Declared, letter: str) -> int:
     return len(names)
 
 
-def _alternatives(form, line: int, declared: _Declared) -> list[_Rows]:
+def _alternatives(form: Any, line: int, declared: _Declared) -> list[_Rows]:
     """A formula as a disjunction of conjunctions of rows; [[]] is true, [] is false."""
     if not isinstance(form, list) or len(form) < 2 or not isinstance(form[1], str):
         _refuse(line, f"{_shown(form)} is not a formula")
@@ -242,7 +242,7 @@ def _is_simple(parts: list, declared: _Declared) -> bool:
 _Linear = tuple[dict[str, Fraction], Fraction]
 
 
-def _linear(term, line: int, declared: _Declared) -> _Linear:
+def _linear(term: Any, line: int, declared: _Declared) -> _Linear:
     """A term as coefficients and a constant."""
     if isinstance(term, str):
         if term in declared:
@@ -339,7 +339,7 @@ def _joined(common: _Rows, choices: list[_Rows], inputs: int, outputs: int) -> t
     return boxes, Property(tuple(Clause(clause.outputs, clause.offsets, clause.inputs, box) for clause, box in within))
 
 
-def _key(*arrays) -> bytes:
+def _key(*arrays: np.ndarray | None) -> bytes:
     return b"|".join(b"" if array is None else array.tobytes() for array in arrays)
 
 
@@ -427,7 +427,7 @@ def satisfied(text: str, x: ArrayLike, y: ArrayLike) -> bool:
     numbers = {f"X_{i}": Fraction(float(value)) for i, value in enumerate(np.ravel(x))}
     numbers |= {f"Y_{i}": Fraction(float(value)) for i, value in enumerate(np.ravel(y))}
 
-    def holds(form) -> bool:
+    def holds(form: Any) -> bool:
         line, operator, *parts = form
         if operator in ("and", "or"):
             return (all if operator == "and" else any)(map(holds, parts))

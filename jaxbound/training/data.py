@@ -180,7 +180,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool, splits: Sequence
     return found
 
 
-def _download(builder, folder: str) -> None:
+def _download(builder: Any, folder: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(
             f"preparing {folder} needs tensorflow, which is not installed; install it, or copy a data set that was "
@@ -190,7 +190,7 @@ def _download(builder, folder: str) -> None:
     builder.download_and_prepare()
 
 
-def _read(source) -> Examples:
+def _read(source: Any) -> Examples:
     """All examples of a data source, as bytes."""
     size = 4096
     pieces = [source.__getitems__(range(k, min(k + size, len(source)))) for k in range(0, len(source), size)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbound.certificates.attack import pgd
 from jaxbound.certificates.certification import certify, check_against_attack
@@ -16,7 +18,7 @@ from jaxbound.methods.named import METHODS, method_named
 from jaxbound.training import losses
 from jaxbound.training.configuration import Configuration
 from jaxbound.training.data import Dataset, Examples
-from jaxbound.training.step import variables_of
+from jaxbound.training.step import TrainState, variables_of
 
 
 def clip_of(config: Configuration) -> tuple[float, float] | None:
@@ -40,7 +42,7 @@ def look_of(
     around = around_of(config, apply_fn)
 
     @jax.jit
-    def look(variables, x, labels, keys):
+    def look(variables: Any, x: jax.Array, labels: jax.Array, keys: jax.Array):
         bounds = margins(variables, x, labels, eps, method=method, **around)
         attacked = pgd(variables, x, labels, eps, key=keys, steps=config.look_pgd_steps, **around)
         return apply_fn(variables, x).argmax(axis=1) != labels, attacked.success, ~losses.holds(bounds)
@@ -66,13 +68,13 @@ def measure_of(config: Configuration, apply_fn: Callable, dataset: Dataset, exam
     bounded = config.loss in ("margins", "fused") and len(examples) > 0
 
     @jax.jit
-    def gap(variables, x, labels, eps):
+    def gap(variables: Any, x: jax.Array, labels: jax.Array, eps: ArrayLike):
         tight, loose = (
             margins(variables, x, labels, eps, method=method, **around) for method in (CrownIBP(intersect=False), IBP())
         )
         return (tight - loose).mean(axis=1)
 
-    def measure(state) -> dict[str, float]:
+    def measure(state: TrainState) -> dict[str, float]:
         found, eps = layer_norms(state.params), np.float32(epsilon(state.step))
         if bounded and eps > 0:
             variables = variables_of(state)
@@ -86,7 +88,7 @@ def measure_of(config: Configuration, apply_fn: Callable, dataset: Dataset, exam
     return measure
 
 
-def layer_norms(params) -> dict[str, float]:
+def layer_norms(params: Any) -> dict[str, float]:
     """The l_inf-induced norm of every layer's kernel: the largest sum of absolute weights into one output.
 
     >>> layer_norms({"Dense_0": {"kernel": np.array([[1.0, -2.0], [3.0, 0.5]]), "bias": np.zeros(2)}})
@@ -137,8 +139,8 @@ def test_errors(
 
 
 def errors_of(
-    params, x: np.ndarray, labels: np.ndarray, eps: float, methods: Sequence[str | tuple[str, Method]], *,
-    batch_size: int, pgd_steps: int, key: jax.Array, step_size: float | None = None, **around,
+    params: Any, x: np.ndarray, labels: np.ndarray, eps: float, methods: Sequence[str | tuple[str, Method]], *,
+    batch_size: int, pgd_steps: int, key: jax.Array, step_size: float | None = None, **around: Any,
 ) -> list[dict]:  # fmt: skip
     """Clean, PGD and verified error of any network: one attack, a row per method.
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ from jaxbound.training.losses import Clean, Clip, MarginLoss, Robust, holds, rob
 
 
 def fused(
-    variables, x: jax.Array, labels: jax.Array, eps: ArrayLike, beta: ArrayLike = 1.0, *, method: Method,
+    variables: Any, x: jax.Array, labels: jax.Array, eps: ArrayLike, beta: ArrayLike = 1.0, *, method: Method,
     apply_fn: Callable, classes: int, norm: float = math.inf, clip: Clip = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """An upper bound of the cross-entropy over a ball around every example, by one backward row.

@@ -213,11 +213,11 @@ class _Devices:
         # A step reuses the memory of the state that it is given, which the caller may still hold.
         return replicate(jax.tree.map(np.array, state)) if self.pmap else everywhere(state)
 
-    def run(self, state, batch: Batch, phase: str):
+    def run(self, state: TrainState, batch: Batch, phase: str):
         batch = split(batch, jax.local_device_count()) if self.pmap else spread(batch)
         return self.step(phase)(state, batch)
 
-    def take(self, state) -> TrainState:
+    def take(self, state: TrainState) -> TrainState:
         return jax.tree.map(np.array, unreplicate(state) if self.pmap else state)
 
     def history(self, history: list[Metrics]) -> dict[str, np.ndarray]:
@@ -263,13 +263,13 @@ def _better(kept: _Kept, found: dict, step: int, run: Run) -> _Kept:
     return kept._replace(best=variables_of(kept.state), best_error=error, best_step=np.int64(step))
 
 
-def _named(tree) -> dict[str, np.ndarray]:
+def _named(tree: Any) -> dict[str, np.ndarray]:
     """A flat dict of arrays, by their paths: what checkpoints hold does not depend on how containers are written."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _unnamed(like, named: dict[str, np.ndarray]):
+def _unnamed(like: Any, named: dict[str, np.ndarray]):
     paths = [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(like)
     ]

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -120,8 +120,8 @@ def holds(bounds: jax.Array) -> jax.Array:
 
 
 def mixed_margins(
-    variables, x: jax.Array, labels: jax.Array, eps: ArrayLike, beta: ArrayLike, *, method: Method, apply_fn: Callable,
-    norm: float = math.inf, clip: Clip = None,
+    variables: Any, x: jax.Array, labels: jax.Array, eps: ArrayLike, beta: ArrayLike, *, method: Method,
+    apply_fn: Callable, norm: float = math.inf, clip: Clip = None,
 ) -> jax.Array:  # fmt: skip
     """beta · (the method's bounds) + (1 - beta) · (IBP's bounds) of the margins, a lower bound for 0 <= beta <= 1.
 
@@ -286,7 +286,7 @@ class TradesLoss:
 # --- regularisers -----------------------------------------------------------------------------------------------------
 
 
-def l1(params) -> jax.Array:
+def l1(params: Any) -> jax.Array:
     """The sum of absolute values of all parameters that are not called "bias".
 
     >>> float(l1({"Dense_0": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([5.0])}}))
@@ -296,12 +296,12 @@ def l1(params) -> jax.Array:
     return sum((jnp.sum(jnp.abs(leaf)) for path, leaf in leaves if _name(path) != "bias"), jnp.zeros(()))
 
 
-def _name(path) -> str:
+def _name(path: Sequence) -> str:
     return str(getattr(path[-1], "key", getattr(path[-1], "name", "")))
 
 
 def activity(
-    variables, x: jax.Array, eps: ArrayLike, *, apply_fn: Callable, norm: float = math.inf, clip: Clip = None
+    variables: Any, x: jax.Array, eps: ArrayLike, *, apply_fn: Callable, norm: float = math.inf, clip: Clip = None
 ) -> jax.Array:
     """How unstable the nonlinearities' inputs are: sum over all of them of max(0, min(upper, -lower)), by IBP.
 

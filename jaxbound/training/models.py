@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -94,7 +95,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Which models the paper trains together: A, O and P are for MNIST alone, S and T for CIFAR-10 alone."""
 
 
-def _ibp_kernel(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+def _ibp_kernel(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Normal with standard deviation sqrt(2 pi) / fan_in."""
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 * math.pi) / math.prod(shape[:-1])
 
@@ -340,7 +341,7 @@ def network(
     return ConvNet(convolutions, known.dense, classes, paddings, tuple(mean), tuple(std), initializer)
 
 
-def parameter_count(variables) -> int:
+def parameter_count(variables: Any) -> int:
     """How many numbers are trained: all of the collection "params".
 
     >>> parameter_count({"params": {"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)}})

@@ -11,7 +11,7 @@ own statistics, so these are recovered: the update is affine in the old ones,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -41,7 +41,15 @@ class NNXApply:
         """The module's parameters and statistics as nested dictionaries of arrays."""
         return {"params": nnx.to_pure_dict(self.params), "batch_stats": nnx.to_pure_dict(self.statistics)}
 
-    def __call__(self, variables, x, train=False, mask=None, mutable=(), rngs=None):
+    def __call__(
+        self,
+        variables: Any,
+        x: jax.Array,
+        train: bool = False,
+        mask: jax.Array | None = None,
+        mutable: Sequence[str] = (),
+        rngs: dict[str, jax.Array] | None = None,
+    ):
         """The outputs, and with `mutable` the collection "batch_stats" after them."""
         parts = [_filled(self.params, variables["params"]), _filled(self.statistics, variables.get("batch_stats", {}))]
         module = nnx.merge(self.definition, *parts, self.rest, copy=True)
@@ -56,7 +64,7 @@ class NNXApply:
         return (logits, {"batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))}) if mutable else logits
 
 
-def _filled(state, values: dict):
+def _filled(state: nnx.State, values: dict):
     """A copy of an NNX state that holds other values."""
     filled = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(filled, values)
@@ -66,7 +74,7 @@ def _filled(state, values: dict):
 def _count_only(module: nnx.Module, mask: jax.Array | None) -> None:
     """Let the BatchNorm layers of a module that nobody else holds write what they see of the marked examples."""
 
-    def masked(self, x, *args, **options):
+    def masked(self, x: jax.Array, *args: Any, **options: Any):
         return nnx.BatchNorm.__call__(self, x, *args, **{**options, "mask": _joined(options.get("mask"), mask, x)})
 
     counting = type("BatchNorm", (nnx.BatchNorm,), {"__call__": masked})
@@ -129,7 +137,7 @@ def train_pass(
     if mask is not None and isinstance(apply_fn, NNXApply):
         options["mask"] = mask
 
-    def updated(statistics):
+    def updated(statistics: Any):
         with _masked(mask):
             logits, moved = apply_fn(
                 {**given, "batch_stats": statistics}, lowered(x), mutable=["batch_stats"], **options
@@ -152,7 +160,7 @@ def _of_batch(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
 def _masked(mask: jax.Array | None):
     """Within it, BatchNorm layers take their statistics of the marked examples."""
 
-    def give(call, args, options, context):
+    def give(call: Callable, args: tuple, options: dict, context: nn.module.InterceptorContext):
         if context.method_name == "__call__" and mask is not None:
             own = options.get("mask")
             if isinstance(context.module, nn.BatchNorm):

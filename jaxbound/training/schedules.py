@@ -177,7 +177,7 @@ def halved_after(initial: float, start: int, every: int, factor: float = 0.5) ->
     if every < 1:
         raise errors.argument("every", f"is {every}", "pass at least 1 step")
 
-    def rate(step):
+    def rate(step: ArrayLike):
         times = jnp.maximum(jnp.asarray(step) - start, 0) // every
         return jnp.asarray(initial * jnp.asarray(factor, float) ** times, float)
 
@@ -202,7 +202,7 @@ def milestones(initial: float, steps: Sequence[int], factor: float = 0.1) -> opt
     """
     boundaries = [int(step) for step in steps]
 
-    def rate(step):
+    def rate(step: ArrayLike):
         passed = sum((jnp.asarray(step) >= boundary).astype(int) for boundary in boundaries)
         return jnp.asarray(initial * jnp.asarray(factor, float) ** passed, float)
 

@@ -229,14 +229,23 @@ class Step:
             statistics = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), statistics, state.batch_stats)
         return gradient, Metrics._make((*values, eps, kappa, beta)), statistics
 
-    def _sums(self, state: TrainState, batch: Batch, key: jax.Array, shared: jax.Array, eps, kappa, beta):
+    def _sums(
+        self,
+        state: TrainState,
+        batch: Batch,
+        key: jax.Array,
+        shared: jax.Array,
+        eps: jax.Array,
+        kappa: jax.Array,
+        beta: jax.Array,
+    ):
         """Sums over the examples of a part that count: gradient, values, weight, and the part's statistics."""
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(jnp.asarray(batch.index))
         x, labels, weight = jnp.asarray(batch.x), jnp.asarray(batch.labels), jnp.asarray(batch.weight)
         x = x if self.augment is None else self.augment(keys[:, 0], x)
         mask = (weight > 0) if state.batch_stats else None
 
-        def total_loss(params, objective: Objective):
+        def total_loss(params: Any, objective: Objective):
             variables = {"params": params, "batch_stats": state.batch_stats}
             found = objective(variables, x, labels, eps, kappa, beta, keys[:, 1], mask, shared)
             count = lambda values: jnp.sum(jnp.where(weight > 0, weight * values, 0))  # noqa: E731
@@ -251,7 +260,7 @@ class Step:
         count = jnp.sum(weight)
         return gradient, values, count, jax.tree.map(lambda leaf: count * leaf, statistics)
 
-    def _chosen(self, program: Callable, step, params):
+    def _chosen(self, program: Callable, step: Any, params: Any):
         """The gradient of this phase's program."""
         objectives = self._objectives()
         if self.phase is not None or len(objectives) == 1:
@@ -287,7 +296,7 @@ def _accumulated(part: Callable, batch: Batch, count: int):
     first = jax.tree.map(lambda leaf: leaf[0], parts)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(part, first))
 
-    def add(total, batch: Batch):
+    def add(total: Any, batch: Batch):
         return jax.tree.map(jnp.add, total, part(batch)), None
 
     return jax.lax.scan(add, empty, parts)[0]
@@ -374,7 +383,7 @@ def replicate(state: TrainState, devices: Sequence[Any] | None = None) -> TrainS
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), state)
 
 
-def unreplicate(tree):
+def unreplicate(tree: Any):
     """The first device's copy."""
     return jax.tree.map(lambda leaf: leaf[0], tree)
 

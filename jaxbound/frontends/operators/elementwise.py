@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, elementwise, operator, over_axis
+from jaxbound.frontends.operators.table import Input, Node, elementwise, operator, over_axis
 
 
-def _many(function):
+def _many(function: Callable):
     """A function of two as one of any number."""
     return lambda *inputs: functools.reduce(function, inputs)
 
 
-def _divide(x, y):
+def _divide(x: Input, y: Input):
     if jnp.issubdtype(jnp.result_type(x, y), jnp.integer):
         return lax.div(*jnp.broadcast_arrays(x, y))
     return jnp.divide(x, y)
@@ -41,60 +43,60 @@ elementwise(
 
 
 @operator("LeakyRelu")
-def _leaky_relu(node: Node, x):
+def _leaky_relu(node: Node, x: Input):
     return jax.nn.leaky_relu(x, node.get("alpha", 0.01))
 
 
 @operator("Elu")
-def _elu(node: Node, x):
+def _elu(node: Node, x: Input):
     return jax.nn.elu(x, node.get("alpha", 1.0))
 
 
 @operator("Celu")
-def _celu(node: Node, x):
+def _celu(node: Node, x: Input):
     return jax.nn.celu(x, node.get("alpha", 1.0))
 
 
 @operator("Selu")
-def _selu(node: Node, x):
+def _selu(node: Node, x: Input):
     alpha, gamma = node.get("alpha", 1.67326319217681884765625), node.get("gamma", 1.05070102214813232421875)
     return gamma * jax.nn.elu(x, alpha)
 
 
 @operator("ThresholdedRelu")
-def _thresholded_relu(node: Node, x):
+def _thresholded_relu(node: Node, x: Input):
     return jnp.where(x > node.get("alpha", 1.0), x, 0)
 
 
 @operator("Shrink")
-def _shrink(node: Node, x):
+def _shrink(node: Node, x: Input):
     limit, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
     return jnp.where(x < -limit, x + bias, jnp.where(x > limit, x - bias, 0))
 
 
 @operator("HardSigmoid")
-def _hard_sigmoid(node: Node, x):
+def _hard_sigmoid(node: Node, x: Input):
     return jnp.clip(node.get("alpha", 0.2) * x + node.get("beta", 0.5), 0, 1)
 
 
 @operator("Swish")
-def _swish(node: Node, x):
+def _swish(node: Node, x: Input):
     return x * jax.nn.sigmoid(node.get("alpha", 1.0) * x)
 
 
 @operator("Gelu")
-def _gelu(node: Node, x):
+def _gelu(node: Node, x: Input):
     return jax.nn.gelu(x, approximate=node.require("approximate", "none", "tanh") == "tanh")
 
 
 @operator("Clip", known=(1, 2))
-def _clip(node: Node, x, low=None, high=None):
+def _clip(node: Node, x: Input, low: Input | None = None, high: Input | None = None):
     low, high = node.get("min", low), node.get("max", high)
     return jnp.clip(x, *(None if end is None else np.asarray(end).item() for end in (low, high)))
 
 
 @operator("Pow")
-def _power(_node: Node, x, exponent):
+def _power(_node: Node, x: Input, exponent: Input):
     if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim == 0:
         exponent = exponent.item()
     if isinstance(exponent, int | float):
@@ -103,12 +105,12 @@ def _power(_node: Node, x, exponent):
 
 
 @operator("Mod")
-def _mod(node: Node, x, y):
+def _mod(node: Node, x: Input, y: Input):
     return jnp.fmod(x, y) if node.flag("fmod") else jnp.mod(x, y)
 
 
 @operator("Cast")
-def _cast(node: Node, x):
+def _cast(node: Node, x: Input):
     to = node.get("to")
     if to not in _DTYPES:
         raise errors.ArgumentError(f"its type to={to} cannot be read")
@@ -116,7 +118,7 @@ def _cast(node: Node, x):
 
 
 @operator("CastLike")
-def _cast_like(_node: Node, x, like):
+def _cast_like(_node: Node, x: Input, like: Input):
     return _converted(x, jnp.result_type(like))
 
 
@@ -127,7 +129,7 @@ _DTYPES = {
 """The numbers that `TensorProto.DataType` gives to dtypes."""
 
 
-def _converted(x, dtype):
+def _converted(x: Input, dtype: DTypeLike):
     """A number in another dtype; floats that would only become wider stay, and take the dtype of what they meet."""
     dtype, given = jax.dtypes.canonicalize_dtype(dtype), jnp.result_type(x)
     if jnp.issubdtype(given, jnp.floating) and jnp.promote_types(given, dtype) == dtype:
@@ -136,17 +138,17 @@ def _converted(x, dtype):
 
 
 @operator("Softmax")
-def _softmax(node: Node, x):
+def _softmax(node: Node, x: Input):
     return over_axis(jax.nn.softmax, node, x)
 
 
 @operator("LogSoftmax")
-def _log_softmax(node: Node, x):
+def _log_softmax(node: Node, x: Input):
     return over_axis(jax.nn.log_softmax, node, x)
 
 
 @operator("Dropout")
-def _dropout(node: Node, x, _ratio=None, training=None):
+def _dropout(node: Node, x: Input, _ratio: Input | None = None, training: np.ndarray | None = None):
     if node.get("is_test", 1) == 0 or (training is not None and np.any(training)):
         raise errors.ArgumentError("training mode, in which entries are dropped at random, cannot be read")
     return (x, np.ones(x.shape, bool))[: node.outputs] if node.outputs > 1 else x

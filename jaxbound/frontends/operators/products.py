@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, lp_norm, operator
+from jaxbound.frontends.operators.table import Input, Node, lp_norm, operator
 
 Sizes = tuple[int, ...]
+Pads = Sequence[tuple[int, int]]
 
 
 @operator("MatMul")
-def _matmul(_node: Node, a, b):
+def _matmul(_node: Node, a: Input, b: Input):
     return jnp.matmul(a, b)
 
 
 @operator("Gemm")
-def _gemm(node: Node, a, b, c=None):
+def _gemm(node: Node, a: Input, b: Input, c: Input | None = None):
     a = a.T if node.flag("transA") else a
     b = b.T if node.flag("transB") else b
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
@@ -31,14 +34,16 @@ def _gemm(node: Node, a, b, c=None):
 
 
 @operator("Einsum")
-def _einsum(node: Node, *inputs):
+def _einsum(node: Node, *inputs: Input):
     return jnp.einsum(node.get("equation"), *inputs)
 
 
 _PADDINGS = "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER", ""
 
 
-def _paddings(node: Node, sizes, window, strides, dilations) -> list[tuple[int, int]]:
+def _paddings(
+    node: Node, sizes: Sequence[int], window: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[tuple[int, int]]:
     """The padding before and after each spatial axis."""
     mode, rank = node.require("auto_pad", *_PADDINGS), len(sizes)
     pads = node.get("pads", (0,) * 2 * rank)
@@ -57,7 +62,7 @@ def _paddings(node: Node, sizes, window, strides, dilations) -> list[tuple[int, 
 
 
 @operator("Conv")
-def _conv(node: Node, x, kernel, bias=None):
+def _conv(node: Node, x: Input, kernel: Input, bias: Input | None = None):
     rank = x.ndim - 2
     strides, dilations = (node.get(name, (1,) * rank) for name in ("strides", "dilations"))
     value = _convolved(
@@ -68,7 +73,7 @@ def _conv(node: Node, x, kernel, bias=None):
 
 
 @operator("ConvTranspose")
-def _conv_transpose(node: Node, x, kernel, bias=None):
+def _conv_transpose(node: Node, x: Input, kernel: Input, bias: Input | None = None):
     rank, groups = x.ndim - 2, node.get("group", 1)
     strides, dilations = (node.get(name, (1,) * rank) for name in ("strides", "dilations"))
     extra = node.get("output_padding", (0,) * rank)
@@ -84,7 +89,9 @@ def _conv_transpose(node: Node, x, kernel, bias=None):
     return _with_bias(_convolved(x, turned, (1,) * rank, outside, dilations, groups=groups, gaps=strides), bias)
 
 
-def _transposed_paddings(node: Node, full, sizes, strides) -> list[tuple[int, int]]:
+def _transposed_paddings(
+    node: Node, full: Sequence[int], sizes: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
     """What is cut from both ends of each axis."""
     rank, mode = len(full), node.require("auto_pad", *_PADDINGS)
     wanted, pads = node.get("output_shape"), node.get("pads", (0,) * 2 * rank)
@@ -100,7 +107,16 @@ def _transposed_paddings(node: Node, full, sizes, strides) -> list[tuple[int, in
     return halves if mode == "SAME_UPPER" else [(more, less) for less, more in halves]
 
 
-def _convolved(x, kernel, strides, pads, dilations, *, groups: int, gaps=None):
+def _convolved(
+    x: Input,
+    kernel: Input,
+    strides: Sequence[int],
+    pads: Pads,
+    dilations: Sequence[int],
+    *,
+    groups: int,
+    gaps: Sequence[int] | None = None,
+):
     dtype = jnp.result_type(x, kernel)
     return lax.conv_general_dilated(
         jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), tuple(strides), pads, lhs_dilation=gaps,
@@ -108,7 +124,7 @@ def _convolved(x, kernel, strides, pads, dilations, *, groups: int, gaps=None):
     )  # fmt: skip
 
 
-def _with_bias(value, bias):
+def _with_bias(value: jax.Array, bias: Input | None):
     return value if bias is None else value + bias.reshape(-1, *(1,) * (value.ndim - 2))
 
 
@@ -134,7 +150,15 @@ def _windows(node: Node, x: Any) -> tuple[Sizes, Sizes, Sizes, list[tuple[int, i
     return window, strides, dilations, pads, further
 
 
-def _reduced(x, start, function, window, strides, dilations, pads):
+def _reduced(
+    x: Input,
+    start: float,
+    function: Callable,
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Pads,
+):
     front = (1, 1)
     return lax.reduce_window(
         x, start, function, (*front, *window), (*front, *strides), [(0, 0), (0, 0), *pads],
@@ -143,14 +167,14 @@ def _reduced(x, start, function, window, strides, dilations, pads):
 
 
 @operator("LpPool")
-def _lp_pool(node: Node, x):
+def _lp_pool(node: Node, x: Input):
     window, strides, dilations, pads, further = _windows(node, x)
     pads = [(low, high + more) for (low, high), more in zip(pads, further, strict=True)]
     return lp_norm(x, node.get("p", 2), lambda powers: _reduced(powers, 0.0, lax.add, window, strides, dilations, pads))
 
 
 @operator("MaxPool")
-def _max_pool(node: Node, x):
+def _max_pool(node: Node, x: Input):
     if node.outputs > 1:
         raise errors.ArgumentError("its second output, the places of the maxima, cannot be read")
     window, strides, dilations, pads, further = _windows(node, x)
@@ -159,14 +183,22 @@ def _max_pool(node: Node, x):
 
 
 @operator("AveragePool")
-def _average_pool(node: Node, x):
+def _average_pool(node: Node, x: Input):
     window, strides, dilations, pads, further = _windows(node, x)
     reached = [(low, high + more) for (low, high), more in zip(pads, further, strict=True)]
     total = _reduced(x, 0.0, lax.add, window, strides, dilations, reached)
     return total / _counts(x.shape[2:], window, strides, dilations, pads, further, node.flag("count_include_pad"))
 
 
-def _counts(sizes, window, strides, dilations, pads, further, with_padding: bool) -> np.ndarray:
+def _counts(
+    sizes: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Pads,
+    further: Sequence[int],
+    with_padding: bool,
+) -> np.ndarray:
     """How many entries each window averages: an outer product of the axes' counts."""
     counts = np.ones((), np.float32)
     for axis, (low, high) in enumerate(pads):

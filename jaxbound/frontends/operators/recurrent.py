@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, operator
+from jaxbound.frontends.operators.table import Input, Node, operator
 
 _ACTIVATIONS = {
     "Tanh": jnp.tanh, "Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu, "Softsign": jax.nn.soft_sign,
@@ -16,9 +19,30 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
+States = tuple[jax.Array, ...]
+Step = Callable[..., States]
+
+
 @operator("RNN", known=(4,))
-def _rnn(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
-    def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
+def _rnn(
+    node: Node,
+    x: Input,
+    w: Input,
+    r: Input,
+    bias: Input | None = None,
+    lengths: np.ndarray | None = None,
+    hidden: Input | None = None,
+):
+    def step(
+        state: States,
+        value: jax.Array,
+        weights: jax.Array,
+        recurrent: jax.Array,
+        input_bias: jax.Array,
+        state_bias: jax.Array,
+        functions: Sequence[Callable],
+        _peephole: None,
+    ):
         (h,) = state
         return (functions[0](value @ weights.T + input_bias + h @ recurrent.T + state_bias),)
 
@@ -26,10 +50,27 @@ def _rnn(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
 
 
 @operator("GRU", known=(4,))
-def _gru(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
+def _gru(
+    node: Node,
+    x: Input,
+    w: Input,
+    r: Input,
+    bias: Input | None = None,
+    lengths: np.ndarray | None = None,
+    hidden: Input | None = None,
+):
     reset_after = node.flag("linear_before_reset")
 
-    def step(state, value, weights, recurrent, input_bias, state_bias, functions, _peephole):
+    def step(
+        state: States,
+        value: jax.Array,
+        weights: jax.Array,
+        recurrent: jax.Array,
+        input_bias: jax.Array,
+        state_bias: jax.Array,
+        functions: Sequence[Callable],
+        _peephole: None,
+    ):
         (h,), (gate, new) = state, functions
         z, reset, candidate = jnp.split(value @ weights.T + input_bias, 3, -1)
         of_z, of_reset, of_candidate = jnp.split(recurrent, 3)
@@ -46,7 +87,17 @@ def _gru(node: Node, x, w, r, bias=None, lengths=None, hidden=None):
 
 
 @operator("LSTM", known=(4,))
-def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, peephole=None):
+def _lstm(
+    node: Node,
+    x: Input,
+    w: Input,
+    r: Input,
+    bias: Input | None = None,
+    lengths: np.ndarray | None = None,
+    hidden: Input | None = None,
+    cell: Input | None = None,
+    peephole: Input | None = None,
+):
     node.require("input_forget", 0)
     if node.get("clip", 0.0):
         raise errors.ArgumentError(
@@ -54,7 +105,16 @@ def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, 
             "does not"
         )
 
-    def step(state, value, weights, recurrent, input_bias, state_bias, functions, peephole):
+    def step(
+        state: States,
+        value: jax.Array,
+        weights: jax.Array,
+        recurrent: jax.Array,
+        input_bias: jax.Array,
+        state_bias: jax.Array,
+        functions: Sequence[Callable],
+        peephole: jax.Array | None,
+    ):
         (h, c), (gate, new, last) = state, functions
         i, o, f, g = jnp.split(value @ weights.T + input_bias + h @ recurrent.T + state_bias, 4, -1)
         if peephole is not None:
@@ -67,7 +127,18 @@ def _lstm(node: Node, x, w, r, bias=None, lengths=None, hidden=None, cell=None, 
     return _recurrent(node, x, w, r, bias, lengths, (hidden, cell), peephole, ["Sigmoid", "Tanh", "Tanh"], step)
 
 
-def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, step):
+def _recurrent(
+    node: Node,
+    x: Input,
+    w: Input,
+    r: Input,
+    bias: Input | None,
+    lengths: np.ndarray | None,
+    state: tuple[Input | None, ...],
+    peephole: Input | None,
+    defaults: list[str],
+    step: Step,
+):
     """All directions over all steps: the outputs (steps, directions, batch, hidden), then the last of each state."""
     clip = node.get("clip", 0.0)
     if clip < 0:
@@ -105,11 +176,11 @@ def _recurrent(node: Node, x, w, r, bias, lengths, state, peephole, defaults, st
     return (jnp.swapaxes(results[0], 0, 1), *states) if layout else results
 
 
-def _clipped(function, limit: float):
+def _clipped(function: Callable, limit: float):
     return lambda value: function(jnp.clip(value, -limit, limit))
 
 
-def _initial(state, direction: int, layout: int, shape: tuple[int, int], dtype):
+def _initial(state: Input | None, direction: int, layout: int, shape: tuple[int, int], dtype: DTypeLike):
     if state is None:
         return jnp.zeros(shape, dtype)
     return state[:, direction] if layout else state[direction]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxbound.frontends.operators.table import OPERATORS, Node, Operator, axes_of, lp_norm, mean, operator, over_axis
+from jaxbound.frontends.operators.table import (
+    OPERATORS,
+    Input,
+    Node,
+    Operator,
+    axes_of,
+    lp_norm,
+    mean,
+    operator,
+    over_axis,
+)
 
 _REDUCTIONS = {
     "ReduceSum": jnp.sum, "ReduceMean": mean, "ReduceMax": jnp.max, "ReduceMin": jnp.min, "ReduceProd": jnp.prod,
@@ -19,8 +31,8 @@ _REDUCTIONS = {
 }  # fmt: skip
 
 
-def _enter(name: str, function) -> None:
-    def reduce(node: Node, x, axes=None):
+def _enter(name: str, function: Callable) -> None:
+    def reduce(node: Node, x: Input, axes: np.ndarray | None = None):
         chosen, none_is_none = axes_of(node, axes, x.ndim), node.flag("noop_with_empty_axes")
         kept = node.flag("keepdims", True)
         if not chosen and none_is_none:  # each entry by itself: its square, its absolute value
@@ -34,7 +46,7 @@ for _name, _function in _REDUCTIONS.items():
     _enter(_name, _function)
 
 
-def _over_image(function):
+def _over_image(function: Callable):
     return lambda node, x: function(node, x, tuple(range(2, x.ndim)))
 
 
@@ -46,16 +58,16 @@ operator("GlobalLpPool")(
 
 
 @operator("ArgMax")
-def _argmax(node: Node, x):
+def _argmax(node: Node, x: Input):
     return _place_of(node, x, jnp.argmax)
 
 
 @operator("ArgMin")
-def _argmin(node: Node, x):
+def _argmin(node: Node, x: Input):
     return _place_of(node, x, jnp.argmin)
 
 
-def _place_of(node: Node, x, function):
+def _place_of(node: Node, x: Input, function: Callable):
     axis = node.get("axis", 0)
     if node.flag("select_last_index"):
         found = x.shape[axis] - 1 - function(jnp.flip(x, axis), axis, keepdims=True)
@@ -65,11 +77,11 @@ def _place_of(node: Node, x, function):
 
 
 @operator("Hardmax")
-def _hardmax(node: Node, x):
+def _hardmax(node: Node, x: Input):
     return over_axis(_one_at_first_maximum, node, x)
 
 
-def _one_at_first_maximum(x, axis: int):
+def _one_at_first_maximum(x: Input, axis: int):
     """1 at an entry that no later one exceeds and no earlier one reaches: comparisons, which can be bounded."""
     last = jnp.moveaxis(x, axis, -1)
     each, other = jnp.expand_dims(last, -1), jnp.expand_dims(last, -2)
@@ -79,7 +91,7 @@ def _one_at_first_maximum(x, axis: int):
 
 
 @operator("TopK", known=(1,))
-def _top_k(node: Node, x, k):
+def _top_k(node: Node, x: Input, k: Input):
     node.require("sorted", 1)  # else the order is anyone's
     axis, count = node.get("axis", -1), int(np.asarray(k).item())
     sign = 1 if node.flag("largest", True) else -1
@@ -88,26 +100,26 @@ def _top_k(node: Node, x, k):
 
 
 @operator("BatchNormalization")
-def _batch_norm(node: Node, x, scale, bias, mean, variance):
+def _batch_norm(node: Node, x: Input, scale: Input, bias: Input, mean: Input, variance: Input):
     node.require("training_mode", 0)
     node.require("spatial", 1)
     scale, bias, mean, variance = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias, mean, variance))
     return (x - mean) * (scale * lax.rsqrt(variance + node.get("epsilon", 1e-5))) + bias
 
 
-def _standardized(x, axes: tuple[int, ...], epsilon: float):
+def _standardized(x: Input, axes: tuple[int, ...], epsilon: float):
     centred = x - mean(x, axes)
     return centred * lax.rsqrt(mean(centred * centred, axes) + epsilon)
 
 
 @operator("InstanceNormalization")
-def _instance_norm(node: Node, x, scale, bias):
+def _instance_norm(node: Node, x: Input, scale: Input, bias: Input):
     scale, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (scale, bias))
     return scale * _standardized(x, tuple(range(2, x.ndim)), node.get("epsilon", 1e-5)) + bias
 
 
 @operator("GroupNormalization")
-def _group_norm(node: Node, x, scale, bias):
+def _group_norm(node: Node, x: Input, scale: Input, bias: Input):
     groups = node.get("num_groups")
     split = x.reshape(x.shape[0], groups, -1)
     value = _standardized(split, (2,), node.get("epsilon", 1e-5)).reshape(x.shape)
@@ -118,25 +130,25 @@ def _group_norm(node: Node, x, scale, bias):
 
 
 @operator("LayerNormalization")
-def _layer_norm(node: Node, x, scale, bias=None):
+def _layer_norm(node: Node, x: Input, scale: Input, bias: Input | None = None):
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
     value = _standardized(x, axes, node.get("epsilon", 1e-5)) * scale
     return value if bias is None else value + bias
 
 
 @operator("RMSNormalization")
-def _rms_norm(node: Node, x, scale):
+def _rms_norm(node: Node, x: Input, scale: Input):
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
     return x * lax.rsqrt(mean(x * x, axes) + node.get("epsilon", 1e-5)) * scale
 
 
 @operator("MeanVarianceNormalization")
-def _mean_variance_norm(node: Node, x):
+def _mean_variance_norm(node: Node, x: Input):
     return _standardized(x, tuple(node.get("axes", (0, 2, 3))), 1e-9)
 
 
 @operator("LpNormalization")
-def _lp_norm(node: Node, x):
+def _lp_norm(node: Node, x: Input):
     axis = node.get("axis", -1)
     if node.require("p", 2, 1) == 1:
         return x / jnp.sum(jnp.abs(x), axis, keepdims=True)
@@ -144,7 +156,7 @@ def _lp_norm(node: Node, x):
 
 
 @operator("LRN")
-def _local_response_norm(node: Node, x):
+def _local_response_norm(node: Node, x: Input):
     size = node.get("size")
     before = (size - 1) // 2
     pads = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound import errors
-from jaxbound.frontends.operators.table import Node, axes_of, operator
+from jaxbound.frontends.operators.table import Input, Node, axes_of, operator
 
 
 @operator("Shape")
-def _shape(node: Node, x):
+def _shape(node: Node, x: Input):
     return np.array(np.shape(x)[slice(node.get("start", 0), node.get("end"))], np.int64)
 
 
 @operator("Size")
-def _size(_node: Node, x):
+def _size(_node: Node, x: Input):
     return np.array(np.size(x), np.int64)
 
 
 @operator("Reshape", known=(1,))
-def _reshape(node: Node, x, shape):
+def _reshape(node: Node, x: Input, shape: Input):
     shape = [int(size) for size in shape]
     if not node.flag("allowzero"):
         shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
@@ -30,19 +32,19 @@ def _reshape(node: Node, x, shape):
 
 
 @operator("Flatten")
-def _flatten(node: Node, x):
+def _flatten(node: Node, x: Input):
     axis = node.get("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
     return jnp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
 
 
 @operator("Transpose")
-def _transpose(node: Node, x):
+def _transpose(node: Node, x: Input):
     return jnp.transpose(x, node.get("perm"))
 
 
 @operator("Squeeze", known=(1,))
-def _squeeze(node: Node, x, axes=None):
+def _squeeze(node: Node, x: Input, axes: np.ndarray | None = None):
     chosen = axes_of(node, axes, x.ndim)
     if chosen == ():  # onnxruntime takes it for all, the reference for none
         raise errors.ArgumentError("axes=() cannot be read: name the axes, or leave them out")
@@ -50,28 +52,28 @@ def _squeeze(node: Node, x, axes=None):
 
 
 @operator("Unsqueeze", known=(1,))
-def _unsqueeze(node: Node, x, axes=None):
+def _unsqueeze(node: Node, x: Input, axes: np.ndarray | None = None):
     given = node.get("axes") if axes is None else axes
     return jnp.expand_dims(x, tuple(int(axis) for axis in given))
 
 
 @operator("Expand", known=(1,))
-def _expand(_node: Node, x, shape):
+def _expand(_node: Node, x: Input, shape: np.ndarray):
     return jnp.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(size) for size in shape)))
 
 
 @operator("Tile", known=(1,))
-def _tile(_node: Node, x, repeats):
+def _tile(_node: Node, x: Input, repeats: np.ndarray):
     return jnp.tile(x, tuple(int(times) for times in repeats))
 
 
 @operator("Concat")
-def _concat(node: Node, *inputs):
+def _concat(node: Node, *inputs: Input):
     return jnp.concatenate([jnp.asarray(x) for x in inputs], node.get("axis", 1))
 
 
 @operator("Split", known=(1,))
-def _split(node: Node, x, sizes=None):
+def _split(node: Node, x: Input, sizes: np.ndarray | None = None):
     axis = node.get("axis", 0)
     sizes = node.get("split") if sizes is None else sizes
     if sizes is None:
@@ -83,7 +85,14 @@ def _split(node: Node, x, sizes=None):
 
 
 @operator("Slice", known=(1, 2, 3, 4))
-def _slice(node: Node, x, starts=None, ends=None, axes=None, steps=None):
+def _slice(
+    node: Node,
+    x: Input,
+    starts: Any = None,
+    ends: Any = None,
+    axes: Any = None,
+    steps: Any = None,
+):
     starts, ends = (node.get(name) if given is None else given for name, given in (("starts", starts), ("ends", ends)))
     axes = node.get("axes", range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -100,7 +109,7 @@ def _slice(node: Node, x, starts=None, ends=None, axes=None, steps=None):
 
 
 @operator("Gather")
-def _gather(node: Node, x, indices):
+def _gather(node: Node, x: Input, indices: Input):
     axis = node.get("axis", 0) % x.ndim
     indices = _from_front(indices, x.shape[axis])
     if isinstance(indices, np.ndarray) and indices.ndim == 0:
@@ -108,7 +117,7 @@ def _gather(node: Node, x, indices):
     return jnp.take(x, indices, axis, mode="clip")
 
 
-def _from_front(indices, size: int):
+def _from_front(indices: Input, size: int):
     """Indices counted from the front; those that are constants are checked."""
     if not isinstance(indices, np.ndarray):
         return jnp.where(indices < 0, indices + size, indices)
@@ -118,7 +127,7 @@ def _from_front(indices, size: int):
 
 
 @operator("ReverseSequence", known=(1,))
-def _reverse_sequence(node: Node, x, lengths):
+def _reverse_sequence(node: Node, x: Input, lengths: np.ndarray):
     batch, time = node.require("batch_axis", 1, 0), node.require("time_axis", 0, 1)
     if batch == time or len(lengths) != x.shape[batch] or np.any((lengths < 0) | (lengths > x.shape[time])):
         raise errors.ArgumentError(f"sequence_lens={lengths.tolist()} do not fit a value of shape {x.shape}")
@@ -129,50 +138,50 @@ def _reverse_sequence(node: Node, x, lengths):
 
 
 @operator("GatherElements")
-def _gather_elements(node: Node, x, indices):
+def _gather_elements(node: Node, x: Input, indices: Input):
     axis = node.get("axis", 0) % x.ndim
     return x[_along(indices, axis, x.shape)]
 
 
 @operator("GatherND")
-def _gather_nd(node: Node, x, indices):
+def _gather_nd(node: Node, x: Input, indices: Input):
     count = node.get("batch_dims", 0)
     before = np.indices(indices.shape[:-1], sparse=True)[:count]
     return x[(*before, *_coordinates(indices, x.shape[count:]))]
 
 
 @operator("Scatter", "ScatterElements")
-def _scatter_elements(node: Node, x, indices, updates):
+def _scatter_elements(node: Node, x: Input, indices: Input, updates: Input):
     axis = node.get("axis", 0) % x.ndim
     return _scattered(node, x, _along(indices, axis, x.shape), updates)
 
 
 @operator("ScatterND")
-def _scatter_nd(node: Node, x, indices, updates):
+def _scatter_nd(node: Node, x: Input, indices: Input, updates: Input):
     return _scattered(node, x, _coordinates(indices, x.shape), updates)
 
 
-def _along(indices, axis: int, shape: tuple[int, ...]) -> tuple:
+def _along(indices: Input, axis: int, shape: tuple[int, ...]) -> tuple:
     """Full coordinates of entries that differ from their own in one axis."""
     places: list = list(np.indices(indices.shape, sparse=True))
     places[axis] = _from_front(indices, shape[axis])
     return tuple(places)
 
 
-def _coordinates(indices, shape: tuple[int, ...]) -> tuple:
+def _coordinates(indices: Input, shape: tuple[int, ...]) -> tuple:
     """Leading coordinates, one in each entry of the last axis."""
     columns = [indices[..., i] for i in range(indices.shape[-1])]
     return tuple(_from_front(column, size) for column, size in zip(columns, shape, strict=False))
 
 
-def _scattered(node: Node, x, places, updates):
+def _scattered(node: Node, x: Input, places: tuple, updates: Input):
     entries = x.at[places]
     ways = {"none": entries.set, "add": entries.add, "mul": entries.multiply}
     return ways[node.require("reduction", *ways)](updates)
 
 
 @operator("Pad", known=(1, 2, 3))
-def _pad(node: Node, x, pads=None, value=None, axes=None):
+def _pad(node: Node, x: Input, pads: Any = None, value: Any = None, axes: Any = None):
     pads = node.get("pads", node.get("paddings")) if pads is None else pads
     value = node.get("value", 0.0) if value is None else np.asarray(value).item()
     axes = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
@@ -190,7 +199,7 @@ def _pad(node: Node, x, pads=None, value=None, axes=None):
 
 
 @operator("DepthToSpace")
-def _depth_to_space(node: Node, x):
+def _depth_to_space(node: Node, x: Input):
     block, (batch, channels, height, width) = node.get("blocksize"), x.shape
     if node.require("mode", "DCR", "CRD") == "DCR":
         split = x.reshape(batch, block, block, channels // block**2, height, width).transpose(0, 3, 4, 1, 5, 2)
@@ -200,19 +209,19 @@ def _depth_to_space(node: Node, x):
 
 
 @operator("SpaceToDepth")
-def _space_to_depth(node: Node, x):
+def _space_to_depth(node: Node, x: Input):
     block, (batch, channels, height, width) = node.get("blocksize"), x.shape
     split = x.reshape(batch, channels, height // block, block, width // block, block).transpose(0, 3, 5, 1, 2, 4)
     return split.reshape(batch, channels * block**2, height // block, width // block)
 
 
 @operator("Trilu", known=(1,))
-def _trilu(node: Node, x, k=None):
+def _trilu(node: Node, x: Input, k: np.ndarray | None = None):
     return (jnp.triu if node.flag("upper", True) else jnp.tril)(x, 0 if k is None else int(k))
 
 
 @operator("CumSum", known=(1,))
-def _cumulative_sum(node: Node, x, axis):
+def _cumulative_sum(node: Node, x: Input, axis: Input):
     axis = int(np.asarray(axis).item())
     backwards = node.flag("reverse")
     values = jnp.flip(x, axis) if backwards else x
@@ -222,13 +231,19 @@ def _cumulative_sum(node: Node, x, axis):
 
 
 @operator("Upsample", known=(1,))
-def _upsample(node: Node, x, scales=None):
+def _upsample(node: Node, x: Input, scales: Input | None = None):
     scales = node.get("scales") if scales is None else scales
     return _resized(node, x, range(x.ndim), None, scales, "asymmetric")
 
 
 @operator("Resize", known=(1, 2, 3))
-def _resize(node: Node, x, roi=None, scales=None, sizes=None):
+def _resize(
+    node: Node,
+    x: Input,
+    roi: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
+):
     if node.opset < 11:  # the inputs are x and scales
         return _resized(node, x, range(x.ndim), None, roi, "asymmetric")
     node.require("keep_aspect_ratio_policy", "stretch")
@@ -239,7 +254,7 @@ def _resize(node: Node, x, roi=None, scales=None, sizes=None):
     return _resized(node, x, axes, sizes, scales, transformation)
 
 
-def _resized(node: Node, x, axes, sizes, scales, transformation: str):
+def _resized(node: Node, x: Input, axes: Sequence[int], sizes: Any, scales: Any, transformation: str):
     """Axis by axis: nearest entries are taken; linear and cubic interpolation is a product with a matrix."""
     mode = node.get("mode", "nearest")
     for place, axis in enumerate(axes):
@@ -276,7 +291,7 @@ def _positions(transformation: str, old: np.floating, new: int, scale: np.floati
     raise errors.ArgumentError(f"coordinate_transformation_mode={transformation!r} cannot be read")
 
 
-def _nearest(points: np.ndarray, node, size: int) -> np.ndarray:
+def _nearest(points: np.ndarray, node: Node, size: int) -> np.ndarray:
     points = points.astype(np.float32)
     if node.opset < 11:
         found = np.floor(points)
@@ -290,7 +305,7 @@ def _nearest(points: np.ndarray, node, size: int) -> np.ndarray:
     return np.clip(found, 0, size - 1).astype(np.int32)
 
 
-def _check_no_ties(points: np.ndarray, node, size: int) -> None:
+def _check_no_ties(points: np.ndarray, node: Node, size: int) -> None:
     """Refuse places about halfway between two entries: libraries sum up to them in other orders, and round apart."""
     low, high = (_nearest(points + off * size, node, size) for off in (-1e-5, 1e-5))
     if np.any(low != high):
@@ -299,7 +314,7 @@ def _check_no_ties(points: np.ndarray, node, size: int) -> None:
         )
 
 
-def _interpolation(points: np.ndarray, size: int, mode: str, node) -> np.ndarray:
+def _interpolation(points: np.ndarray, size: int, mode: str, node: Node) -> np.ndarray:
     """The matrix (new, old) of linear or cubic interpolation; entries beyond the border are those at it."""
     base = np.floor(points).astype(int)
     part = points - base

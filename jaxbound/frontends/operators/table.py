@@ -49,6 +49,9 @@ class Operator(NamedTuple):
     known: tuple[int, ...] = ()
 
 
+Input = Any
+"""A JAX array, a NumPy array or a Python number, as said above; `Input | None` where it may be left out."""
+
 OPERATORS: dict[str, Operator] = {}
 
 IDLE_ATTRIBUTES = {
