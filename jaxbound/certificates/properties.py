@@ -46,7 +46,7 @@ class Clause:
     inputs: np.ndarray | None = None
     box: tuple[np.ndarray, np.ndarray] | None = None
 
-    def holds(self, x: ArrayLike, y: ArrayLike) -> bool:
+    def holds(self, x: ArrayLike | Sequence[float], y: ArrayLike | Sequence[float]) -> bool:
         """Whether every row holds at flat arrays x and y, in exact arithmetic."""
         x, y = np.ravel(np.asarray(x, np.float64)), np.ravel(np.asarray(y, np.float64))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):

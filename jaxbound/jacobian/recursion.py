@@ -131,7 +131,7 @@ class Problem(NamedTuple):
         layer, outward, known = self.chain.layers[p], self.run.outward, levels[p]
         total, width = layer.segment.sizes[0], self._width(known.ends)
 
-        def one(first: jax.Array) -> Ends:
+        def one(first: jax.Array | np.integer) -> Ends:
             constants = _joined(layer.matrix, ((first,), None if self.run.batch is None else (None,)))
             state = self.run.call(_columns, (layer.segment.terms, width, outward), constants, known)
             return self._passed(p, levels, state)

@@ -276,7 +276,7 @@ def _projected(share: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def table_of(
-    node: tuple[Op, tuple[int, ...], tuple[int, ...]], constants: Sequence, inputs: Sequence[Ends]
+    node: tuple[Op, tuple, tuple[int, ...]], constants: Sequence, inputs: Sequence[Ends]
 ) -> tuple[Planes, Freedom]:
     """Planes with the slopes of a node's freedom, widened by the rounding of their averages (and of places in them)."""
     op, _, used = node

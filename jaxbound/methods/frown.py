@@ -109,7 +109,7 @@ class Frown(Method):
         known = plain.relax(graph, leaves, request)
         return self._tighten(graph, leaves, request, known, skip_exact=True), plain.outputs(known, request)
 
-    def bound_node(self, run: Run, number: int, *, chosen: jax.Array | None = None, sides: str = "both"):
+    def bound_node(self, run: Run, number: int, *, chosen: Any = None, sides: str = "both"):
         """What `Run.bound_node` returns, tuned."""
         one = lambda index: self.tuned_rows(run, number, index, sides)[0]  # noqa: E731
         return run.in_chunks(one, number, chosen=chosen, sides=sides)

@@ -210,7 +210,7 @@ def _convolution(op: Op) -> Rule | None:
         size = (op.input_shapes[1][numbers.rhs_spec[2 + k]] - 1) * params["rhs_dilation"][k] + 1
         reaches[axis] = _Reach(params["window_strides"][k], size, params["padding"][k][0])
 
-    def change(windowed: Sequence[bool], _shape: tuple[int, ...]):
+    def change(windowed: Sequence[bool], _shape: Sequence[int]):
         padding = zip(spatial, params["padding"], strict=True)
         return {"padding": tuple((0, 0) if windowed[axis] else ends for axis, ends in padding)}
 
@@ -225,7 +225,7 @@ def _pooling(op: Op) -> Rule | None:
     parts = zip(params["window_strides"], sizes, params["padding"], strict=True)
     reaches = [_Reach(stride, (size - 1) * dilation + 1, ends[0]) for stride, (size, dilation), ends in parts]
 
-    def change(windowed: Sequence[bool], _shape: tuple[int, ...]):
+    def change(windowed: Sequence[bool], _shape: Sequence[int]):
         padding = zip(windowed, params["padding"], strict=True)
         return {"padding": tuple((0, 0) if small else ends for small, ends in padding)}
 
@@ -237,7 +237,7 @@ def _slice(op: Op) -> Rule | None:
     strides = params["strides"] or (1,) * len(op.shape)
     reaches = [_Reach(stride, 1, -start) for stride, start in zip(strides, params["start_indices"], strict=True)]
 
-    def change(windowed: Sequence[bool], shape: tuple[int, ...]):
+    def change(windowed: Sequence[bool], shape: Sequence[int]):
         starts = zip(windowed, params["start_indices"], strict=True)
         limits = zip(windowed, shape, params["limit_indices"], strict=True)
         return {

@@ -132,7 +132,7 @@ def _kinks(op: Op) -> list[float]:
     return sorted({end for piece in found for end in (piece.left, piece.right) if math.isfinite(end)})
 
 
-def _pieces(node: tuple[Op, tuple[int, ...], tuple[int, ...]], constants: Sequence, ends: Pair):
+def _pieces(node: tuple[Op, tuple, tuple[int, ...]], constants: Sequence, ends: Pair):
     op, _, used = node
     read = [constants[k] for k in used]
     points = jnp.stack([ends[0], *(jnp.clip(kink, *ends) for kink in _kinks(op)), ends[1]])
