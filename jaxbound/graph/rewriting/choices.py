@@ -102,7 +102,8 @@ def decided(_params: dict, operands: Sequence) -> Rewrite | None:
     known = np.asarray(which.value) if isinstance(which, Literal) else getattr(which, "known", None)
     if known is None or known.size == 0 or np.any(known != known.flat[0]):
         return None
-    return lambda x: x, [cases[min(max(int(known.flat[0]), 0), len(cases) - 1)]]
+    case = cases[min(max(int(known.flat[0]), 0), len(cases) - 1)]
+    return (lambda x: x, [case]) if isinstance(which, Literal) or isinstance(case, Value) else None
 
 
 def same(_params: dict, operands: Sequence) -> Rewrite | None:
