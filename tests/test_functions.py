@@ -188,3 +188,10 @@ def test_logarithms_of_probabilities_are_bounded(name, method):
     assert np.all((lower <= values) & (values <= upper))
     loss = 0.4 if name in ("entropy", "entropy of p", "entr", "logsumexp with weights") else 0.02
     assert np.all(values.min(0) - lower < loss) and np.all(upper - values.max(0) < loss)
+
+
+def test_a_call_of_two_shapes_that_compares_is_no_logaddexp():
+    """JAX's percentile is one: it was traced with these shapes as if it were logaddexp."""
+    x = jnp.arange(6.0)
+    found = jb.bound(lambda x: jnp.percentile(x, jnp.array([25.0, 75.0])), jb.IBP())(jb.Box(x, x))
+    assert np.allclose(found.lower, [1.25, 3.75], atol=1e-5) and np.allclose(found.upper, [1.25, 3.75], atol=1e-5)

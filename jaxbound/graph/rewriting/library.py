@@ -58,17 +58,16 @@ def is_logaddexp(callee: _compat.ClosedJaxpr) -> bool:
     if len(callee.in_avals) != 2 or all(equation.primitive.name != "ne" for equation in callee.jaxpr.eqns):
         return False
     arguments = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in callee.in_avals)
-    equations = jax.make_jaxpr(jnp.logaddexp)(*arguments).eqns
-    return len(equations) == 1 and str(_compat.call_jaxpr(equations[0])) == str(callee)
+    return _traces_to(jnp.logaddexp, None, arguments, str(callee))
 
 
-def _traces_to(reference: Callable, name: str, arguments: Sequence, traced: str) -> bool:
-    """Whether JAX traces a function of these arguments to just this call."""
+def _traces_to(reference: Callable, name: str | None, arguments: Sequence, traced: str) -> bool:
+    """Whether JAX traces a function of these arguments to just this call, of this name if one is given."""
     try:
         equations = jax.make_jaxpr(reference)(*arguments).eqns
     except (TypeError, ValueError, IndexError, NotImplementedError):  # it has no meaning for these arguments
         return False
-    if len(equations) != 1 or equations[0].params.get("name") != name:
+    if len(equations) != 1 or name not in (None, equations[0].params.get("name")):
         return False
     return str(_compat.call_jaxpr(equations[0])) == traced
 
