@@ -233,6 +233,17 @@ def check_turned_choices():
     assert error[2] < 1e-5
 
 
+def check_exact_sums():
+    """Only exact operands have an exact sum, though a large one absorbs their errors; overflow is never exact."""
+    rounded = dense.node(lambda z: jnp.where(jnp.exp(z) + 1 > 1, 5.0, 0.0), [(2,)], np.float32, "scalar")
+    assert np.array_equal(
+        evaluation.error(rounded.program, jnp.array([-110.0, 0.0], jnp.float32), ()) >= 1, [True, False]
+    )
+    doubled = dense.node(lambda z: jnp.where(z + z > 0, z + z, jnp.tanh(z)), [(4,)], np.float32, "scalar")
+    error = evaluation.error(doubled.program, jnp.array([2e38, -0.5, 0.5, 1e-40], jnp.float32), ())
+    assert np.isinf(error[0]) and np.all(error[1:3] < 1e-6) and error[3] > 0
+
+
 CHECKS = {
     **{name: value for name, value in list(globals().items()) if name.startswith("check_")},
     **{f"check_truth_{name}": _checked_truth(function) for name, function in _TRUTHS.items()},

@@ -274,6 +274,7 @@ MUTANTS: dict[str, Mutant] = {
     "one line for both sides": Mutant("staircases", staircase, "planes", _upper_as_lower),
     "only one case of a choice errs": Mutant("turned_choices", evaluation, "_turned", lambda original: lambda predicate, cases, errors: original(predicate, cases, (None, *errors[1:]))),
     "every sum is exact": Mutant("turned_choices", curvature.functions.FUNCTIONS, "add", lambda row: dataclasses.replace(row, without_error=lambda x, y: x == x)),
+    "what rounds and absorbs is exact": Mutant("exact_sums", curvature.functions.FUNCTIONS, "add", lambda row: dataclasses.replace(row, units=(0, 0))),
     # booleans
     "and as or": Mutant("truth_and", indicators._LOGIC, "and", lambda _: lambda a, b: jnp.minimum(a + b, 1)),
     "or as a sum": Mutant("truth_or", indicators._LOGIC, "or", lambda _: lambda a, b: a + b),

@@ -66,7 +66,7 @@ class Function:
     flushed: int = 1
     """How many such numbers: sums have terms that may be such, others halve their operand first."""
     without_error: Callable | None = None
-    """At which operands, none of them subnormal, it makes no error at all."""
+    """At which operands that are exact, and not subnormal, a finite result of it is exact."""
 
     @property
     def is_partial(self) -> bool:
@@ -108,7 +108,7 @@ def _identity(x: Jet) -> Jet:
 
 
 def _is_exact_sum(x: Any, y: Any) -> Any:
-    """Nothing added, what cancels, and what is doubled (its overflow is infinite, which no error makes finite)."""
+    """Nothing added, what cancels, and what is doubled."""
     return (x == 0) | (y == 0) | (x == -y) | (x == y)
 
 

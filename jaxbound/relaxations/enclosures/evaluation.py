@@ -82,9 +82,10 @@ def error(program: Program, z: jax.Array, constants: Sequence) -> jax.Array:
                 flushed = flushed * (1 + _FACTORS[name](*map(jnp.abs, values)))
             made = own * eps * jnp.abs(value) + flushed
             if row.without_error is not None:
-                normal = ~functools.reduce(operator.or_, map(is_subnormal, values))
-                known = normal if total is None else normal & (total == 0)
-                made = jnp.where(row.without_error(*values) & known, 0, made)
+                exact = [err == 0 for err in errors if err is not None]  # not `total == 0`: a sum may absorb an error
+                exact += [~is_subnormal(operand) for operand in values]
+                exact += [jnp.isfinite(value), row.without_error(*values)]
+                made = jnp.where(functools.reduce(operator.and_, exact), 0, made)
             total = made if total is None else total + made
             if name == "erf_inv":
                 total = total + eps * _rounded_square(values[0], value)
