@@ -190,6 +190,25 @@ def test_logarithms_of_probabilities_are_bounded(name, method):
     assert np.all(values.min(0) - lower < loss) and np.all(upper - values.max(0) < loss)
 
 
+_UNDEFINED = {
+    "sin(x) / x at 0": (lambda x: jnp.sin(x) / x, -1, 1),
+    "x log x at 0": (lambda x: x * jnp.log(x), 0, 1),
+    "x log x below 0": (lambda x: jnp.log(x) * x, -1, 1),
+    "a far pole": (jnp.tan, 100, 101),
+    "a far pole on the other side": (jnp.tan, -101, -100),
+    "farther than is analysed": (jnp.tan, 1e30, 2e30),
+    "what float64 cannot tell from 0": (lambda x: jnp.log(1 - jax.nn.sigmoid(x)), 30, 40),
+}
+
+
+@pytest.mark.parametrize("method", [jb.IBP(), jb.Crown()], ids=str)
+@pytest.mark.parametrize("name", _UNDEFINED)
+def test_a_limit_or_a_gap_far_away_defines_nothing(name, method):
+    function, low, high = _UNDEFINED[name]
+    found = jb.bound(function, method)(jb.Box(jnp.full(1, low, jnp.float32), jnp.full(1, high, jnp.float32)))
+    assert np.isinf(found.lower) and np.isinf(found.upper)
+
+
 def test_a_call_of_two_shapes_that_compares_is_no_logaddexp():
     """JAX's percentile is one: it was traced with these shapes as if it were logaddexp."""
     x = jnp.arange(6.0)

@@ -38,7 +38,7 @@ from jaxbound.curvature.elementary import (
     power,
     range_of,
     sine_range,
-)  # fmt: skip
+)
 from jaxbound.curvature.intervals import LARGEST, ONE, TINY, WHOLE, Array, Interval, stack, up, where
 
 

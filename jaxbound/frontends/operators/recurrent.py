@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,62 +20,43 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
+class Direction(NamedTuple):
+    """What a network in one direction of time computes with."""
+
+    weights: jax.Array
+    recurrent: jax.Array
+    input_bias: jax.Array
+    state_bias: jax.Array
+    functions: Sequence[Callable]
+    peephole: jax.Array | None
+
+    def mixed(self, value: jax.Array, hidden: jax.Array) -> jax.Array:
+        """The affine function of an input and a hidden state."""
+        return value @ self.weights.T + self.input_bias + hidden @ self.recurrent.T + self.state_bias
+
+
 States = tuple[jax.Array, ...]
-Step = Callable[..., States]
+Step = Callable[[States, jax.Array, Direction], States]
 
 
 @operator("RNN", known=(4,))
-def _rnn(
-    node: Node,
-    x: Input,
-    w: Input,
-    r: Input,
-    bias: Input | None = None,
-    lengths: np.ndarray | None = None,
-    hidden: Input | None = None,
-):
-    def step(
-        state: States,
-        value: jax.Array,
-        weights: jax.Array,
-        recurrent: jax.Array,
-        input_bias: jax.Array,
-        state_bias: jax.Array,
-        functions: Sequence[Callable],
-        _peephole: None,
-    ):
+def _rnn(node: Node, x: Input, w: Input, r: Input, bias: Input = None, lengths: Input = None, hidden: Input = None):
+    def step(state: States, value: jax.Array, of: Direction):
         (h,) = state
-        return (functions[0](value @ weights.T + input_bias + h @ recurrent.T + state_bias),)
+        return (of.functions[0](of.mixed(value, h)),)
 
     return _recurrent(node, x, w, r, bias, lengths, (hidden,), None, ["Tanh"], step)
 
 
 @operator("GRU", known=(4,))
-def _gru(
-    node: Node,
-    x: Input,
-    w: Input,
-    r: Input,
-    bias: Input | None = None,
-    lengths: np.ndarray | None = None,
-    hidden: Input | None = None,
-):
+def _gru(node: Node, x: Input, w: Input, r: Input, bias: Input = None, lengths: Input = None, hidden: Input = None):
     reset_after = node.flag("linear_before_reset")
 
-    def step(
-        state: States,
-        value: jax.Array,
-        weights: jax.Array,
-        recurrent: jax.Array,
-        input_bias: jax.Array,
-        state_bias: jax.Array,
-        functions: Sequence[Callable],
-        _peephole: None,
-    ):
-        (h,), (gate, new) = state, functions
-        z, reset, candidate = jnp.split(value @ weights.T + input_bias, 3, -1)
-        of_z, of_reset, of_candidate = jnp.split(recurrent, 3)
-        bias_z, bias_reset, bias_candidate = jnp.split(state_bias, 3)
+    def step(state: States, value: jax.Array, of: Direction):
+        (h,), (gate, new) = state, of.functions
+        z, reset, candidate = jnp.split(value @ of.weights.T + of.input_bias, 3, -1)
+        of_z, of_reset, of_candidate = jnp.split(of.recurrent, 3)
+        bias_z, bias_reset, bias_candidate = jnp.split(of.state_bias, 3)
         z, reset = gate(z + h @ of_z.T + bias_z), gate(reset + h @ of_reset.T + bias_reset)
         if reset_after:
             inner = reset * (h @ of_candidate.T + bias_candidate)
@@ -88,16 +70,9 @@ def _gru(
 
 @operator("LSTM", known=(4,))
 def _lstm(
-    node: Node,
-    x: Input,
-    w: Input,
-    r: Input,
-    bias: Input | None = None,
-    lengths: np.ndarray | None = None,
-    hidden: Input | None = None,
-    cell: Input | None = None,
-    peephole: Input | None = None,
-):
+    node: Node, x: Input, w: Input, r: Input, bias: Input = None, lengths: Input = None, hidden: Input = None,
+    cell: Input = None, peephole: Input = None,
+):  # fmt: skip
     node.require("input_forget", 0)
     if node.get("clip", 0.0):
         raise errors.ArgumentError(
@@ -105,40 +80,23 @@ def _lstm(
             "does not"
         )
 
-    def step(
-        state: States,
-        value: jax.Array,
-        weights: jax.Array,
-        recurrent: jax.Array,
-        input_bias: jax.Array,
-        state_bias: jax.Array,
-        functions: Sequence[Callable],
-        peephole: jax.Array | None,
-    ):
-        (h, c), (gate, new, last) = state, functions
-        i, o, f, g = jnp.split(value @ weights.T + input_bias + h @ recurrent.T + state_bias, 4, -1)
-        if peephole is not None:
-            of_i, of_o, of_f = jnp.split(peephole, 3)
+    def step(state: States, value: jax.Array, of: Direction):
+        (h, c), (gate, new, last) = state, of.functions
+        i, o, f, g = jnp.split(of.mixed(value, h), 4, -1)
+        if of.peephole is not None:
+            of_i, of_o, of_f = jnp.split(of.peephole, 3)
             i, f = i + of_i * c, f + of_f * c
         c = gate(f) * c + gate(i) * new(g)
-        o = o if peephole is None else o + of_o * c
+        o = o if of.peephole is None else o + of_o * c
         return gate(o) * last(c), c
 
     return _recurrent(node, x, w, r, bias, lengths, (hidden, cell), peephole, ["Sigmoid", "Tanh", "Tanh"], step)
 
 
 def _recurrent(
-    node: Node,
-    x: Input,
-    w: Input,
-    r: Input,
-    bias: Input | None,
-    lengths: np.ndarray | None,
-    state: tuple[Input | None, ...],
-    peephole: Input | None,
-    defaults: list[str],
-    step: Step,
-):
+    node: Node, x: Input, w: Input, r: Input, bias: Input, lengths: Input, state: tuple[Input, ...], peephole: Input,
+    defaults: list[str], step: Step,
+):  # fmt: skip
     """All directions over all steps: the outputs (steps, directions, batch, hidden), then the last of each state."""
     clip = node.get("clip", 0.0)
     if clip < 0:
@@ -159,15 +117,14 @@ def _recurrent(
         own = names[direction * len(defaults) : (direction + 1) * len(defaults)]
         functions = [_clipped(_ACTIVATIONS[name], clip) if clip else _ACTIVATIONS[name] for name in own]
         biases = jnp.zeros(2 * w.shape[1], x.dtype) if bias is None else bias[direction]
+        across = None if peephole is None else peephole[direction]
         input_bias, state_bias = jnp.split(biases, 2)
+        one = Direction(w[direction], r[direction], input_bias, state_bias, functions, across)
         now = tuple(_initial(part, direction, layout, (batch, size), x.dtype) for part in state)
         backwards = direction == 1 or backwards_first
         found: list = [None] * count
         for place in reversed(range(count)) if backwards else range(count):
-            now = step(
-                now, x[place], w[direction], r[direction], input_bias, state_bias, functions,
-                None if peephole is None else peephole[direction],
-            )  # fmt: skip
+            now = step(now, x[place], one)
             found[place] = now[0]
         outputs.append(jnp.stack(found))
         last.append(now)

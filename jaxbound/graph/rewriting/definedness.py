@@ -113,7 +113,7 @@ def _sign(operand: Operand) -> int:
     if isinstance(operand, Value):
         return operand.sign
     known = operand.known
-    if known is None or known.size == 0 or not np.all(known >= 0):
+    if known is None or np.iscomplexobj(known) or known.size == 0 or not np.all(known >= 0):
         return _UNKNOWN
     least = jnp.finfo(known.dtype).tiny if jnp.issubdtype(known.dtype, jnp.floating) else 1
     return POSITIVE if np.all(known >= least) else NOT_NEGATIVE
