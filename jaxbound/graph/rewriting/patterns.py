@@ -190,13 +190,10 @@ def _times_its_logarithm(_params: dict, operands: Sequence) -> Rewrite | None:
     for probability, logarithm in (operands, operands[::-1]):
         met, known = made_by(probability, "meet"), made_by(logarithm, "meet")
         exponential = made_by(met.operands[1], "exp") if met else None
-        if known is None or exponential is None:
+        cut = made_by(exponential.operands[0], "min") if exponential else None
+        if known is None or cut is None or not (isinstance(cut.operands[1], Literal) and cut.operands[1].value == 0):
             continue
-        (exponent,) = exponential.operands
-        cut = made_by(exponent, "min")
-        if cut and isinstance(cut.operands[1], Literal) and cut.operands[1].value == 0:
-            exponent = cut.operands[0]
-        if any(form is known.operands[1] for form in (exponent, *exponential.operands)):
+        if any(form is known.operands[1] for form in (cut, cut.operands[0])):  # so both are of one t: exp(min(t, 0)), t
             return (lambda t: t * jnp.exp(jnp.minimum(t, 0))), [logarithm]
     return None
 
